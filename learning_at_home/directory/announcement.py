@@ -1,0 +1,100 @@
+"""A node's signed statement of the experts it serves, and the keys under which the DHT holds it.
+
+One announcement per node covers all its experts. Pure: bytes and values, no sockets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import msgspec
+
+from learning_at_home.errors import WireError
+
+ANNOUNCEMENT_LIFE_S = 60.0  # two refreshes may be lost; a dead host is gone from the DHT within a minute
+ANNOUNCEMENT_REFRESH_S = 20.0
+REFRESH_JITTER = 0.2
+STALE_AFTER_S = 1.5 * ANNOUNCEMENT_REFRESH_S
+MAX_CLAIMS = 64
+MAX_SPANS = 128  # per claim; the DHT's bound on a record is tighter still for a node that scatters all its claims
+
+
+class Claim(msgspec.Struct, frozen=True, array_like=True):
+    """Cells of one layer that a node serves: flat indices as spans [first, end), claimed since a moment.
+
+    Of two nodes that claim one cell the older claim serves (then the lower node id).
+    """
+
+    prefix: Annotated[str, msgspec.Meta(max_length=32)]
+    spans: Annotated[tuple[tuple[int, int], ...], msgspec.Meta(max_length=MAX_SPANS)]
+    claimed_ms: int
+
+    def cells(self) -> Iterator[int]:
+        for first, end in self.spans:
+            yield from range(first, end)
+
+
+class Announcement(msgspec.Struct, frozen=True, kw_only=True):
+    """The value of a node's DHT record; the record around it has the key, sequence, expiry and signature."""
+
+    project: Annotated[str, msgspec.Meta(max_length=40)]
+    name: Annotated[str, msgspec.Meta(max_length=32)]
+    endpoints: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=80)], ...], msgspec.Meta(max_length=8)]
+    state: Literal["online", "draining", "paused"]
+    claims: Annotated[tuple[Claim, ...], msgspec.Meta(max_length=MAX_CLAIMS)]
+    issued_ms: int
+    load_ms: float = 0.0
+    agent: Annotated[str, msgspec.Meta(max_length=40)] = ""
+
+    def to_bytes(self) -> bytes:
+        return msgspec.msgpack.encode(self, order="deterministic")
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Announcement:
+        """Raises WireError on anything malformed."""
+        try:
+            announcement = msgspec.msgpack.decode(data, type=cls)
+        except (msgspec.DecodeError, RecursionError, ValueError) as error:
+            raise WireError(f"not an announcement: {error}") from error
+        for claim in announcement.claims:
+            if any(not 0 <= first < end <= 1 << 22 for first, end in claim.spans):
+                raise WireError(f"an announcement claims impossible cells of {claim.prefix!r}")
+        return announcement
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAddress:
+    """Where a peer answers expert calls, and with whose key the connection must be."""
+
+    public_key: bytes
+    endpoints: tuple[str, ...]  # "tcp://host:port", the best first
+    name: str  # for people
+
+
+def spans_of(cells: Iterable[int]) -> tuple[tuple[int, int], ...]:
+    """Sorted, disjoint [first, end) spans of a set of cells."""
+    spans: list[tuple[int, int]] = []
+    for cell in sorted(set(cells)):
+        if spans and spans[-1][1] == cell:
+            spans[-1] = (spans[-1][0], cell + 1)
+        else:
+            spans.append((cell, cell + 1))
+    return tuple(spans)
+
+
+def dht_key(*parts: str) -> bytes:
+    """20-byte DHT key of a name such as ("layer", "digits", "ffn0")."""
+    return hashlib.sha256("/".join(parts).encode()).digest()[:20]
+
+
+def layer_key(project: str, prefix: str) -> bytes:
+    """Where the announcements of all nodes that serve a layer are found, one sub-record per node."""
+    return dht_key("layer", project, prefix)
+
+
+def project_key(project: str) -> bytes:
+    """Where coordinators publish the project record, one sub-record per coordinator."""
+    return dht_key("project", project)

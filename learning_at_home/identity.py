@@ -1,0 +1,122 @@
+"""Who a peer is: one Ed25519 key, from which its id, its readable name and its CURVE transport key follow.
+
+A peer's public key is enough to verify what it signed and to open an authenticated connection to it (libsodium converts
+Ed25519 keys to the Curve25519 keys that ZeroMQ's CURVE uses). Every signature names its purpose, so that a signature made
+for one thing can never be shown as another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import zmq.utils.z85
+from nacl.bindings import crypto_sign_ed25519_pk_to_curve25519, crypto_sign_ed25519_sk_to_curve25519
+from nacl.exceptions import BadSignatureError, CryptoError
+from nacl.signing import SigningKey, VerifyKey
+
+from learning_at_home.errors import ConfigError, WireError
+from learning_at_home.readable_names import readable_name
+
+PUBLIC_KEY_BYTES = 32
+SIGNATURE_BYTES = 64
+PEER_ID_BYTES = 20  # Kademlia's key space: 160 bits
+
+
+def peer_id(public_key: bytes) -> bytes:
+    """The 20-byte id of a peer: the start of the SHA-256 of its public key, so that nobody can choose a place in the DHT."""
+    return hashlib.sha256(public_key).digest()[:PEER_ID_BYTES]
+
+
+@lru_cache(maxsize=4096)
+def curve_public_key(public_key: bytes) -> bytes:
+    """The Curve25519 key (32 raw bytes) that belongs to an Ed25519 public key. Raises WireError when it is no point."""
+    try:
+        return crypto_sign_ed25519_pk_to_curve25519(public_key)
+    except (CryptoError, ValueError, TypeError) as error:
+        raise WireError("a peer's public key is not a valid Ed25519 key") from error
+
+
+def z85(key: bytes) -> bytes:
+    """The 40-character form that ZeroMQ's CURVE options take for a 32-byte key."""
+    return zmq.utils.z85.encode(key)
+
+
+def verify(public_key: bytes, purpose: str, message: bytes, signature: bytes) -> bool:
+    """Whether `signature` was made by this key over this message for this purpose. Any malformed input is simply False."""
+    if len(public_key) != PUBLIC_KEY_BYTES or len(signature) != SIGNATURE_BYTES:
+        return False
+    try:
+        VerifyKey(public_key).verify(_tagged(purpose, message), signature)
+    except (BadSignatureError, CryptoError, ValueError):
+        return False
+    return True
+
+
+def _tagged(purpose: str, message: bytes) -> bytes:
+    return b"learning-at-home/" + purpose.encode() + b"\0" + message
+
+
+class Identity:
+    """A peer's key pair. The secret never leaves this object except into its key file (mode 0600)."""
+
+    def __init__(self, seed: bytes) -> None:
+        self._signing_key = SigningKey(seed)
+        self.public_key: bytes = bytes(self._signing_key.verify_key)
+
+    @classmethod
+    def generate(cls) -> Identity:
+        return cls(os.urandom(32))
+
+    @classmethod
+    def load_or_create(cls, path: Path) -> Identity:
+        """The identity kept in a file, made on first use. Raises ConfigError when the file is not a key of ours."""
+        try:
+            text = path.read_text("ascii")
+        except FileNotFoundError:
+            return cls._create(path)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"the key file {path} cannot be read: {error}") from error
+        try:
+            seed = bytes.fromhex(text.strip())
+        except ValueError:
+            seed = b""
+        if len(seed) != 32:
+            raise ConfigError(
+                f"{path} is not a key file of Learning@home (64 hexadecimal digits); move it away or restore it"
+            )
+        return cls(seed)
+
+    @classmethod
+    def _create(cls, path: Path) -> Identity:
+        identity = cls.generate()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(bytes(identity._signing_key).hex() + "\n")
+        temporary.rename(path)
+        return identity
+
+    @property
+    def peer_id(self) -> bytes:
+        return peer_id(self.public_key)
+
+    @cached_property
+    def name(self) -> str:
+        return readable_name(self.public_key)
+
+    @cached_property
+    def curve_public(self) -> bytes:
+        """32 raw bytes; z85() of it is what zmq.CURVE_PUBLICKEY takes."""
+        return curve_public_key(self.public_key)
+
+    @cached_property
+    def curve_secret(self) -> bytes:
+        return crypto_sign_ed25519_sk_to_curve25519(bytes(self._signing_key) + self.public_key)
+
+    def sign(self, purpose: str, message: bytes) -> bytes:
+        """64 bytes that only this key can make, for this purpose only."""
+        return self._signing_key.sign(_tagged(purpose, message)).signature

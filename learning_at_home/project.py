@@ -1,0 +1,181 @@
+"""The project record: all that nodes and trainers must agree on to train one model together.
+
+Knows layers, grids, architectures by name and optimizers by name; builds none of them (that is the node's, with torch).
+Written by the project owner as TOML, kept by the coordinator, published in the DHT under the coordinator's signature.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from learning_at_home.errors import ConfigError, InvalidUid, LearningAtHomeError, UnknownLayer, WireError
+from learning_at_home.expert_uid import Grid, check_prefix
+
+DtypeName = Literal["float32", "float64", "float16", "bfloat16"]
+DTYPE_BYTES: dict[str, int] = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+PROJECT_ID_RULE = "2 to 40 small letters, digits or '-', starting with a letter"
+_PROJECT_ID = re.compile(r"[a-z][a-z0-9-]{1,39}")
+MAX_LAYERS = 256
+MAX_ROWS_PER_REQUEST = 4_096
+MAX_BYTES_PER_REQUEST = 64 * 1024 * 1024
+
+
+class OptimizerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an expert's host does with a gradient. `frozen` computes gradients of the inputs and changes nothing."""
+
+    name: Literal["adam", "adamw", "sgd", "frozen"] = "adam"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    momentum: float = 0.0
+    clip_norm: float | None = 1.0  # of an expert's whole gradient, per update; None: no clipping
+
+    def check(self, owner: str) -> None:
+        """Raises ConfigError naming `owner` and the value."""
+        ranges = {
+            "learning_rate": 0 <= self.learning_rate <= 100,
+            "weight_decay": 0 <= self.weight_decay <= 100,
+            "betas": all(0 <= beta < 1 for beta in self.betas),
+            "momentum": 0 <= self.momentum < 1,
+            "clip_norm": self.clip_norm is None or 0 < self.clip_norm < math.inf,
+        }
+        for name, holds in ranges.items():
+            if not holds:
+                raise ConfigError(f"{owner}: optimizer {name} = {getattr(self, name)} is out of range")
+
+
+class LayerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One layer: a grid of experts of equal shape."""
+
+    prefix: str
+    grid: tuple[int, ...]
+    architecture: str = "ffn"
+    hidden_size: int = 64
+    sequence_length: int | None = None  # a row is [hidden_size], or [sequence_length, hidden_size] where this is given
+    dtype: DtypeName = "float32"
+    optimizer: OptimizerSpec = OptimizerSpec()
+    deadline_s: float = 10.0
+    k_min: int = 1
+    grace_s: float = 0.5  # how long the others may still answer once k_min have
+
+    @property
+    def cells(self) -> Grid:
+        return Grid(self.grid)
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one row of every expert's input and output."""
+        return (self.hidden_size,) if self.sequence_length is None else (self.sequence_length, self.hidden_size)
+
+    @property
+    def row_bytes(self) -> int:
+        return math.prod(self.row_shape) * DTYPE_BYTES[self.dtype]
+
+    @property
+    def max_rows(self) -> int:
+        """Most rows one request may carry: by count and by bytes."""
+        return max(1, min(MAX_ROWS_PER_REQUEST, MAX_BYTES_PER_REQUEST // (2 * self.row_bytes)))
+
+    def check(self) -> None:
+        """Raises ConfigError with the layer's name when a value cannot be used."""
+        where = f"layer {self.prefix[:40]!r}"
+        try:
+            check_prefix(self.prefix)
+            Grid(self.grid)
+        except InvalidUid as error:
+            raise ConfigError(f"{where}: {error.message}") from error
+        if not re.fullmatch(r"[a-z][a-z0-9_.:-]{0,63}", self.architecture):
+            raise ConfigError(f"{where}: architecture {self.architecture[:64]!r} is no name")
+        if not 1 <= self.hidden_size <= 1_000_000:
+            raise ConfigError(f"{where}: hidden_size {self.hidden_size} is out of range")
+        if self.sequence_length is not None and not 1 <= self.sequence_length <= 1_000_000:
+            raise ConfigError(f"{where}: sequence_length {self.sequence_length} is out of range")
+        if 2 * self.row_bytes > MAX_BYTES_PER_REQUEST:
+            raise ConfigError(
+                f"{where}: one row takes {self.row_bytes:,} bytes; a request holds input and gradient in 64 MiB"
+            )
+        if not 0 < self.deadline_s <= 3600 or not 0 <= self.grace_s <= 3600 or not 1 <= self.k_min <= 1024:
+            raise ConfigError(f"{where}: deadline_s, grace_s or k_min is out of range")
+        self.optimizer.check(where)
+
+
+class ProjectRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One training effort."""
+
+    id: str
+    title: str = ""
+    description: str = ""
+    layers: tuple[LayerSpec, ...] = ()
+    revision: int = 1  # counts changes by the owner; the higher one wins
+
+    def layer(self, prefix: str) -> LayerSpec:
+        """Raises UnknownLayer with the layers there are."""
+        for layer in self.layers:
+            if layer.prefix == prefix:
+                return layer
+        known = ", ".join(layer.prefix for layer in self.layers) or "none"
+        raise UnknownLayer(f"project {self.id} has no layer {prefix[:64]!r}; its layers: {known}")
+
+    def check(self) -> ProjectRecord:
+        """The record itself. Raises ConfigError when it cannot be used."""
+        if not _PROJECT_ID.fullmatch(self.id):
+            raise ConfigError(f"{self.id[:64]!r} is not a project id: {PROJECT_ID_RULE}")
+        if len(self.title) > 120 or len(self.description) > 4_000:
+            raise ConfigError(f"project {self.id}: the title takes up to 120 characters, the description 4,000")
+        if len(self.layers) > MAX_LAYERS:
+            raise ConfigError(f"project {self.id}: more than {MAX_LAYERS} layers")
+        prefixes = [layer.prefix for layer in self.layers]
+        if len(set(prefixes)) != len(prefixes):
+            raise ConfigError(f"project {self.id}: two layers share a prefix")
+        for layer in self.layers:
+            layer.check()
+        return self
+
+    def to_bytes(self) -> bytes:
+        """Canonical bytes, for signing and for the DHT."""
+        return msgspec.msgpack.encode(self, order="deterministic")
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> ProjectRecord:
+        """Raises WireError on anything but a valid record."""
+        try:
+            return msgspec.msgpack.decode(data, type=cls).check()
+        except (msgspec.DecodeError, RecursionError, LearningAtHomeError) as error:
+            raise WireError(f"not a project record: {error}") from error
+
+    @classmethod
+    def from_builtins(cls, value: Any) -> ProjectRecord:
+        """From parsed JSON or TOML. Raises ConfigError that names the field."""
+        try:
+            return msgspec.convert(value, type=cls, strict=True).check()
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"project record: {error}") from error
+
+    @classmethod
+    def from_toml(cls, path: Path) -> ProjectRecord:
+        """Raises ConfigError that names the file."""
+        try:
+            return cls.from_builtins(tomllib.loads(path.read_text("utf-8")))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, ConfigError) as error:
+            raise ConfigError(f"{path}: {error}") from error
+
+
+class ProjectAccess(msgspec.Struct, frozen=True, kw_only=True):
+    """What the coordinator answers to `GET /api/v1/projects/{id}/access`: all that a peer needs to join.
+
+    The whole is not secret and not signed: it comes over the coordinator's TLS. What is at stake later (announcements,
+    answers) is signed or encrypted by keys of its own.
+    """
+
+    record: ProjectRecord
+    coordinator_public_key: str  # hex
+    bootstrap: tuple[str, ...]  # "host:port" (UDP) of DHT peers, the coordinator first
+    your_address: str  # the address that this request came from, as the coordinator saw it
+    wall_s: float  # time hint
+    dashboard_url: str
