@@ -1,4 +1,6 @@
-"""What nodes and trainers say to the coordinator over its websocket (`/api/v1/projects/{id}/telemetry`), JSON text frames.
+"""What nodes and trainers say to the coordinator over its websocket: JSON text frames.
+
+The address is `/api/v1/projects/{id}/telemetry`.
 
     coordinator: Challenge      peer: Introduction (signed)      coordinator: Accepted or Refused
     then, for as long as the socket lives:     node: NodeTelemetry          trainer: TrainerTelemetry, Report
@@ -68,7 +70,7 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
 
 
 class ExpertTelemetry(msgspec.Struct, frozen=True, array_like=True):
-    """One hosted expert. Totals since the node started, except the latencies (last 60 s; None when there were no calls)."""
+    """One hosted expert. Totals since the node started, except the latencies (last 60 s; None without calls)."""
 
     prefix: Name
     cell: Annotated[int, msgspec.Meta(ge=0, lt=MAX_CELLS)]

@@ -1,7 +1,7 @@
 """Every error that Learning@home raises, as one tree; the docs page `docs/errors.md` lists the same codes.
 
     LearningAtHomeError
-    ├── UsageError             the caller's mistake, found before anything is sent, or refused by the node for the same reason
+    ├── UsageError             the caller's mistake, found before sending or refused by the node for the same reason
     │   ├── InvalidUid         101   ├── SpecMismatch   102   ├── EmptyBatch      103   ├── BatchTooLarge  104
     │   └── NonFiniteTensor    105   ├── UnknownLayer   106   └── ConfigError     107
     ├── PeerError              what a node answered

@@ -1,6 +1,7 @@
 """Names of experts: a layer's prefix and one index per grid dimension, `ffn0.3.17`.
 
-Knows the grammar and the arithmetic of grids; knows nothing of networks. Source: the expert grid of Ryabinin & Gusev, 2020.
+Knows the grammar and the arithmetic of grids; knows nothing of networks.
+Source: the expert grid of Ryabinin & Gusev, 2020.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class ExpertUid:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The cells of a layer: `shape` has the number of lines along each dimension. A cell is its row-major flat index."""
+    """The cells of a layer: `shape` has the number of lines of each dimension. A cell is its row-major flat index."""
 
     shape: tuple[int, ...]
 
@@ -94,7 +95,7 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class UidPattern:
-    """A block of cells: `ffn0.[0:4].3` is the first four lines of dimension 0 at index 3 of dimension 1 (end excluded)."""
+    """A block of cells: `ffn0.[0:4].3` is lines 0 to 3 of dimension 0 at index 3 of dimension 1 (end excluded)."""
 
     prefix: str
     spans: tuple[range, ...]

@@ -1,8 +1,8 @@
 """Who a peer is: one Ed25519 key, from which its id, its readable name and its CURVE transport key follow.
 
-A peer's public key is enough to verify what it signed and to open an authenticated connection to it (libsodium converts
-Ed25519 keys to the Curve25519 keys that ZeroMQ's CURVE uses). Every signature names its purpose, so that a signature made
-for one thing can never be shown as another.
+A peer's public key is enough to verify what it signed and to open an authenticated connection to it (libsodium
+converts Ed25519 keys to the Curve25519 keys that ZeroMQ's CURVE uses). Every signature names its purpose, so that a
+signature made for one thing can never be shown as another.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PEER_ID_BYTES = 20  # Kademlia's key space: 160 bits
 
 
 def peer_id(public_key: bytes) -> bytes:
-    """The 20-byte id of a peer: the start of the SHA-256 of its public key, so that nobody can choose a place in the DHT."""
+    """A peer's 20-byte id: the start of its public key's SHA-256, so that nobody can choose a place in the DHT."""
     return hashlib.sha256(public_key).digest()[:PEER_ID_BYTES]
 
 
@@ -45,7 +45,7 @@ def z85(key: bytes) -> bytes:
 
 
 def verify(public_key: bytes, purpose: str, message: bytes, signature: bytes) -> bool:
-    """Whether `signature` was made by this key over this message for this purpose. Any malformed input is simply False."""
+    """Whether this key made `signature` over this message for this purpose. Anything malformed is simply False."""
     if len(public_key) != PUBLIC_KEY_BYTES or len(signature) != SIGNATURE_BYTES:
         return False
     try:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import msgspec
@@ -63,15 +62,6 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
             if any(not 0 <= first < end <= 1 << 22 for first, end in claim.spans):
                 raise WireError(f"an announcement claims impossible cells of {claim.prefix!r}")
         return announcement
-
-
-@dataclass(frozen=True, slots=True)
-class PeerAddress:
-    """Where a peer answers expert calls, and with whose key the connection must be."""
-
-    public_key: bytes
-    endpoints: tuple[str, ...]  # "tcp://host:port", the best first
-    name: str  # for people
 
 
 def spans_of(cells: Iterable[int]) -> tuple[tuple[int, int], ...]:

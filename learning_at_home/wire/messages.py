@@ -1,7 +1,8 @@
 """The messages between a caller and a node, as values. docs/wire-format.md is the normative text.
 
-A message is a ZeroMQ multipart: frame 0 is one of these structs in msgpack (a map with the tag `type`), the frames after
-it are raw little-endian tensor bytes in the order in which the header lists the tensors. Knows nothing of sockets or torch.
+A message is a ZeroMQ multipart: frame 0 is one of these structs in msgpack (a map with the tag `type`), the frames
+after it are raw little-endian tensor bytes in the order in which the header lists the tensors. Knows nothing of sockets
+or torch.
 """
 
 from __future__ import annotations

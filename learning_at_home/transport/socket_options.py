@@ -1,0 +1,41 @@
+"""How every socket of ours is set up: CURVE on, bounds on, nothing that sends again behind our back."""
+
+from __future__ import annotations
+
+import zmq
+
+from learning_at_home.identity import Identity, curve_public_key, z85
+from learning_at_home.wire.messages import CHUNK_BYTES
+
+SEND_QUEUE_MESSAGES = 256  # per peer; what does not fit is refused to the sender at once (EAGAIN)
+RECEIVE_QUEUE_MESSAGES = 256
+HANDSHAKE_MS = 5_000
+HEARTBEAT_MS = 5_000  # finds a peer whose machine vanished without closing its connection
+HEARTBEAT_TIMEOUT_MS = 20_000
+
+
+def bound(socket: zmq.Socket[bytes]) -> None:
+    """Bounds and time limits that both sides share."""
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.SNDHWM, SEND_QUEUE_MESSAGES)
+    socket.setsockopt(zmq.RCVHWM, RECEIVE_QUEUE_MESSAGES)
+    socket.setsockopt(zmq.MAXMSGSIZE, CHUNK_BYTES + 1_024)  # of one frame, with what CURVE adds; headers are smaller
+    socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)
+    socket.setsockopt(zmq.IPV6, 1)
+
+
+def secure_caller(socket: zmq.Socket[bytes], identity: Identity, server_public_key: bytes) -> None:
+    """Encrypt, show our key, and accept only the peer that holds `server_public_key` (Ed25519)."""
+    socket.setsockopt(zmq.CURVE_PUBLICKEY, z85(identity.curve_public))
+    socket.setsockopt(zmq.CURVE_SECRETKEY, z85(identity.curve_secret))
+    socket.setsockopt(zmq.CURVE_SERVERKEY, z85(curve_public_key(server_public_key)))
+
+
+def secure_server(socket: zmq.Socket[bytes], identity: Identity) -> None:
+    """Accept only encrypted connections; ZAP tells whose they are."""
+    socket.setsockopt(zmq.CURVE_SERVER, 1)
+    socket.setsockopt(zmq.CURVE_SECRETKEY, z85(identity.curve_secret))
+    socket.setsockopt(zmq.ZAP_DOMAIN, b"learning-at-home")
