@@ -8,6 +8,7 @@ find the folders beside the packages, so that an edited template shows at once.
 from pathlib import Path
 from typing import Any
 
+from hatchling.builders.config import BuilderConfig
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 PLACES = {
@@ -17,7 +18,7 @@ PLACES = {
 }
 
 
-class IncludeSharedFolders(BuildHookInterface):
+class IncludeSharedFolders(BuildHookInterface[BuilderConfig]):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Add each folder at its place; a missing one stops the build, since the wheel would open no page."""
         if version != "standard":

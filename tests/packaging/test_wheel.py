@@ -96,7 +96,7 @@ def install_wheel(wheel: Path, extra: str, folder: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=60)
     (folder / "empty").mkdir()
     requirement = f"learning-at-home[{extra}] @ {wheel.as_uri()}" if extra else str(wheel)
-    pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "--disable-pip-version-check"]
+    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "--disable-pip-version-check"]
     answer = subprocess.run(
         [*pip, "install", "--quiet", "--no-compile", "-c", ROOT / "constraints.txt", requirement],
         cwd=folder / "empty",
