@@ -1,0 +1,220 @@
+"""What an expert may be made of: networks by name, each from one LayerSpec.
+
+Knows shapes and flop; knows nothing of optimizers, requests or devices. A network maps rows to rows of the same shape and
+dtype, and no row may depend on another (rows of several callers are computed together), so neither batch normalisation
+nor dropout belongs here. The paper's block is `ffn` (Ryabinin & Gusev, 2020).
+
+An installed package adds its own through an entry point of the group `learning_at_home.experts`: a callable without
+arguments that calls `register_expert`. Code never comes from the network: a name that no installed package registered is
+refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+
+import torch
+from torch import Tensor, nn
+
+from learning_at_home.errors import ConfigError
+from learning_at_home.expert_uid import ExpertUid
+from learning_at_home.project import LayerSpec
+
+ENTRY_POINT_GROUP = "learning_at_home.experts"
+DTYPES = {"float32": torch.float32, "float64": torch.float64}  # halves need loss scaling, which no optimizer here has
+INNER_FACTOR = 4  # the paper's blocks are four times wider inside
+BACKWARD_FLOP_FACTOR = 3  # forward again, then one product for the inputs and one for the weights of each product
+HEAD_SIZE = 64  # of the transformer's attention, where the hidden size allows
+
+Build = Callable[[LayerSpec], nn.Module]
+FlopPerRow = Callable[[LayerSpec], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A registered network. `flop_per_row` counts the products of one forward (a multiplication and an addition are 2)."""
+
+    name: str
+    build: Build
+    flop_per_row: FlopPerRow | None = None
+
+
+_registry: dict[str, Architecture] = {}
+
+
+def register_expert(name: str, *, flop_per_row: FlopPerRow | None = None) -> Callable[[Build], Build]:
+    """Decorator: the function or class makes the network of layers whose architecture is `name`.
+
+    Without `flop_per_row` every parameter counts as one multiplication and addition per position of a row.
+    """
+
+    def register(build: Build) -> Build:
+        if name in _registry and _registry[name].build is not build:
+            raise ConfigError(f"two expert architectures are called {name!r}")
+        _registry[name] = Architecture(name, build, flop_per_row)
+        return build
+
+    return register
+
+
+def find_architecture(name: str) -> Architecture:
+    """Raises ConfigError with the names there are."""
+    if name not in _registry:
+        for entry in entry_points(group=ENTRY_POINT_GROUP):
+            entry.load()()
+    if name not in _registry:
+        known = ", ".join(sorted(_registry))
+        raise ConfigError(
+            f"no expert architecture {name!r} is installed here; there are: {known}. "
+            f"A package adds one by an entry point of the group {ENTRY_POINT_GROUP}"
+        )
+    return _registry[name]
+
+
+def build_expert(layer: LayerSpec, project: str, uid: ExpertUid) -> nn.Module:
+    """The network of one cell with its initial weights: the same on every machine for the same project and uid."""
+    seed = int.from_bytes(hashlib.sha256(f"{project}/{uid}".encode()).digest()[:8], "big") >> 1
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return find_architecture(layer.architecture).build(layer).to(layer_dtype(layer))
+
+
+def layer_dtype(layer: LayerSpec) -> torch.dtype:
+    """Raises ConfigError when experts cannot be trained in the layer's dtype."""
+    if layer.dtype not in DTYPES:
+        raise ConfigError(
+            f"layer {layer.prefix}: experts train in {' or '.join(DTYPES)}, not in {layer.dtype}; change its dtype"
+        )
+    return DTYPES[layer.dtype]
+
+
+def build_on_meta(layer: LayerSpec) -> nn.Module:
+    """The layer's network without any memory, checked: rows in, rows of the same shape and dtype out.
+
+    Raises ConfigError that names the layer and both shapes.
+    """
+    dtype = layer_dtype(layer)
+    architecture = find_architecture(layer.architecture)
+    with torch.device("meta"):
+        module = architecture.build(layer).to(dtype)
+        rows = torch.empty(2, *layer.row_shape, dtype=dtype)
+        try:
+            with torch.no_grad():
+                answer = module(rows)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise ConfigError(
+                f"layer {layer.prefix}: {layer.architecture} cannot compute rows of {_rows(rows)}: {error}"
+            ) from error
+    if not isinstance(answer, Tensor) or answer.shape != rows.shape or answer.dtype != rows.dtype:
+        made = _rows(answer) if isinstance(answer, Tensor) else type(answer).__name__
+        raise ConfigError(
+            f"layer {layer.prefix}: {layer.architecture} makes {made} of {_rows(rows)}; both must be the same"
+        )
+    return module
+
+
+def count_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def flop_per_row(layer: LayerSpec) -> int:
+    """Flop of one row's forward; a backward counts BACKWARD_FLOP_FACTOR times that."""
+    architecture = find_architecture(layer.architecture)
+    if architecture.flop_per_row is not None:
+        return architecture.flop_per_row(layer)
+    return 2 * count_parameters(build_on_meta(layer)) * _positions(layer)
+
+
+def _rows(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}[*, {', '.join(map(str, tensor.shape[1:]))}]"
+
+
+def _positions(layer: LayerSpec) -> int:
+    return layer.sequence_length or 1
+
+
+def _ffn_flop(layer: LayerSpec) -> int:
+    size, inner = layer.hidden_size, INNER_FACTOR * layer.hidden_size
+    return 2 * _positions(layer) * (size * inner + inner * inner + inner * size)
+
+
+def _mlp_flop(layer: LayerSpec) -> int:
+    return 2 * _positions(layer) * 2 * INNER_FACTOR * layer.hidden_size**2
+
+
+def _transformer_flop(layer: LayerSpec) -> int:
+    size, length = layer.hidden_size, _positions(layer)
+    projections = 4 * size * size + 2 * INNER_FACTOR * size * size
+    attention = 2 * length * size  # scores, then the weighted sum, for one position
+    return 2 * length * (projections + attention)
+
+
+@register_expert("ffn", flop_per_row=_ffn_flop)
+class FeedForward(nn.Module):
+    """The paper's block: x + d -> 4d -> 4d -> d, a layer norm and a ReLU after each of the inner products."""
+
+    def __init__(self, layer: LayerSpec) -> None:
+        super().__init__()
+        size, inner = layer.hidden_size, INNER_FACTOR * layer.hidden_size
+        self.layers = nn.Sequential(
+            nn.Linear(size, inner),
+            nn.LayerNorm(inner),
+            nn.ReLU(),
+            nn.Linear(inner, inner),
+            nn.LayerNorm(inner),
+            nn.ReLU(),
+            nn.Linear(inner, size),
+        )
+
+    def forward(self, rows: Tensor) -> Tensor:
+        changed: Tensor = self.layers(rows)
+        return rows + changed
+
+
+@register_expert("mlp", flop_per_row=_mlp_flop)
+def build_mlp(layer: LayerSpec) -> nn.Module:
+    """d -> 4d -> d with a ReLU between."""
+    size, inner = layer.hidden_size, INNER_FACTOR * layer.hidden_size
+    return nn.Sequential(nn.Linear(size, inner), nn.ReLU(), nn.Linear(inner, size))
+
+
+@register_expert("transformer", flop_per_row=_transformer_flop)
+class TransformerLayer(nn.Module):
+    """An encoder layer on rows of [sequence, hidden]: attention, then d -> 4d -> d, each normalised before and added."""
+
+    def __init__(self, layer: LayerSpec) -> None:
+        super().__init__()
+        if layer.sequence_length is None:
+            raise ConfigError(f"layer {layer.prefix}: a transformer's rows are sequences; give it a sequence_length")
+        size, inner = layer.hidden_size, INNER_FACTOR * layer.hidden_size
+        self.num_heads = size // HEAD_SIZE if size % HEAD_SIZE == 0 else 1
+        self.attention_norm = nn.LayerNorm(size)
+        self.queries_keys_values = nn.Linear(size, 3 * size)
+        self.attention_output = nn.Linear(size, size)
+        self.inner_norm = nn.LayerNorm(size)
+        self.inner = nn.Sequential(nn.Linear(size, inner), nn.ReLU(), nn.Linear(inner, size))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        num_rows, length, size = rows.shape
+        projected = self.queries_keys_values(self.attention_norm(rows))
+        # [rows, length, 3, heads, head] -> three of [rows, heads, length, head]
+        split = projected.view(num_rows, length, 3, self.num_heads, size // self.num_heads).permute(2, 0, 3, 1, 4)
+        attended = nn.functional.scaled_dot_product_attention(split[0], split[1], split[2])
+        rows = rows + self.attention_output(attended.transpose(1, 2).reshape(num_rows, length, size))
+        changed: Tensor = self.inner(self.inner_norm(rows))
+        return rows + changed
+
+
+@register_expert("nop", flop_per_row=lambda layer: 0)
+class Nop(nn.Module):
+    """Returns its input: what is left of a call's cost is ours. One parameter, so that the optimizer's road is walked."""
+
+    def __init__(self, layer: LayerSpec) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows

@@ -1,0 +1,60 @@
+"""The experts of this node, by uid: which are served, and which were yielded to an older claim.
+
+The event loop writes `yielded`, by replacing it whole; the data plane reads. Experts that were yielded stay in memory, so
+that they can be served again when the other claim ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+
+import torch
+
+from learning_at_home.errors import UnknownExpert
+from learning_at_home.expert_uid import ExpertUid
+from learning_at_home.project import ProjectRecord
+from node_agent.experts.expert import Expert
+
+MAX_SHOWN_UID_CHARS = 64
+
+
+class HostedExperts:
+    """Fixed for the life of the node, but for what it yields."""
+
+    def __init__(self, experts: Iterable[Expert]) -> None:
+        self.by_uid: Mapping[str, Expert] = MappingProxyType({str(expert.uid): expert for expert in experts})
+        self.yielded: Mapping[str, str] = {}  # uid -> why it is not served here
+
+    @classmethod
+    def create(
+        cls,
+        uids: Iterable[ExpertUid],
+        project: ProjectRecord,
+        device: torch.device,
+        on_progress: Callable[[int], None] = lambda made: None,
+    ) -> HostedExperts:
+        """Make the experts of these cells on a device. Raises UnknownLayer or ConfigError."""
+        experts: list[Expert] = []
+        for uid in uids:
+            experts.append(Expert.create(uid, project.layer(uid.prefix), project.id, device))
+            on_progress(len(experts))
+        return cls(experts)
+
+    def __len__(self) -> int:
+        return len(self.by_uid)
+
+    def serving(self) -> list[Expert]:
+        """Those that take work, in the order in which they were made."""
+        yielded = self.yielded
+        return [expert for uid, expert in self.by_uid.items() if uid not in yielded]
+
+    def find(self, uid: str) -> Expert:
+        """Raises UnknownExpert with the reason."""
+        expert = self.by_uid.get(uid)
+        if expert is None:
+            raise UnknownExpert(f"{uid[:MAX_SHOWN_UID_CHARS]!r} is not hosted by this node")
+        reason = self.yielded.get(uid)
+        if reason is not None:
+            raise UnknownExpert(f"{uid} is not served by this node: {reason}")
+        return expert

@@ -1,0 +1,138 @@
+"""How many bytes experts take on a device, and whether they fit, before any is made.
+
+Weights and optimizer state stay for every expert; gradients and activations exist for one batch of one expert at a time,
+because one thread computes one batch after another. Measured on the meta device, so that it holds for every architecture.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor
+
+from learning_at_home.errors import ConfigError
+from learning_at_home.project import DTYPE_BYTES, LayerSpec
+from node_agent.experts.architectures import build_on_meta, count_parameters
+
+# Optimizer state, in multiples of the weights.
+OPTIMIZER_COPIES = {"adam": 2, "adamw": 2, "sgd": 0, "frozen": 0}
+MARGIN = 0.9  # of what is free: allocators round up, and the machine's owner wants to go on working
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertMemory:
+    """Bytes of one expert of a layer."""
+
+    lasting_bytes: int  # weights and optimizer state
+    passing_bytes: int  # gradients, activations and rows while its largest batch is computed
+
+
+def measure(layer: LayerSpec, max_rows: int) -> ExpertMemory:
+    """What one expert of this layer takes. Raises ConfigError when the architecture does not fit the layer."""
+    module = build_on_meta(layer)
+    weights_bytes = count_parameters(module) * DTYPE_BYTES[layer.dtype]
+    copies = OPTIMIZER_COPIES[layer.optimizer.name]
+    if layer.optimizer.name == "sgd" and layer.optimizer.momentum > 0:
+        copies = 1
+    rows_bytes = max_rows * layer.row_bytes
+    saved_bytes = _saved_bytes_per_row(module, layer) * max_rows
+    # Each saved activation gets a gradient of its size; rows come in, and go out, with a gradient each.
+    return ExpertMemory(
+        lasting_bytes=weights_bytes * (1 + copies), passing_bytes=weights_bytes + 2 * saved_bytes + 4 * rows_bytes
+    )
+
+
+def _saved_bytes_per_row(module: torch.nn.Module, layer: LayerSpec) -> int:
+    """Bytes that autograd keeps of one row's forward until its backward."""
+
+    def saved(num_rows: int) -> int:
+        seen: dict[int, Tensor] = {id(parameter): parameter for parameter in module.parameters()}
+        total = 0
+
+        def pack(tensor: Tensor) -> Tensor:
+            nonlocal total
+            if id(tensor) not in seen and not isinstance(tensor, torch.nn.Parameter):
+                seen[id(tensor)] = tensor
+                total += tensor.numel() * tensor.element_size()
+            return tensor
+
+        rows = torch.empty(num_rows, *layer.row_shape, dtype=next(module.parameters()).dtype, device="meta")
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            module(rows.requires_grad_())
+        return total
+
+    return max(
+        0, saved(2) - saved(1)
+    )  # the difference leaves out what does not grow with the rows (transposed weights)
+
+
+def total_bytes(kinds: Sequence[tuple[ExpertMemory, int]]) -> int:
+    """Bytes of `count` experts of each kind together."""
+    lasting = sum(memory.lasting_bytes * count for memory, count in kinds)
+    return lasting + max((memory.passing_bytes for memory, count in kinds if count), default=0)
+
+
+def check_fits(layers: Sequence[tuple[LayerSpec, int]], max_rows: int, free_bytes: int, device: str) -> int:
+    """Bytes that the given number of experts of each layer takes. Raises ConfigError that says how many do fit."""
+    kinds = [(measure(layer, min(max_rows, layer.max_rows)), count) for layer, count in layers]
+    needed = total_bytes(kinds)
+    if needed <= free_bytes:
+        return needed
+    wanted = sum(count for _, count in layers)
+    fitting = count_fitting([memory for memory, _ in kinds], free_bytes)
+    raise ConfigError(
+        f"{wanted} experts take {shown(needed)}, but {device} has {shown(free_bytes)} for them; "
+        f"{min(fitting, wanted)} fit. Host fewer (--experts, --max-experts), take smaller batches (--max-rows), "
+        f"or allow more (--memory-limit)"
+    )
+
+
+def count_fitting(kinds: Sequence[ExpertMemory], free_bytes: int) -> int:
+    """How many experts fit, when they are taken evenly of all kinds."""
+    if not kinds:
+        return 0
+    left = free_bytes - max(memory.passing_bytes for memory in kinds)
+    each = sum(memory.lasting_bytes for memory in kinds) / len(kinds)
+    return max(0, int(left / max(1.0, each)))
+
+
+def free_device_bytes(device: torch.device) -> int:
+    """What experts may take on this device now, with a margin left for others."""
+    if device.type == "cuda":
+        free, _total = torch.cuda.mem_get_info(device)
+        return int(free * MARGIN)
+    return int(min(psutil.virtual_memory().available, _cgroup_bytes_left()) * MARGIN)
+
+
+def _cgroup_bytes_left() -> int:
+    """What a container's memory limit leaves; a huge number where there is none."""
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):
+        return 1 << 62
+    return max(0, limit - used)
+
+
+def parse_size(text: str) -> int:
+    """`4GB`, `512 MiB` or plain bytes. Raises ConfigError with an example."""
+    match = _SIZE.fullmatch(text.strip())
+    unit = match[2].upper() if match else None
+    if match is None or unit not in _UNITS:
+        raise ConfigError(f"{text[:40]!r} is not a size of memory; write one such as 4GB or 512MiB")
+    return int(float(match[1]) * _UNITS[unit])
+
+
+def shown(size_bytes: int) -> str:
+    """For people: 3.2 GB."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size_bytes >= factor:
+            return f"{size_bytes / factor:.1f} {unit}"
+    return f"{size_bytes} bytes"

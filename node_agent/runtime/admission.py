@@ -1,0 +1,65 @@
+"""Whether a request fits the expert that it names, and its tensors if it does.
+
+Checks in the order of their cost: names and numbers in the header first, contents last. Every refusal names the expert, what
+came and what it takes. Called in the data-plane thread. Changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import zmq
+from torch import Tensor
+
+from learning_at_home.errors import BatchTooLarge, EmptyBatch, NonFiniteTensor, SpecMismatch
+from learning_at_home.project import LayerSpec
+from learning_at_home.tensors.frames import from_frames
+from learning_at_home.wire.messages import Operation, TensorSpec, Work
+from node_agent.experts.expert import Expert, is_finite
+
+TENSOR_NAMES: dict[Operation, tuple[str, ...]] = {
+    "forward": ("the inputs",),
+    "backward": ("the inputs", "the gradient of the outputs"),
+}
+
+
+def check_specs(expert: Expert, work: Work, max_rows: int) -> int:
+    """The number of rows. Raises SpecMismatch, EmptyBatch or BatchTooLarge."""
+    names = TENSOR_NAMES[work.operation]
+    takes = row_spec(expert.layer)
+    if len(work.tensors) != len(names):
+        raise SpecMismatch(
+            f"{expert.uid}: {work.operation} takes {len(names)} tensor(s), {' and '.join(names)} ({takes}); "
+            f"{len(work.tensors)} came"
+        )
+    for name, spec in zip(names, work.tensors, strict=True):
+        if spec.dtype != expert.layer.dtype or spec.shape[1:] != expert.layer.row_shape or not spec.shape:
+            raise SpecMismatch(f"{expert.uid}: {name} are {spec}, the expert takes {takes}")
+    rows = work.tensors[0].shape[0]
+    if any(spec.shape[0] != rows for spec in work.tensors):
+        came = " and ".join(map(str, work.tensors))
+        raise SpecMismatch(f"{expert.uid}: inputs and gradient differ in their rows: {came}; the expert takes {takes}")
+    if rows == 0:
+        raise EmptyBatch(f"{expert.uid}: a batch of no rows; the expert takes {takes} with at least one row")
+    most = min(max_rows, expert.layer.max_rows)
+    if rows > most:
+        raise BatchTooLarge(f"{expert.uid}: a batch of {rows:,} rows; this node takes {most:,} at once, split it")
+    return rows
+
+
+def unpack(expert: Expert, work: Work, frames: Sequence[Sequence[zmq.Frame]]) -> tuple[Tensor, ...]:
+    """The tensors, on the CPU. Raises NonFiniteTensor."""
+    tensors = tuple(from_frames(spec, parts) for spec, parts in zip(work.tensors, frames, strict=True))
+    for name, tensor in zip(TENSOR_NAMES[work.operation], tensors, strict=True):
+        if not is_finite(tensor):
+            raise NonFiniteTensor(f"{expert.uid}: {name} hold NaN or infinity; the expert takes finite numbers only")
+    return tensors
+
+
+def size_bytes(specs: Sequence[TensorSpec]) -> int:
+    return sum(spec.num_bytes for spec in specs)
+
+
+def row_spec(layer: LayerSpec) -> str:
+    """For people: float32[*, 64]."""
+    return f"{layer.dtype}[*, {', '.join(map(str, layer.row_shape))}]"

@@ -1,0 +1,169 @@
+"""Group waiting requests into batches for one device, the oldest first.
+
+Pure: knows row counts, bytes and times; nothing of tensors, sockets or threads. Requests of one expert and operation wait in
+one lane. The lane whose first request is the oldest is computed next, together with what else waits in it, up to a limit.
+The queue is bounded by rows and by bytes; a full one refuses. Policy: docs/decisions/0003-node-runtime.md.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from learning_at_home.errors import NodeOverloaded
+from learning_at_home.wire.messages import Operation
+
+PayloadT = TypeVar("PayloadT")
+
+MIN_RETRY_S, MAX_RETRY_S = 0.05, 5.0  # a hint below would be a busy loop, one above sends callers away for good
+SMOOTHING = 0.1  # weight of the newest batch in the measured time per row: about the last ten batches
+
+
+@dataclass(frozen=True, slots=True)
+class Pending(Generic[PayloadT]):
+    """One request that waits."""
+
+    uid: str
+    operation: Operation
+    rows: int
+    size_bytes: int
+    arrived: float  # monotonic seconds
+    deadline: float
+    payload: PayloadT
+
+
+@dataclass(frozen=True, slots=True)
+class Batch(Generic[PayloadT]):
+    """What is computed together."""
+
+    uid: str
+    operation: Operation
+    requests: tuple[Pending[PayloadT], ...]  # may be empty, when all that waited was late
+    late: tuple[Pending[PayloadT], ...]  # their deadline has passed: not to be computed
+
+    @property
+    def rows(self) -> int:
+        return sum(request.rows for request in self.requests)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of a node's queue and batches. One request always makes a batch, whatever its size."""
+
+    batch_rows: int = 4_096
+    batch_bytes: int = 64 * 1024 * 1024
+    queued_rows: int = 65_536  # sixteen of the largest batches
+    queued_bytes: int = 256 * 1024 * 1024
+
+
+_Lane = tuple[str, Operation]
+
+
+class Batcher(Generic[PayloadT]):
+    """The queue of one device. Not thread-safe: its driver locks."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.queued_rows = 0
+        self.queued_bytes = 0
+        self._lanes: dict[_Lane, deque[Pending[PayloadT]]] = {}
+        self._oldest: list[tuple[float, int, _Lane]] = []  # heap with one entry per lane: when its first request came
+        self._sequence = 0  # requests of one moment keep their order
+        self._seconds_per_row = 0.0
+        self._next_deadline = float("inf")  # no later than the earliest deadline that waits
+
+    def add(self, request: Pending[PayloadT]) -> None:
+        """Queue a request. Raises NodeOverloaded, with a hint when to come again, when it does not fit."""
+        if self.queued_rows and (
+            self.queued_rows + request.rows > self.limits.queued_rows
+            or self.queued_bytes + request.size_bytes > self.limits.queued_bytes
+        ):
+            raise NodeOverloaded(
+                f"{request.uid}: this node's queue is full ({self.queued_rows:,} rows wait); ask again later or "
+                f"another expert",
+                retry_after_s=min(MAX_RETRY_S, max(MIN_RETRY_S, self.wait_s() / 2)),
+            )
+        lane = (request.uid, request.operation)
+        waiting = self._lanes.get(lane)
+        if waiting is None:
+            waiting = self._lanes[lane] = deque()
+            self._push(request.arrived, lane)
+        waiting.append(request)
+        self.queued_rows += request.rows
+        self.queued_bytes += request.size_bytes
+        self._next_deadline = min(self._next_deadline, request.deadline)
+
+    def next_batch(self, now: float) -> Batch[PayloadT] | None:
+        """The batch to compute now; None when nothing waits."""
+        if not self._oldest:
+            return None
+        _, _, lane = heapq.heappop(self._oldest)
+        waiting = self._lanes[lane]
+        taken: list[Pending[PayloadT]] = []
+        late: list[Pending[PayloadT]] = []
+        rows = size_bytes = 0
+        while waiting:
+            request = waiting[0]
+            if request.deadline <= now:
+                late.append(waiting.popleft())
+                continue
+            rows += request.rows
+            size_bytes += request.size_bytes
+            if taken and (rows > self.limits.batch_rows or size_bytes > self.limits.batch_bytes):
+                break
+            taken.append(waiting.popleft())
+        if waiting:
+            self._push(waiting[0].arrived, lane)
+        else:
+            del self._lanes[lane]
+        for request in (*taken, *late):
+            self._forget(request)
+        return Batch(lane[0], lane[1], tuple(taken), tuple(late))
+
+    def drop_late(self, now: float) -> list[Pending[PayloadT]]:
+        """Remove what is past its deadline, so that it takes no room. Costs nothing while nothing can be late."""
+        if now < self._next_deadline:
+            return []
+        late = self._remove(lambda request: request.deadline <= now)
+        deadlines = (request.deadline for waiting in self._lanes.values() for request in waiting)
+        self._next_deadline = min(deadlines, default=float("inf"))
+        return late
+
+    def drop_all(self) -> list[Pending[PayloadT]]:
+        """Empty the queue."""
+        return self._remove(lambda request: True)
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """Tell how long a batch took: what `wait_s` and the retry hint rest on."""
+        if rows > 0:
+            measured = seconds / rows
+            first = self._seconds_per_row == 0.0
+            self._seconds_per_row = (
+                measured if first else self._seconds_per_row + SMOOTHING * (measured - self._seconds_per_row)
+            )
+
+    def wait_s(self) -> float:
+        """How long a request that came now would wait, as the last batches tell."""
+        return self.queued_rows * self._seconds_per_row
+
+    def _push(self, arrived: float, lane: _Lane) -> None:
+        heapq.heappush(self._oldest, (arrived, self._sequence, lane))
+        self._sequence += 1
+
+    def _forget(self, request: Pending[PayloadT]) -> None:
+        self.queued_rows -= request.rows
+        self.queued_bytes -= request.size_bytes
+
+    def _remove(self, unwanted: Callable[[Pending[PayloadT]], bool]) -> list[Pending[PayloadT]]:
+        removed = [request for waiting in self._lanes.values() for request in waiting if unwanted(request)]
+        for request in removed:
+            self._forget(request)
+        kept = {lane: deque(r for r in waiting if not unwanted(r)) for lane, waiting in self._lanes.items()}
+        self._lanes = {lane: waiting for lane, waiting in kept.items() if waiting}
+        self._oldest = []
+        for lane, waiting in sorted(self._lanes.items(), key=lambda entry: entry[1][0].arrived):
+            self._push(waiting[0].arrived, lane)
+        return removed

@@ -1,0 +1,206 @@
+"""The one thread that runs torch on a device: takes a batch, computes it, answers each caller with its own rows.
+
+Threaded: other threads only submit. When it dies it keeps the reason in `error`, for the agent to end the process with.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from learning_at_home.clock import Clock
+from learning_at_home.errors import DeadlinePassed, LearningAtHomeError, NodeDraining, NodeOverloaded
+from learning_at_home.tensors.frames import to_frames
+from learning_at_home.transport.server import Ticket
+from learning_at_home.wire.messages import Failure, Reply
+from node_agent.experts.hosted import HostedExperts
+from node_agent.runtime.batcher import Batch, Batcher, Limits, Pending
+from node_agent.runtime.computation import Outcome, compute, device_still_works
+from node_agent.runtime.statistics import Statistics
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What the batcher carries without looking into it."""
+
+    ticket: Ticket
+    tensors: tuple[Tensor, ...]
+
+
+class Answers(Protocol):
+    """Where answers go: the transport's server, or a test's list."""
+
+    def answer(self, ticket: Ticket, message: Reply | Failure, frames: Sequence[memoryview | bytes] = ()) -> None: ...
+
+    def fail(self, ticket: Ticket, error: LearningAtHomeError) -> None: ...
+
+
+class DeviceThread:
+    """Owns the experts' tensors from `start` to `stop`."""
+
+    def __init__(
+        self,
+        experts: HostedExperts,
+        device: torch.device,
+        statistics: Statistics,
+        clock: Clock,
+        limits: Limits,
+        num_threads: int,
+    ) -> None:
+        self._experts = experts
+        self._device = device
+        self._statistics = statistics
+        self._clock = clock
+        self._num_threads = num_threads
+        self._batcher: Batcher[Job] = Batcher(limits)
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._computing = False
+        self._answers: Answers | None = None
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=f"device {device}", daemon=True)
+
+    def start(self, answers: Answers) -> None:
+        self._answers = answers
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def queued_rows(self) -> int:
+        return self._batcher.queued_rows
+
+    def load_s(self) -> float:
+        """How long a request that came now would wait."""
+        return self._batcher.wait_s()
+
+    def submit(self, request: Pending[Job]) -> None:
+        """Queue admitted work, from any thread. Raises NodeOverloaded, or NodeDraining after `stop`."""
+        late: list[Pending[Job]] = []
+        try:
+            with self._changed:
+                if self._stopping:
+                    raise NodeDraining("this node is stopping")
+                try:
+                    self._batcher.add(request)
+                except NodeOverloaded:
+                    late = self._batcher.drop_late(self._clock.monotonic_s())
+                    if not late:
+                        raise
+                    self._batcher.add(request)
+                self._changed.notify_all()
+        finally:
+            self._refuse_late(late)
+
+    def wait_until_idle(self, timeout_s: float) -> bool:
+        """Whether everything queued was computed within the time."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: not self._thread.is_alive() or (not self._computing and not self._batcher.queued_rows),
+                timeout_s,
+            )
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """End after the batch that is being computed; what still waits is refused. May be called twice."""
+        with self._changed:
+            self._stopping = True
+            left = self._batcher.drop_all()
+            self._changed.notify_all()
+        for request in left:
+            self._fail(request, NodeDraining(f"{request.uid}: this node stopped before it came to this request"))
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        try:
+            torch.set_num_threads(self._num_threads)
+            while batch := self._next():
+                self._serve(batch)
+        except BaseException as error:
+            self.error = error
+            log.exception("the thread of %s stopped", self._device)
+        finally:
+            with self._changed:
+                self._stopping = True
+                self._computing = False
+                left = self._batcher.drop_all()
+                self._changed.notify_all()
+            for request in left:
+                self._fail(request, NodeDraining(f"{request.uid}: this node's device stopped"))
+
+    def _next(self) -> Batch[Job] | None:
+        """The next batch as soon as there is one; None when it is time to stop."""
+        with self._changed:
+            self._computing = False
+            if not self._batcher.queued_rows:
+                self._changed.notify_all()  # idle: see wait_until_idle
+            while not self._stopping:
+                batch = self._batcher.next_batch(self._clock.monotonic_s())
+                if batch is not None:
+                    self._computing = True
+                    return batch
+                self._changed.wait()
+            return None
+
+    def _serve(self, batch: Batch[Job]) -> None:
+        self._refuse_late(batch.late)
+        if not batch.requests:
+            return
+        expert = self._experts.by_uid[batch.uid]
+        started = self._clock.monotonic_s()
+        outcomes = compute(expert, batch.operation, [request.payload.tensors for request in batch.requests])
+        finished = self._clock.monotonic_s()
+        self._batcher.observe(batch.rows, finished - started)
+        for request, outcome in zip(batch.requests, outcomes, strict=True):
+            self._reply(request, outcome, started, finished)
+        if any(isinstance(outcome, LearningAtHomeError) for outcome in outcomes):
+            log.info("%s: %s", batch.uid, next(o for o in outcomes if isinstance(o, LearningAtHomeError)))
+            if not device_still_works(self._device):
+                raise RuntimeError(
+                    f"{self._device} fails since {batch.uid} ran {batch.operation}; start the node again"
+                )
+
+    def _reply(self, request: Pending[Job], outcome: Outcome, started: float, finished: float) -> None:
+        assert self._answers is not None
+        if isinstance(outcome, LearningAtHomeError):
+            self._statistics.failed(request.uid)
+            self._answers.fail(request.payload.ticket, outcome)
+            return
+        expert = self._experts.by_uid[request.uid]
+        forward = request.operation == "forward"
+        flop = request.rows * (expert.forward_flop_per_row if forward else expert.backward_flop_per_row)
+        spec, frames = to_frames(outcome)
+        reply = Reply(
+            call_id=request.payload.ticket.call_id,
+            tensors=(spec,),
+            queued_us=max(0, round((started - request.arrived) * 1e6)),
+            computed_us=max(0, round((finished - started) * 1e6)),
+            updates=expert.updates,
+            load_ms=self.load_s() * 1e3,
+        )
+        self._answers.answer(request.payload.ticket, reply, frames)
+        now = self._clock.monotonic_s()
+        latency_s = now - request.arrived
+        self._statistics.answered(request.uid, request.operation, request.rows, flop, latency_s, expert.updates, now)
+
+    def _refuse_late(self, late: Sequence[Pending[Job]]) -> None:
+        for request in late:
+            waited_s = self._clock.monotonic_s() - request.arrived
+            self._fail(
+                request, DeadlinePassed(f"{request.uid}: the deadline passed after {waited_s:.2f} s in the queue")
+            )
+
+    def _fail(self, request: Pending[Job], error: LearningAtHomeError) -> None:
+        self._statistics.refuse()
+        if self._answers is not None:
+            self._answers.fail(request.payload.ticket, error)

@@ -1,0 +1,118 @@
+"""Experts behind a port: the transport's server, admission, and the device thread, wired together.
+
+It knows nothing of the DHT or the coordinator. The server calls `on_work` in the data-plane thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+import torch
+import zmq
+
+from learning_at_home.clock import Clock
+from learning_at_home.errors import LearningAtHomeError, NodeDraining
+from learning_at_home.identity import Identity
+from learning_at_home.project import MAX_BYTES_PER_REQUEST, MAX_ROWS_PER_REQUEST, ProjectRecord
+from learning_at_home.transport.server import Server, Ticket
+from learning_at_home.wire.messages import Work
+from node_agent.experts.hosted import HostedExperts
+from node_agent.runtime.admission import check_specs, size_bytes, unpack
+from node_agent.runtime.batcher import Limits, Pending
+from node_agent.runtime.device_thread import DeviceThread, Job
+from node_agent.runtime.statistics import Statistics
+
+
+@dataclass(frozen=True, slots=True)
+class HostOptions:
+    """How a host listens and computes."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    num_threads: int = 1
+    max_rows: int = MAX_ROWS_PER_REQUEST
+    limits: Limits = Limits()
+
+
+class Host:
+    """Serves the experts that it is given from `start` to `stop`."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        project: ProjectRecord,
+        experts: HostedExperts,
+        clock: Clock,
+        options: HostOptions,
+    ) -> None:
+        self.experts = experts
+        self.statistics = Statistics(experts.by_uid)
+        self.options = options
+        self.device_thread = DeviceThread(
+            experts, options.device, self.statistics, clock, options.limits, options.num_threads
+        )
+        self.server = Server(
+            identity,
+            project.id,
+            self,
+            clock,
+            host=options.host,
+            port=options.port,
+            max_rows=options.max_rows,
+            max_bytes=MAX_BYTES_PER_REQUEST,
+        )
+        self._draining = threading.Event()
+
+    def start(self) -> int:
+        """Listen and compute; the port. Raises ConfigError when the port is taken."""
+        self.server.start()
+        self.device_thread.start(self.server)
+        return self.server.port
+
+    def on_work(self, ticket: Ticket, work: Work, frames: list[list[zmq.Frame]]) -> None:
+        """Admit one piece of work and queue it. What it raises is answered to this caller only."""
+        try:
+            if self._draining.is_set():
+                raise NodeDraining("this node is leaving and takes nothing new; ask another")
+            expert = self.experts.find(work.uid)
+            rows = check_specs(expert, work, self.options.max_rows)
+            job = Job(ticket, unpack(expert, work, frames))
+            self.device_thread.submit(
+                Pending(
+                    uid=work.uid,
+                    operation=work.operation,
+                    rows=rows,
+                    size_bytes=size_bytes(work.tensors),
+                    arrived=ticket.received,
+                    deadline=ticket.deadline,
+                    payload=job,
+                )
+            )
+        except LearningAtHomeError:
+            self.statistics.refuse()
+            raise
+
+    @property
+    def refused(self) -> int:
+        """Requests that were not computed, and messages that were none."""
+        return self.statistics.refused + self.server.counters.malformed
+
+    def drain(self, timeout_s: float) -> bool:
+        """Take nothing new and finish the queue; whether it was finished in time. Blocks."""
+        self._draining.set()
+        return self.device_thread.wait_until_idle(timeout_s)
+
+    def stop(self) -> None:
+        """End both threads, at once but for the batch that is being computed. May be called twice."""
+        self._draining.set()
+        self.device_thread.stop()
+        self.server.stop()
+
+    def failure(self) -> BaseException | None:
+        """Why a thread ended that should be running; None while both do."""
+        for name, part in (("data plane", self.server), ("device", self.device_thread)):
+            if not part.is_alive:
+                return part.error or RuntimeError(f"the thread of the {name} ended")
+        return None

@@ -1,0 +1,110 @@
+"""What a node counts: per expert and in all, as its telemetry reports it.
+
+Written by the device thread and the data plane, read by the event loop; one lock, held for a few additions. Takes `now`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from learning_at_home.wire.messages import Operation
+from node_agent.runtime.latencies import LatencyWindow
+
+
+@dataclass(slots=True)
+class ExpertCounters:
+    """Totals since the node started."""
+
+    rows_forward: int = 0
+    rows_backward: int = 0
+    updates: int = 0
+    calls: int = 0
+    failures: int = 0
+    flop: float = 0.0
+    updated_at: float | None = None  # monotonic
+    latencies: LatencyWindow = field(default_factory=LatencyWindow)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertSnapshot:
+    """One expert at one moment."""
+
+    uid: str
+    rows_forward: int
+    rows_backward: int
+    updates: int
+    calls: int
+    failures: int
+    flop: float
+    p50_ms: float | None
+    p95_ms: float | None
+    update_age_s: float | None
+
+
+class Statistics:
+    """Thread-safe. `refused` counts what was not computed: malformed, too much, too late, unknown."""
+
+    def __init__(self, uids: Iterable[str]) -> None:
+        self._lock = threading.Lock()
+        self._experts = {uid: ExpertCounters() for uid in uids}
+        self._latencies = LatencyWindow()
+        self.refused = 0
+        self.rows = 0
+
+    def answered(
+        self, uid: str, operation: Operation, rows: int, flop: float, latency_s: float, updates: int, now: float
+    ) -> None:
+        """One request was computed and answered. `updates`: the expert's steps so far."""
+        with self._lock:
+            counters = self._experts[uid]
+            counters.calls += 1
+            counters.flop += flop
+            if operation == "forward":
+                counters.rows_forward += rows
+            else:
+                counters.rows_backward += rows
+            if updates != counters.updates:
+                counters.updates = updates
+                counters.updated_at = now
+            counters.latencies.record(latency_s, now)
+            self._latencies.record(latency_s, now)
+            self.rows += rows
+
+    def failed(self, uid: str) -> None:
+        """One request reached the expert and could not be computed."""
+        with self._lock:
+            self._experts[uid].calls += 1
+            self._experts[uid].failures += 1
+
+    def refuse(self, count: int = 1) -> None:
+        """Requests were turned away or dropped before they were computed."""
+        with self._lock:
+            self.refused += count
+
+    def percentiles_ms(self, now: float) -> tuple[float | None, float | None]:
+        """p50 and p95 of all calls of the last minute, from admission to answer."""
+        with self._lock:
+            return self._latencies.percentiles_ms(now)
+
+    def snapshot(self, now: float) -> list[ExpertSnapshot]:
+        """Every expert now."""
+        with self._lock:
+            return [_snapshot(uid, counters, now) for uid, counters in self._experts.items()]
+
+
+def _snapshot(uid: str, counters: ExpertCounters, now: float) -> ExpertSnapshot:
+    p50_ms, p95_ms = counters.latencies.percentiles_ms(now)
+    return ExpertSnapshot(
+        uid=uid,
+        rows_forward=counters.rows_forward,
+        rows_backward=counters.rows_backward,
+        updates=counters.updates,
+        calls=counters.calls,
+        failures=counters.failures,
+        flop=counters.flop,
+        p50_ms=p50_ms,
+        p95_ms=p95_ms,
+        update_age_s=None if counters.updated_at is None else now - counters.updated_at,
+    )
