@@ -1,0 +1,86 @@
+"""The project record: what it accepts, what it refuses, and its canonical bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learning_at_home.errors import ConfigError, UnknownLayer, WireError
+from learning_at_home.project import LayerSpec, OptimizerSpec, ProjectRecord
+
+RECORD = ProjectRecord(id="digits", layers=(LayerSpec(prefix="ffn0", grid=(4, 4)), LayerSpec(prefix="ffn1", grid=(8,))))
+
+
+def test_a_record_survives_its_bytes() -> None:
+    assert ProjectRecord.from_bytes(RECORD.to_bytes()) == RECORD
+
+
+@given(st.binary(max_size=300))
+def test_garbage_is_a_wire_error(data: bytes) -> None:
+    with pytest.raises(WireError):
+        ProjectRecord.from_bytes(data)
+
+
+def test_a_record_cut_anywhere_is_a_wire_error() -> None:
+    data = RECORD.to_bytes()
+    for length in range(len(data)):
+        with pytest.raises(WireError):
+            ProjectRecord.from_bytes(data[:length])
+
+
+def test_an_unknown_layer_is_answered_with_those_there_are() -> None:
+    with pytest.raises(UnknownLayer, match="ffn0, ffn1"):
+        RECORD.layer("ffn9")
+
+
+@pytest.mark.parametrize(
+    "layer, word",
+    [
+        ({"prefix": "FFN"}, "prefix"),
+        ({"grid": []}, "grid"),
+        ({"grid": [0, 4]}, "grid"),
+        ({"hidden_size": 0}, "hidden_size"),
+        ({"hidden_size": 1_000_000, "sequence_length": 1_000_000}, "bytes"),
+        ({"architecture": "../evil"}, "architecture"),
+        ({"dtype": "int8"}, "dtype"),
+        ({"k_min": 0}, "k_min"),
+        ({"deadline_s": float("nan")}, "deadline_s"),
+        ({"optimizer": {"learning_rate": -1.0}}, "learning_rate"),
+        ({"optimizer": {"learning_rate": float("inf")}}, "learning_rate"),
+        ({"optimizer": {"name": "lion"}}, "name"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_a_layer_that_cannot_be_used_is_refused_by_name(layer: dict[str, object], word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        ProjectRecord.from_builtins({"id": "digits", "layers": [{"prefix": "ffn0", "grid": [4, 4], **layer}]})
+
+
+@pytest.mark.parametrize("id_", ["", "d", "Digits", "a/b", "x" * 41, "a b", "<b>"])
+def test_an_impossible_id_is_refused(id_: str) -> None:
+    with pytest.raises(ConfigError):
+        ProjectRecord(id=id_).check()
+
+
+def test_two_layers_of_one_prefix_are_refused() -> None:
+    with pytest.raises(ConfigError, match="share a prefix"):
+        ProjectRecord(id="digits", layers=(RECORD.layers[0], RECORD.layers[0])).check()
+
+
+def test_a_toml_file_becomes_a_record_and_its_faults_name_it(tmp_path: Path) -> None:
+    path = tmp_path / "digits.toml"
+    path.write_text('id = "digits"\n[[layers]]\nprefix = "ffn0"\ngrid = [4, 4]\n[layers.optimizer]\nname = "sgd"\n')
+    assert ProjectRecord.from_toml(path).layers[0].optimizer == OptimizerSpec(name="sgd")
+    path.write_text("id = ")
+    with pytest.raises(ConfigError, match=r"digits\.toml"):
+        ProjectRecord.from_toml(path)
+
+
+def test_rows_per_request_are_bound_by_bytes_too() -> None:
+    assert LayerSpec(prefix="a", grid=(1,), hidden_size=64).max_rows == 4_096
+    wide = LayerSpec(prefix="a", grid=(1,), hidden_size=8_192, sequence_length=128)
+    assert wide.row_shape == (128, 8_192)
+    assert wide.max_rows == 64 * 1024 * 1024 // (2 * 128 * 8_192 * 4)

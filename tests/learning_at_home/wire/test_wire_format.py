@@ -1,0 +1,150 @@
+"""The codec: golden bytes, round trips, truncation at every offset, garbage, and lies about sizes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learning_at_home.errors import WireError
+from learning_at_home.wire.framing import decode_caller, decode_node, encode, split_frames
+from learning_at_home.wire.messages import (
+    CHUNK_BYTES,
+    MAX_HEADER_BYTES,
+    MAX_WORK_PER_REQUEST,
+    CallerMessage,
+    Failure,
+    Greeting,
+    NodeMessage,
+    Reply,
+    Request,
+    TensorSpec,
+    Welcome,
+    Work,
+)
+
+GOLDEN = Path(__file__).parents[2] / "data" / "wire-v1.json"
+KEY = bytes(range(32))
+ROWS = TensorSpec("float32", (2, 3))
+CALLER_EXAMPLES: dict[str, CallerMessage] = {
+    "greeting": Greeting((1, 1), KEY, "learning-at-home/0.1.0"),
+    "request-forward": Request("digits", 1_790_000_000_000, 10_000, (Work(7, "ffn0.3.1", "forward", (ROWS,)),)),
+    "request-backward": Request(
+        "digits",
+        1_790_000_000_000,
+        10_000,
+        (Work(8, "ffn0.3.1", "backward", (ROWS, ROWS)), Work(9, "ffn0.0.2", "backward", (ROWS, ROWS))),
+    ),
+}
+NODE_EXAMPLES: dict[str, NodeMessage] = {
+    "welcome": Welcome(1, KEY, "learning-at-home/0.1.0", 1_790_000_000_123, 4_096, 67_108_864),
+    "reply": Reply(7, (ROWS,), 120, 450, 33, 1.5),
+    "failure": Failure(9, 201, "this node does not host ffn0.0.2"),
+    "failure-of-all": Failure(None, 203, "the queue is full", 250),
+}
+EXAMPLES = {**CALLER_EXAMPLES, **NODE_EXAMPLES}
+
+
+def decode(name: str, header: bytes) -> object:
+    return decode_caller(header) if name in CALLER_EXAMPLES else decode_node(header)
+
+
+def test_the_bytes_of_version_1_never_change() -> None:
+    golden = json.loads(GOLDEN.read_text())
+    assert {name: encode(message).hex() for name, message in EXAMPLES.items()} == golden
+    assert {name: decode(name, bytes.fromhex(text)) for name, text in golden.items()} == EXAMPLES
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_header_cut_anywhere_is_a_wire_error(name: str) -> None:
+    header = encode(EXAMPLES[name])
+    for length in range(len(header)):
+        with pytest.raises(WireError):
+            decode(name, header[:length])
+    with pytest.raises(WireError):
+        decode(name, header + b"\0")
+
+
+@given(st.binary(max_size=200))
+def test_garbage_is_a_wire_error_and_nothing_else(data: bytes) -> None:
+    for decoder in (decode_caller, decode_node):
+        with pytest.raises(WireError):
+            decoder(data)
+
+
+@given(st.sampled_from(sorted(EXAMPLES)), st.data())
+def test_a_changed_byte_is_another_message_or_a_wire_error(name: str, data: st.DataObject) -> None:
+    header = bytearray(encode(EXAMPLES[name]))
+    position = data.draw(st.integers(0, len(header) - 1))
+    header[position] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(WireError):
+        decode(name, bytes(header))
+
+
+@pytest.mark.parametrize("data", [b"\x91" * 5_000 + b"\xc0", b"\x81\xa4type" * 3_000])
+def test_deep_nesting_is_a_wire_error(data: bytes) -> None:
+    with pytest.raises(WireError):
+        decode_caller(data)
+
+
+def test_unknown_keys_and_types_are_refused() -> None:
+    header = msgspec.msgpack.decode(encode(CALLER_EXAMPLES["greeting"]))
+    for changed in ({**header, "extra": 1}, {**header, "type": "pickle"}, {**header, "versions": [1]}):
+        with pytest.raises(WireError):
+            decode_caller(msgspec.msgpack.encode(changed))
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Request("digits", 0, 1_000, ()),
+        Request("digits", 0, 0, (Work(1, "a.1", "forward", ()),)),
+        Request("digits", 0, 3_600_001, (Work(1, "a.1", "forward", ()),)),
+        Request("digits", 0, 1_000, tuple(Work(n, "a.1", "forward", ()) for n in range(MAX_WORK_PER_REQUEST + 1))),
+        Request("digits", 0, 1_000, (Work(1, "a.1", "forward", (ROWS,) * 17),)),
+        Request("digits", 0, 1_000, (Work(1, "a.1", "forward", (TensorSpec("float32", (1,) * 9),)),)),
+        Request("digits", 0, 1_000, (Work(1, "a.1", "forward", (TensorSpec("float32", (-1,)),)),)),
+        Request("digits", 0, 1_000, (Work(1, "a.1", "forward", (TensorSpec("float32", (1 << 41,)),)),)),
+    ],
+)
+def test_a_request_out_of_bounds_is_refused(request_: Request) -> None:
+    with pytest.raises(WireError):
+        decode_caller(encode(request_))
+
+
+def test_a_header_over_the_limit_is_refused_before_it_is_read() -> None:
+    with pytest.raises(WireError, match="262,144"):
+        decode_caller(b"\0" * (MAX_HEADER_BYTES + 1))
+
+
+@pytest.mark.parametrize(
+    "num_elements, sizes",
+    [(0, []), (1, [4]), (CHUNK_BYTES // 4, [CHUNK_BYTES]), (CHUNK_BYTES // 4 + 1, [CHUNK_BYTES, 4])],
+)
+def test_frames_follow_from_the_header_alone(num_elements: int, sizes: list[int]) -> None:
+    spec = TensorSpec("float32", (num_elements,))
+    frames = [bytes(size) for size in sizes]
+    assert spec.num_frames == len(sizes)
+    assert split_frames([(spec,)], frames) == [[frames]]
+    for lie in ([*frames, b"\x00"], frames[:-1] if frames else [b""], [*frames[:-1], b"\0" * 3]):
+        with pytest.raises(WireError):
+            split_frames([(spec,)], lie)
+
+
+def test_frames_are_dealt_to_groups_and_tensors_in_order() -> None:
+    one, two = TensorSpec("float32", (1,)), TensorSpec("float64", (1,))
+    assert split_frames([(one, two), (), (one,)], [b"aaaa", b"bbbbbbbb", b"cccc"]) == [
+        [[b"aaaa"], [b"bbbbbbbb"]],
+        [],
+        [[b"cccc"]],
+    ]
+
+
+def test_more_bytes_than_allowed_are_refused_by_the_header_alone() -> None:
+    with pytest.raises(WireError, match="allowed"):
+        split_frames([(TensorSpec("float64", (1 << 40, 1 << 40)),)], [])
