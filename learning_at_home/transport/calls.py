@@ -6,6 +6,7 @@ Every call that is added leaves exactly once: by a reply, by a failure, by its d
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -56,6 +57,7 @@ class CallTable:
 
     ids: Iterable[int]
     late: int = 0  # answers to calls that were abandoned or timed out
+    _earliest: float = math.inf  # no pending call's deadline is before this
     _pending: dict[int, _Pending] = field(default_factory=dict)
     _answers: deque[Answer] = field(default_factory=deque)
 
@@ -67,6 +69,7 @@ class CallTable:
     def add(self, peer: PeerAddress, calls: Sequence[Call], now: float, deadline: float) -> list[int]:
         """Ids for calls that are about to be sent."""
         call_ids = list(itertools.islice(self.ids, len(calls)))
+        self._earliest = min(self._earliest, deadline)
         for call_id, call in zip(call_ids, calls, strict=True):
             self._pending[call_id] = _Pending(call.uid, peer, now, deadline)
         return call_ids
@@ -104,19 +107,20 @@ class CallTable:
 
     def expire(self, now: float) -> list[PeerAddress]:
         """Ends the calls whose deadline has passed; returns the peers that did not answer."""
-        silent = []
+        silent: list[PeerAddress] = []
+        if now < self._earliest:
+            return silent
         for call_id in [i for i, p in self._pending.items() if p.deadline <= now]:
             pending = self._pending.pop(call_id)
             error = CallTimeout(f"{pending.uid}: no answer in {now - pending.sent:.2f} s", peer=pending.peer.name)
             self._answers.append(Answer(call_id, pending.uid, pending.peer, None, [], error, now - pending.sent))
             silent.append(pending.peer)
+        self._earliest = min((p.deadline for p in self._pending.values()), default=math.inf)
         return silent
 
-    def next_deadline(self) -> float | None:
-        return min((p.deadline for p in self._pending.values()), default=None)
-
-    def waits_for(self, public_key: bytes) -> bool:
-        return any(p.peer.public_key == public_key for p in self._pending.values())
+    def next_deadline(self) -> float:
+        """When `expire` should be called next; infinity when nothing is pending."""
+        return self._earliest
 
     def abandon(self) -> None:
         """Forget everything; what still comes is late."""

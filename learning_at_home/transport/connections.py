@@ -111,7 +111,7 @@ class Exchange:
             if self._table.num_open == 0 or (now >= until and not self._receive(0.0)):
                 return self._table.pop()
             if now < until:
-                wake = min(until, self._table.next_deadline() or until, now + MONITOR_INTERVAL_S)
+                wake = min(until, self._table.next_deadline(), now + MONITOR_INTERVAL_S)
                 self._receive(max(0.0, wake - now))
 
     def close(self) -> None:
