@@ -1,22 +1,30 @@
-"""A peer of the DHT: what the rest of Learning@home asks of it. Async; lives on one event loop."""
+"""A peer of the DHT: what the rest of Learning@home asks of it. Async; lives on one event loop.
+
+Knows nothing of experts: keys and signed records. Known limits until issue 4: node ids are claimed, not proven; senders
+are not rate-limited; timeouts do not adapt. See docs/decisions/0002-dht-on-kademlia.md.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
 from learning_at_home.clock import Clock, SystemClock
-from learning_at_home.dht.records import Record
+from learning_at_home.dht.bootstrap import Bootstrapper
+from learning_at_home.dht.contacts import shown_address
+from learning_at_home.dht.exchange import Exchange, Found, K
+from learning_at_home.dht.protocol import WAIT_TIMEOUT_S, DhtProtocol
+from learning_at_home.dht.records import KEY_BYTES, MAX_LIFE_MS, MAX_VALUE_BYTES, Record, RecordVerifier, sign_record
+from learning_at_home.dht.storage import RecordStorage
+from learning_at_home.dht.upkeep import Upkeep
+from learning_at_home.errors import BootstrapFailed, ConfigError, RecordRefused
 from learning_at_home.identity import Identity
 
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What a lookup brought: every publisher's newest valid record that is no tombstone, and whether anyone was asked."""
-
-    records: tuple[Record, ...]
-    num_answered: int  # peers that answered; 0 while we know of none
+RECEIVE_BUFFER_BYTES = 1 << 20  # a hundred full pages may arrive while the loop is busy elsewhere
+MAX_REMEMBERED = 4_096  # keys of our own whose last sequence we know; expired ones make room
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +34,20 @@ class DhtStatus:
     num_peers: int
     num_records: int
     num_bytes: int
-    refusals: dict[str, int]  # reason -> records refused, stored or found
+    refusals: dict[str, int]  # reason -> records refused, by whoever sent them
     bad_datagrams: int
     timeouts: int
-    unanswered_bootstrap: tuple[str, ...]  # "host:port" of those that have not answered yet
+    unanswered_bootstrap: tuple[str, ...]  # "host:port" of those at which nobody answers
+    clock_offset_s: float | None  # what this machine's clock lacks, by the median of the peers' time hints
 
 
 class DhtNode:
     """`async with DhtNode(identity, "0.0.0.0", 0, bootstrap=["host:port"]) as node:`
 
     Entering opens the socket and tries every bootstrap address once (about a second when none answers); those that did
-    not answer are tried again in the background for as long as the node lives. `client_only`: asks, but holds nothing for
-    others and is not put into their routing tables (a peer behind NAT; a trainer).
+    not answer are tried again in the background for as long as the node lives. Raises ConfigError when it cannot listen
+    there, or for what is no address. `client_only`: asks, but holds nothing for others and is not put into their
+    tables (a trainer; a peer behind NAT).
     """
 
     def __init__(
@@ -49,64 +59,163 @@ class DhtNode:
         clock: Clock | None = None,
         bootstrap: Sequence[str] = (),
         client_only: bool = False,
+        wait_timeout_s: float = WAIT_TIMEOUT_S,
     ) -> None:
         self.identity = identity
         self.clock: Clock = clock or SystemClock()
+        self._local_address = (host, port)
+        self._first_addresses = tuple(bootstrap)
+        self._client_only = client_only
+        self._verifier = RecordVerifier()
+        self._storage = RecordStorage(self._verifier)
+        self._last_own: dict[bytes, Record] = {}  # key -> what we signed last
+        self._protocol = DhtProtocol(
+            identity.peer_id,
+            self._storage,
+            self.clock,
+            k=K,
+            client_only=client_only,
+            spawn=lambda work: self._upkeep.spawn(work),
+            on_new_contact=lambda contact: self._upkeep.welcome(contact),
+            wait_timeout_s=wait_timeout_s,
+        )
+        self._exchange = Exchange(
+            self._protocol, self._storage, self._verifier, self.clock, holds_records=not client_only
+        )
+        self._upkeep = Upkeep(self._protocol, self._exchange, self.clock, self._own_records)
 
     async def __aenter__(self) -> DhtNode:
-        raise NotImplementedError
+        loop = asyncio.get_running_loop()
+        try:
+            transport, _ = await loop.create_datagram_endpoint(lambda: self._protocol, local_addr=self._local_address)
+        except OSError as error:
+            words = f"the DHT cannot listen on UDP {shown_address(self._local_address)}: {error.strerror or error}"
+            raise ConfigError(words) from error
+        self._transport = transport
+        sock: socket.socket = transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+        self._bound: tuple[str, int] = sock.getsockname()[:2]
+        self._bootstrapper = Bootstrapper(self._protocol, sock.family, self._upkeep.look_around)
+        ready = asyncio.Event()
+        # Not bare: the task is kept, ends in __aexit__, and all others are children of its TaskGroup.
+        self._background = asyncio.create_task(self._upkeep.run(ready, self._bootstrapper.run()))
+        try:
+            await ready.wait()
+            await self._bootstrapper.try_all(self._first_addresses)
+        except BaseException:
+            await self._close()
+            raise
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        raise NotImplementedError
+        await self._close()
 
     @property
     def port(self) -> int:
         """The UDP port that it listens on."""
-        raise NotImplementedError
+        return self._bound[1]
 
     @property
     def address(self) -> str:
-        """ "host:port" as bound; what other peers on this machine can use as a bootstrap address."""
-        raise NotImplementedError
+        """host:port as bound; what other peers on this machine can use as a bootstrap address."""
+        return shown_address(self._bound)
 
     @property
     def num_peers(self) -> int:
-        """Contacts in the routing table: peers that answered us and have not failed to since."""
-        raise NotImplementedError
+        """Contacts in the routing table that are not silent now."""
+        now = self.clock.monotonic_s()
+        neighbourhood = self._protocol.neighbourhood
+        return sum(not neighbourhood.is_silent(contact.address, now) for contact in neighbourhood.contacts())
 
     def status(self) -> DhtStatus:
-        raise NotImplementedError
+        return DhtStatus(
+            num_peers=self.num_peers,
+            num_records=self._storage.num_records,
+            num_bytes=self._storage.num_bytes,
+            refusals=dict(self._storage.refusals + self._exchange.refusals),
+            bad_datagrams=self._protocol.counters["bad_datagrams"],
+            timeouts=self._protocol.counters["timeouts"],
+            unanswered_bootstrap=self._bootstrapper.unanswered(),
+            clock_offset_s=self._protocol.clock_offset_s(),
+        )
 
     async def bootstrap(self, addresses: Iterable[str], *, require: bool = False) -> int:
-        """How many of these addresses answered; all are tried in parallel, and the silent ones again in the background.
+        """How many of these answered; all are tried in parallel, and the silent ones again in the background.
 
-        `require`: raises BootstrapFailed, with each address and what was wrong with it, when none did.
+        `require`: raises BootstrapFailed, with each address and what was wrong with it, when none did. Raises
+        ConfigError for what is no address.
         """
-        raise NotImplementedError
+        return await self._bootstrapper.try_all(addresses, require=require)
 
     async def store(self, key: bytes, value: bytes, life_s: float) -> int:
         """How many peers hold the value now (this node counts when it is one of them). Signed by this node's identity.
 
         Raises RecordRefused when the value or its life is out of bounds, or when all who were asked refused it;
-        BootstrapFailed when a client-only node knows no peer. An empty value is a tombstone: use `withdraw`.
-        The node stores it again by itself when the neighbourhood changes, until it expires: long lives need no timer.
+        BootstrapFailed when a client-only node reaches no peer. An empty value is a tombstone: use `withdraw`.
+        A value that lives longer than two minutes is stored again by this node when its neighbourhood changes.
         """
-        raise NotImplementedError
+        life_ms = int(life_s * 1000)
+        if len(key) != KEY_BYTES or len(value) > MAX_VALUE_BYTES or not 0 < life_ms <= MAX_LIFE_MS:
+            raise RecordRefused(
+                f"a DHT record has a key of {KEY_BYTES} bytes, a value of up to {MAX_VALUE_BYTES:,} bytes and a life of"
+                f" up to {MAX_LIFE_MS // 3_600_000} hours; this one has {len(key)}, {len(value):,} and {life_s:.0f} s"
+            )
+        now_ms = self._wall_ms()
+        last = self._last_own.get(key)
+        sequence = max(now_ms, last.sequence + 1) if last else now_ms
+        record = sign_record(self.identity, key, value, sequence=sequence, expires_ms=now_ms + life_ms)
+        self._remember(record, now_ms)
+        return await self.store_record(record)
+
+    async def withdraw(self, key: bytes) -> int:
+        """Replace what this node stored under the key by a tombstone that lives as long as it would have.
+
+        A shorter tombstone would let anyone who kept the record bring it back.
+        """
+        last = self._last_own.get(key)
+        rest_ms = last.expires_ms - self._wall_ms() + 1 if last else 0
+        return await self.store(key, b"", min(max(rest_ms, 1_000), MAX_LIFE_MS) / 1000)
 
     async def store_record(self, record: Record) -> int:
         """The same for a record that is already signed, by whomever."""
-        raise NotImplementedError
-
-    async def withdraw(self, key: bytes) -> int:
-        """Replace what this node stored under the key by a tombstone that outlives it."""
-        raise NotImplementedError
+        refusal = self._verifier.refusal(record, self._wall_ms())
+        if refusal is not None:
+            raise RecordRefused(f"the DHT record is refused: {refusal.value}")
+        held = await self._exchange.put(record)
+        if held.num_holders:
+            return held.num_holders
+        if held.refusals:
+            reasons = ", ".join(f"{reason} by {count}" for reason, count in held.refusals.most_common())
+            offset_s = self._protocol.clock_offset_s() or 0.0
+            raise RecordRefused(
+                f"no peer holds the DHT record: {reasons} (peers' clocks are {offset_s:+.1f} s from this machine's)"
+            )
+        silent = ", ".join(self._bootstrapper.unanswered()) or "none"
+        raise BootstrapFailed(f"no peer of the DHT answered; bootstrap addresses without an answer: {silent}")
 
     async def get(self, key: bytes) -> list[Record]:
-        """Every publisher's newest valid record under the key, tombstones left out, in the order of the publishers' keys."""
+        """Every publisher's newest valid record under the key, tombstones left out, in the order of the publishers."""
         return list((await self.find(key)).records)
 
     async def find(self, key: bytes) -> Found:
         """`get`, and how many peers answered: an empty answer of nobody is not the same as an empty key."""
-        raise NotImplementedError
+        return await self._exchange.find(key)
+
+    async def _close(self) -> None:
+        self._background.cancel()
+        await asyncio.wait({self._background})
+        self._transport.close()
+        await self._protocol.closed.wait()
+
+    def _remember(self, record: Record, now_ms: int) -> None:
+        self._last_own[record.key] = record
+        if len(self._last_own) > MAX_REMEMBERED:
+            self._last_own = {key: own for key, own in self._last_own.items() if own.expires_ms > now_ms}
+
+    def _own_records(self) -> list[Record]:
+        return list(self._last_own.values())
+
+    def _wall_ms(self) -> int:
+        return int(self.clock.wall_s() * 1000)

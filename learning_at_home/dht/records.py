@@ -1,7 +1,7 @@
 """Signed, expiring values: the only thing that our DHT holds.
 
-A key has one sub-record per publisher. Whoever holds or reads a record checks it alone: signature, expiry, size, sequence.
-Pure: bytes and values, `now_ms` passed in. Policy: docs/decisions/0002-dht-on-kademlia.md.
+A key has one sub-record per publisher. Whoever holds or reads a record checks it alone: signature, expiry, size,
+sequence. Pure: bytes and values, `now_ms` passed in. Policy: docs/decisions/0002-dht-on-kademlia.md.
 """
 
 from __future__ import annotations

@@ -1,0 +1,149 @@
+"""Bring records to the peers that are closest to their key, and get them back. Async.
+
+Verifies all that it reads; of several answers the newest valid record of each publisher counts, never the most common.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from learning_at_home.clock import Clock
+from learning_at_home.dht.contacts import Contact
+from learning_at_home.dht.lookup import Lookup, run_lookup
+from learning_at_home.dht.protocol import DhtProtocol
+from learning_at_home.dht.records import Record, RecordVerifier, Refusal, newest_per_publisher
+from learning_at_home.dht.storage import RecordStorage
+from learning_at_home.errors import WireError
+
+K = 20  # the paper's: of 20 peers chosen by chance not all leave within an hour
+MAX_PAGES = 16  # of one peer's answer: 256 records of 400 bytes take 15 pages of 7,000
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a lookup brought: every publisher's newest valid record, tombstones left out, in order of publisher."""
+
+    records: tuple[Record, ...]
+    num_answered: int  # other peers; when nobody answered, no records means nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What became of a record: how many peers hold it (this one included), and why others do not."""
+
+    num_holders: int
+    refusals: Counter[str]
+
+
+class Exchange:
+    """`holds_records`: this peer may be one of those that hold a record; a client-only one may not."""
+
+    def __init__(
+        self,
+        protocol: DhtProtocol,
+        storage: RecordStorage,
+        verifier: RecordVerifier,
+        clock: Clock,
+        *,
+        holds_records: bool,
+    ) -> None:
+        self.refusals: Counter[str] = Counter()  # of records that were found, not of those stored here
+        self._protocol = protocol
+        self._storage = storage
+        self._verifier = verifier
+        self._clock = clock
+        self._holds_records = holds_records
+
+    async def find(self, key: bytes) -> Found:
+        """What this peer and the k closest ones hold under a key."""
+        collected = self._storage.records(key, self._wall_ms())
+
+        async def ask(contact: Contact) -> list[Contact] | None:
+            records, told = await self._fetch_pages(contact, key)
+            collected.extend(records)
+            return told
+
+        lookup = self._start_lookup(key)
+        await run_lookup(lookup, ask, self._clock)
+        newest = newest_per_publisher(collected)
+        records = tuple(newest[publisher] for publisher in sorted(newest) if not newest[publisher].is_tombstone)
+        return Found(records, lookup.num_answered)
+
+    async def put(self, record: Record) -> Held:
+        """Have the k closest peers hold the record; this peer too when it is one of them, or when nobody else will."""
+        others = await self.closest_peers(record.key)
+        own_distance = Contact(self._protocol.node_id, "", 0).distance(record.key)
+        is_close = len(others) < K or own_distance < others[-1].distance(record.key)
+        if is_close and self._holds_records:
+            others = others[: K - 1]
+        refusals: Counter[str] = Counter()
+        answers = await asyncio.gather(*(self._protocol.call_store(other, record) for other in others))
+        holders = answers.count("")
+        refusals.update(answer for answer in answers if answer)
+        if self._holds_records and (is_close or not holders):
+            refusal = self._storage.put(record, self._wall_ms())
+            if refusal is None:
+                holders += 1
+            else:
+                refusals[refusal.value] += 1
+        return Held(holders, refusals)
+
+    async def closest_peers(self, target: bytes) -> list[Contact]:
+        """The k closest peers that answered, the closest first."""
+        lookup = self._start_lookup(target)
+        await run_lookup(lookup, lambda contact: self._protocol.call_find_node(contact, target), self._clock)
+        return lookup.closest()
+
+    async def hand_over(self, newcomer: Contact, max_records: int) -> None:
+        """Give a new contact the records that it should hold and whose closest holder, as far as we know, we are."""
+        own_id, now = self._protocol.node_id, self._clock.monotonic_s()
+        for record in list(self._storage)[:max_records]:
+            closest = self._protocol.neighbourhood.closest(record.key, K + 1, now)
+            own_distance = Contact(own_id, "", 0).distance(record.key)
+            is_ours = all(own_distance < other.distance(record.key) for other in closest if other != newcomer)
+            if not is_ours or newcomer not in closest[:K]:
+                continue
+            if await self._protocol.call_store(newcomer, record) is None:
+                return  # gone already
+
+    def _start_lookup(self, target: bytes) -> Lookup:
+        lookup = Lookup(target, self._protocol.node_id, K)
+        lookup.add(self._protocol.neighbourhood.closest(target, K, self._clock.monotonic_s()))
+        return lookup
+
+    async def _fetch_pages(self, contact: Contact, key: bytes) -> tuple[list[Record], list[Contact] | None]:
+        """The valid records that a peer holds under a key, and whom it told us of (None: it did not answer)."""
+        records: list[Record] = []
+        told: list[Contact] | None = None
+        after = b""
+        for _ in range(MAX_PAGES):
+            answer = await self._protocol.call_find_value(contact, key, after)
+            if answer is None:
+                break
+            values, neighbours = answer
+            told = neighbours if told is None else told
+            records += self._valid(key, values.records)
+            if values.more <= after:
+                break
+            after = values.more
+        return records, told
+
+    def _valid(self, key: bytes, encoded: Iterable[bytes]) -> list[Record]:
+        valid: list[Record] = []
+        for data in encoded:
+            try:
+                record = Record.from_bytes(data)
+                refusal = self._verifier.refusal(record, self._wall_ms()) if record.key == key else Refusal.MALFORMED
+            except WireError:
+                refusal = Refusal.MALFORMED
+            if refusal is None:
+                valid.append(record)
+            else:
+                self.refusals[refusal.value] += 1
+        return valid
+
+    def _wall_ms(self) -> int:
+        return int(self._clock.wall_s() * 1000)

@@ -1,0 +1,90 @@
+"""Whom a peer of the DHT knows: the package's routing table, and who of it did not answer lately. `now` is passed in.
+
+The table itself decides who is worth a place (buckets, Kademlia's rule for full ones); this adds what it lacks: the
+exact order by distance, and silence, so that a dead contact costs one timeout and then none for a while.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from kademlia.node import Node
+from kademlia.routing import RoutingTable
+
+from learning_at_home.dht.contacts import Address, Contact
+
+SILENCE_S = 5.0  # a peer that did not answer is not asked again for so long, unless it speaks first
+FAILURES_TO_REMOVE = 2  # in a row; one may be a stall of the peer or of this process
+MAX_SILENT = 4_096
+
+
+@dataclass(slots=True)
+class _Silence:
+    failures: int
+    until_s: float
+
+
+class Neighbourhood:
+    """`table` is the package's; only this class writes to it."""
+
+    def __init__(self, own_id: bytes, table: RoutingTable) -> None:
+        self._own_id = own_id
+        self._table = table
+        self._silent: OrderedDict[Address, _Silence] = OrderedDict()
+
+    def contacts(self) -> list[Contact]:
+        """Everyone in the table."""
+        return [Contact(node.id, node.ip, node.port) for bucket in self._table.buckets for node in bucket.get_nodes()]
+
+    def closest(self, target: bytes, count: int, now: float) -> list[Contact]:
+        """The contacts nearest to a target; those that are silent now only when there are no others.
+
+        The package's `find_neighbors` takes buckets left and right in turn, which is not the order of the XOR metric.
+        """
+        contacts = self.contacts()
+        speaking = [contact for contact in contacts if not self.is_silent(contact.address, now)]
+        return heapq.nsmallest(count, speaking or contacts, key=lambda contact: contact.distance(target))
+
+    def find(self, node_id: bytes) -> Contact | None:
+        """The contact of this id."""
+        node = self._table.buckets[self._table.get_bucket_for(Node(node_id))][node_id]
+        return None if node is None else Contact(node.id, node.ip, node.port)
+
+    def is_silent(self, address: Address, now: float) -> bool:
+        """Whether this peer failed to answer a moment ago: asking it again would likely cost another timeout."""
+        silence = self._silent.get(address)
+        return silence is not None and now < silence.until_s
+
+    def spoke(self, address: Address) -> None:
+        """Something came from this peer."""
+        self._silent.pop(address, None)
+
+    def answered(self, contact: Contact) -> bool:
+        """It answered a request under this id: whether it is a new contact by that."""
+        self.spoke(contact.address)
+        known = self.find(contact.node_id)
+        if contact.node_id == self._own_id or (known is not None and known != contact):
+            return False  # a contact's id from elsewhere: it stays where it answered first, until it stops answering
+        self._table.add_contact(Node(*contact))
+        return known is None and self.find(contact.node_id) is not None
+
+    def failed(self, address: Address, node_id: bytes | None, now: float) -> None:
+        """It did not answer in time."""
+        failures = self._silent[address].failures + 1 if address in self._silent else 1
+        self._silent[address] = _Silence(failures, now + SILENCE_S)
+        self._silent.move_to_end(address)
+        if len(self._silent) > MAX_SILENT:
+            self._silent.popitem(last=False)
+        known = None if node_id is None else self.find(node_id)
+        if known is not None and known.address == address and failures >= FAILURES_TO_REMOVE:
+            self.remove(known)
+
+    def remove(self, contact: Contact) -> None:
+        self._table.remove_contact(Node(*contact))
+
+    def refresh_targets(self) -> list[bytes]:
+        """An id in the range of each bucket that nobody looked into for an hour (the package's rule)."""
+        targets: list[bytes] = self._table.protocol.get_refresh_ids()
+        return targets

@@ -1,0 +1,306 @@
+"""The DHT's remote calls over UDP: the package's protocol with our arguments, checks, storage and timeouts. Async.
+
+Of `kademlia` and `rpcudp` this keeps the framing, the names and the routing table. A datagram is decoded and answered
+in one synchronous step, without a task of its own: garbage is counted and dropped, it cannot raise into the loop.
+
+A peer becomes a contact only after it answered a request of ours under the id that it claims, so that a datagram with
+a forged sender puts nobody into the table. That the id is the hash of a key which the peer holds is *not* proven yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import statistics
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from kademlia.node import Node
+from kademlia.protocol import KademliaProtocol
+
+from learning_at_home.clock import Clock
+from learning_at_home.dht.contacts import Address, Contact, is_worth_asking
+from learning_at_home.dht.messages import (
+    ID_BYTES,
+    MAX_NEIGHBOURS,
+    MAX_PAGE_BYTES,
+    REQUEST,
+    Answer,
+    AnswerT,
+    FindNode,
+    FindValue,
+    Neighbour,
+    Nodes,
+    Ping,
+    Pong,
+    Request,
+    Store,
+    Stored,
+    Values,
+    contacts_of,
+    decode_answer,
+    decode_request,
+    encode_answer,
+    encode_request,
+    split_datagram,
+)
+from learning_at_home.dht.neighbourhood import Neighbourhood
+from learning_at_home.dht.records import Record, Refusal
+from learning_at_home.dht.storage import RecordStorage
+from learning_at_home.errors import WireError
+
+log = logging.getLogger(__name__)
+
+WAIT_TIMEOUT_S = 1.0  # three times a slow intercontinental round trip
+RESEND_AFTER_S = 0.4  # one lost datagram must not look like a dead peer; every request may be answered twice
+MAX_OUTSTANDING = 256  # requests of ours under way; the others wait for their turn
+MAX_CHECKS = 64  # strangers being pinged back at once; further ones are pinged when they come again
+MAX_UNSENT_BYTES = 1 << 20  # answers are dropped, as on a busy line, rather than pile up in front of a full socket
+MAX_CLOCKS = 64  # peers whose time hints are remembered
+
+
+class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no types
+    """One UDP socket of the DHT. `spawn` runs a short coroutine in the owner's task group."""
+
+    def __init__(
+        self,
+        node_id: bytes,
+        storage: RecordStorage,
+        clock: Clock,
+        *,
+        k: int,
+        client_only: bool,
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
+        on_new_contact: Callable[[Contact], None],
+        wait_timeout_s: float = WAIT_TIMEOUT_S,
+    ) -> None:
+        super().__init__(Node(node_id), storage, k)
+        self.node_id = node_id
+        self.records = storage
+        self.counters: Counter[str] = Counter()  # bad_datagrams, timeouts, requests, resent
+        self.neighbourhood = Neighbourhood(node_id, self.router)
+        self.closed = asyncio.Event()
+        self._clock = clock
+        self._k = k
+        self._client_only = client_only
+        self._spawn = spawn
+        self._on_new_contact = on_new_contact
+        self._timeout_s = wait_timeout_s
+        self._answers: dict[bytes, asyncio.Future[bytes]] = {}
+        self._slots = asyncio.Semaphore(MAX_OUTSTANDING)
+        self._checks: set[Address] = set()
+        self._clock_offsets_ms: OrderedDict[Address, int] = OrderedDict()
+
+    def __getattr__(self, name: str) -> Any:
+        """rpcudp makes a remote call of every unknown attribute; here a typing error stays one."""
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    # -- the socket
+
+    def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
+        sender: Address = (addr[0], addr[1])  # an IPv6 address has two more elements
+        try:
+            kind, message_id, payload = split_datagram(data)
+            if kind == REQUEST:
+                if not self._client_only:
+                    self._answer_request(sender, message_id, decode_request(payload))
+                return
+        except WireError as error:
+            self.counters["bad_datagrams"] += 1
+            log.debug("dropped a datagram of %d bytes from %s: %s", len(data), sender, error)
+            return
+        waiting = self._answers.get(message_id)
+        if waiting is not None and not waiting.done():  # the 20 random bytes are known to nobody but the peer asked
+            waiting.set_result(payload)
+
+    def error_received(self, exc: OSError) -> None:
+        log.debug("the DHT's socket: %s", exc)  # an ICMP "port unreachable" of some peer; its request times out
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for waiting in self._answers.values():
+            waiting.cancel()
+        self.closed.set()
+
+    # -- what other peers ask
+
+    def _answer_request(self, sender: Address, message_id: bytes, request: Request) -> None:
+        self.counters["requests"] += 1
+        match request:
+            case Ping():
+                answer: Answer = self.rpc_ping(sender, request.sender)
+            case FindNode():
+                answer = self.rpc_find_node(sender, request.sender, request.target)
+            case FindValue():
+                answer = self.rpc_find_value(sender, request.sender, request.key, request.after)
+            case Store():
+                answer = self.rpc_store(sender, request.sender, request.key, request.record)
+        if self.transport.get_write_buffer_size() < MAX_UNSENT_BYTES:
+            self.transport.sendto(encode_answer(message_id, answer), sender)
+
+    def rpc_ping(self, sender: Address, nodeid: bytes) -> Pong:
+        self._heard_from(sender, nodeid)
+        return Pong(self.node_id, self._wall_ms())
+
+    def rpc_find_node(self, sender: Address, nodeid: bytes, key: bytes) -> Nodes:
+        self._heard_from(sender, nodeid)
+        return Nodes(self.node_id, self._neighbours(sender, nodeid, key))
+
+    def rpc_find_value(self, sender: Address, nodeid: bytes, key: bytes, after: bytes) -> Values:
+        """A page of the records after the publisher `after`; with the first page also who is closer to the key."""
+        self._heard_from(sender, nodeid)
+        page = self.records.page(key, after, MAX_PAGE_BYTES, self._wall_ms())
+        neighbours = () if after else self._neighbours(sender, nodeid, key)
+        return Values(self.node_id, page.records, page.more, neighbours)
+
+    def rpc_store(self, sender: Address, nodeid: bytes, key: bytes, value: bytes) -> Stored:
+        self._heard_from(sender, nodeid)
+        now_ms = self._wall_ms()
+        try:
+            record = Record.from_bytes(value)
+        except WireError:
+            record = None
+        if record is None or record.key != key:
+            self.records.refusals[Refusal.MALFORMED.value] += 1
+            return Stored(self.node_id, Refusal.MALFORMED.value, now_ms)
+        refusal = self.records.put(record, now_ms)
+        return Stored(self.node_id, refusal.value if refusal else "", now_ms)
+
+    def _neighbours(self, sender: Address, nodeid: bytes, key: bytes) -> tuple[Neighbour, ...]:
+        closest = self.neighbourhood.closest(key, self._k + 1, self._clock.monotonic_s())
+        others = [contact for contact in closest if contact.node_id != nodeid and contact.address != sender]
+        return tuple((contact.node_id, contact.ip, contact.port) for contact in others[:MAX_NEIGHBOURS])
+
+    # -- what we ask
+
+    async def ping_address(self, address: Address, expected_id: bytes | None = None) -> Pong | None:
+        answer = await self._ask(address, Ping(self._sender), Pong, expected_id)
+        if answer is not None:
+            self._note_clock(address, answer.wall_ms)
+        return answer
+
+    async def call_find_node(self, contact: Contact, target: bytes) -> list[Contact] | None:
+        answer = await self._ask(contact.address, FindNode(self._sender, target), Nodes, contact.node_id)
+        return None if answer is None else self._told(answer.neighbours, contact.address)
+
+    async def call_find_value(self, contact: Contact, key: bytes, after: bytes) -> tuple[Values, list[Contact]] | None:
+        answer = await self._ask(contact.address, FindValue(self._sender, key, after), Values, contact.node_id)
+        return None if answer is None else (answer, self._told(answer.neighbours, contact.address))
+
+    async def call_store(self, contact: Contact, record: Record) -> str | None:
+        """Empty when the peer holds the record now, else its reason; None when it did not answer."""
+        request = Store(self._sender, record.key, record.to_bytes())
+        answer = await self._ask(contact.address, request, Stored, contact.node_id)
+        if answer is None:
+            return None
+        self._note_clock(contact.address, answer.wall_ms)
+        return answer.refusal
+
+    async def _ask(
+        self, address: Address, request: Request, kind: type[AnswerT], expected_id: bytes | None
+    ) -> AnswerT | None:
+        """The peer's answer, or None when there was none in time, or none that makes sense."""
+        async with self._slots:
+            payload = await self._exchange(address, request)
+        answer: AnswerT | None = None
+        if payload is not None:
+            try:
+                answer = decode_answer(payload, kind)
+            except WireError as error:
+                self.counters["bad_datagrams"] += 1
+                log.debug("%s answered garbage: %s", address, error)
+        if answer is None:
+            self.neighbourhood.failed(address, expected_id, self._clock.monotonic_s())
+            return None
+        if expected_id is not None and answer.node_id != expected_id:  # another peer has this address now
+            self.neighbourhood.remove(Contact(expected_id, *address))
+        contact = Contact(answer.node_id, *address)
+        if self.neighbourhood.answered(contact):
+            self._on_new_contact(contact)
+        return answer if expected_id in (None, answer.node_id) else None
+
+    async def _exchange(self, address: Address, request: Request) -> bytes | None:
+        message_id = os.urandom(ID_BYTES)
+        datagram = encode_request(message_id, request)
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._answers[message_id] = answer
+        resend_after_s = min(RESEND_AFTER_S, self._timeout_s / 2)
+        try:
+            for wait_s in (resend_after_s, self._timeout_s - resend_after_s):
+                if self.transport.is_closing():
+                    return None
+                self.transport.sendto(datagram, address)
+                done, _ = await asyncio.wait({answer}, timeout=wait_s)
+                if done:
+                    return None if answer.cancelled() else answer.result()
+            self.counters["timeouts"] += 1
+            return None
+        finally:
+            del self._answers[message_id]
+
+    def _told(self, neighbours: tuple[Neighbour, ...], teller: Address) -> list[Contact]:
+        """Who of those that a peer told us of is worth a question now."""
+        now = self._clock.monotonic_s()
+        return [
+            contact
+            for contact in contacts_of(neighbours)
+            if is_worth_asking(contact, teller) and not self.neighbourhood.is_silent(contact.address, now)
+        ]
+
+    # -- strangers, clocks
+
+    def call_ping(self, node: Node) -> asyncio.Future[None]:
+        """The package's table asks for this when a bucket is full, to see whether its oldest contact still lives.
+
+        It hands what it gets to `ensure_future` and forgets it: hence a future that is done, and a ping of our own.
+        """
+        self._check(Contact(node.id, node.ip, node.port), None)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
+
+    def _heard_from(self, sender: Address, node_id: bytes) -> None:
+        """A request came in under this id: note that a contact lives, ping a stranger back."""
+        if not node_id or node_id == self.node_id:
+            return
+        known = self.neighbourhood.find(node_id)
+        if known is not None and known.address == sender:
+            self.neighbourhood.spoke(sender)
+        elif not self.neighbourhood.is_silent(sender, self._clock.monotonic_s()):
+            self._check(known, Contact(node_id, *sender))
+
+    def _check(self, known: Contact | None, stranger: Contact | None) -> None:
+        asked = stranger or known
+        if asked is not None and asked.address not in self._checks and len(self._checks) < MAX_CHECKS:
+            self._checks.add(asked.address)
+            self._spawn(self._ping_back(asked.address, known, stranger))
+
+    async def _ping_back(self, asked: Address, known: Contact | None, stranger: Contact | None) -> None:
+        """Let a stranger into the table if it answers; one that has a contact's id only if that contact is gone."""
+        try:
+            if known is not None and await self.ping_address(known.address, known.node_id) is not None:
+                return
+            if stranger is not None:
+                if known is not None:
+                    self.neighbourhood.remove(known)
+                await self.ping_address(stranger.address, stranger.node_id)
+        finally:
+            self._checks.discard(asked)
+
+    def clock_offset_s(self) -> float | None:
+        """What this machine's wall clock lacks, by the median of the peers' time hints; None without any."""
+        return statistics.median(self._clock_offsets_ms.values()) / 1000 if self._clock_offsets_ms else None
+
+    def _note_clock(self, address: Address, wall_ms: int) -> None:
+        self._clock_offsets_ms[address] = wall_ms - self._wall_ms()
+        self._clock_offsets_ms.move_to_end(address)
+        if len(self._clock_offsets_ms) > MAX_CLOCKS:
+            self._clock_offsets_ms.popitem(last=False)
+
+    def _wall_ms(self) -> int:
+        return int(self._clock.wall_s() * 1000)
+
+    @property
+    def _sender(self) -> bytes:
+        return b"" if self._client_only else self.node_id

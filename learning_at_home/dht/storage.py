@@ -1,0 +1,160 @@
+"""The records that a peer holds for others, bounded in every direction. Pure: `now_ms` is passed in.
+
+Takes the place of the package's `IStorage`, whose one value per key, without an author, cannot hold what we hold; our
+protocol is its only user. The bounds are written beside their constants; what is refused is counted with its reason.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from learning_at_home.dht.records import SKEW_MS, Record, RecordVerifier, Refusal, is_newer
+
+
+@dataclass(frozen=True, slots=True)
+class StorageBounds:
+    """What one peer gives to the DHT."""
+
+    records_per_key: int = 256  # nodes per layer that can be found; issue 4 gives a key one slot per next index instead
+    records_per_publisher: int = 512  # 64 layers, and room for tombstones and other projects
+    bytes_per_publisher: int = 1 << 20
+    total_bytes: int = 64 << 20  # with Python's own overhead about twice that in memory
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some of a key's records in the order of their publishers; `more` is the publisher to continue after, or empty."""
+
+    records: tuple[bytes, ...]
+    more: bytes
+
+
+class RecordStorage:
+    """key -> publisher -> record."""
+
+    def __init__(self, verifier: RecordVerifier, bounds: StorageBounds | None = None) -> None:
+        self._verifier = verifier
+        self._bounds = bounds or StorageBounds()
+        self._by_key: dict[bytes, dict[bytes, Record]] = {}
+        self._of_publisher: dict[bytes, tuple[int, int]] = {}  # records, bytes
+        self._expiries: list[
+            tuple[int, bytes, bytes]
+        ] = []  # heap; entries of replaced records fall out when they come up
+        self.num_records = 0
+        self.num_bytes = 0
+        self.refusals: Counter[str] = Counter()
+
+    def put(self, record: Record, now_ms: int) -> Refusal | None:
+        """Hold the record, or say why not. A refusal changes nothing but its counter; holding it already is none."""
+        refusal = self._put(record, now_ms)
+        if refusal is not None:
+            self.refusals[refusal.value] += 1
+        return refusal
+
+    def records(self, key: bytes, now_ms: int) -> list[Record]:
+        """What is held under a key, tombstones included, in the order of the publishers' keys."""
+        self.prune(now_ms)
+        held = self._by_key.get(key, {})
+        return [held[publisher] for publisher in sorted(held)]
+
+    def page(self, key: bytes, after: bytes, max_bytes: int, now_ms: int) -> Page:
+        """As many records of publishers after `after` as fit; at least one, if there is any."""
+        encoded: list[bytes] = []
+        num_bytes = 0
+        last = b""
+        for record in self.records(key, now_ms):
+            if record.publisher <= after:
+                continue
+            data = record.to_bytes()
+            if encoded and num_bytes + len(data) > max_bytes:
+                return Page(tuple(encoded), last)
+            encoded.append(data)
+            num_bytes += len(data)
+            last = record.publisher
+        return Page(tuple(encoded), b"")
+
+    def prune(self, now_ms: int) -> None:
+        """Forget what has expired."""
+        horizon = now_ms - SKEW_MS
+        while self._expiries and self._expiries[0][0] <= horizon:
+            _, key, publisher = heapq.heappop(self._expiries)
+            record = self._by_key.get(key, {}).get(publisher)
+            if record is not None and record.expires_ms <= horizon:
+                self._remove(record)
+
+    def __iter__(self) -> Iterator[Record]:
+        """Every record held; a copy, so that the caller may await while it goes through them."""
+        return iter([record for held in self._by_key.values() for record in held.values()])
+
+    def _put(self, record: Record, now_ms: int) -> Refusal | None:
+        self.prune(now_ms)
+        held = self._by_key.get(record.key, {}).get(record.publisher)
+        if held == record:
+            return None
+        if held is not None and not is_newer(record, held):  # before the signature: a replay costs no verification
+            return Refusal.OLDER
+        refusal = self._verifier.refusal(record, now_ms)
+        if refusal is not None:
+            return refusal
+        freed = held.num_bytes if held is not None else 0
+        refusal = self._over_quota(record, is_new=held is None, freed=freed)
+        if refusal is not None:
+            return refusal
+        if held is not None:
+            self._remove(held)
+        else:
+            stalest = self._stalest_of_full_key(record.key)
+            if stalest is not None:
+                if stalest.sequence >= record.sequence:
+                    return Refusal.KEY_FULL
+                self._remove(stalest)
+        self._add(record)
+        return None
+
+    def _over_quota(self, record: Record, *, is_new: bool, freed: int) -> Refusal | None:
+        num_records, num_bytes = self._of_publisher.get(record.publisher, (0, 0))
+        if (
+            num_records + is_new > self._bounds.records_per_publisher
+            or num_bytes - freed + record.num_bytes > self._bounds.bytes_per_publisher
+        ):
+            return Refusal.PUBLISHER_QUOTA
+        if self.num_bytes - freed + record.num_bytes > self._bounds.total_bytes:
+            return Refusal.STORAGE_FULL
+        return None
+
+    def _stalest_of_full_key(self, key: bytes) -> Record | None:
+        """The record that a newcomer would push out: the one signed longest ago; None while there is room.
+
+        Not the one that expires first: a stranger's long life must not outlast what is renewed every 20 s.
+        """
+        held = self._by_key.get(key, {})
+        if len(held) < self._bounds.records_per_key:
+            return None
+        return min(held.values(), key=lambda record: (record.sequence, record.publisher))
+
+    def _add(self, record: Record) -> None:
+        self._by_key.setdefault(record.key, {})[record.publisher] = record
+        self._count(record, +1)
+        heapq.heappush(self._expiries, (record.expires_ms, record.key, record.publisher))
+        if len(self._expiries) > 2 * self.num_records + 1_000:  # someone renews a long life over and over
+            self._expiries = [(held.expires_ms, held.key, held.publisher) for held in self]
+            heapq.heapify(self._expiries)
+
+    def _remove(self, record: Record) -> None:
+        held = self._by_key[record.key]
+        del held[record.publisher]
+        if not held:
+            del self._by_key[record.key]
+        self._count(record, -1)
+
+    def _count(self, record: Record, sign: int) -> None:
+        num_records, num_bytes = self._of_publisher.get(record.publisher, (0, 0))
+        if num_records + sign == 0:
+            del self._of_publisher[record.publisher]
+        else:
+            self._of_publisher[record.publisher] = (num_records + sign, num_bytes + sign * record.num_bytes)
+        self.num_records += sign
+        self.num_bytes += sign * record.num_bytes
