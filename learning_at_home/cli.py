@@ -11,8 +11,10 @@ Exit codes: those of the subcommand; 2 for a command line that makes no sense, 3
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import EntryPoint, entry_points, version
+from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
+
+from learning_at_home.version import __version__
 
 DISTRIBUTION = "learning-at-home"
 COMMANDS_GROUP = "learning_at_home.commands"
@@ -94,7 +96,7 @@ def _parser(commands: dict[str, EntryPoint]) -> argparse.ArgumentParser:
         epilog="\n".join(["commands:", *lines, "", "`lah help COMMAND` tells what a command takes."]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {version(DISTRIBUTION)}")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
 
 

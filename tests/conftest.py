@@ -4,7 +4,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import psutil
 import pytest
@@ -53,6 +53,21 @@ def pytest_runtest_logfinish(nodeid: str) -> None:
     """Remember which test a thread was first seen after, so that the guard can name it."""
     for thread in threading.enumerate():
         _first_seen_in.setdefault(thread, nodeid)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI a skipped test is a failed one, unless it needs a GPU: what silently does not run proves nothing."""
+    report = yield
+    if (
+        report.skipped
+        and not hasattr(report, "wasxfail")
+        and os.environ.get("CI")
+        and not item.get_closest_marker("gpu")
+    ):
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI: {report.longrepr}"
+    return report
 
 
 def _leaked_threads() -> list[str]:
