@@ -1,0 +1,61 @@
+"""The command lines of the demo's processes, and what they find in their environment.
+
+This is all that the demo knows of the coordinator and the nodes: it starts them as their owners would. Pure.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from learning_at_home.data_folders import HOME_VARIABLE
+from learning_at_home.demo.ports import HOST
+from learning_at_home.demo.recipe import PROJECT_ID, Recipe, share_of_node
+
+MAX_NODES = 16  # one per cell of a layer
+NODE_NAMES = (
+    "brisk-heron", "calm-otter", "bold-finch", "happy-lynx", "hardy-bison", "jolly-crane", "keen-falcon", "kind-robin",
+    "mild-panda", "noble-stork", "neat-wren", "quick-hare", "rosy-plover", "sunny-tapir", "warm-gecko", "witty-raven",
+)  # fmt: skip
+LOOPBACK = "127.0.0.1,localhost"
+
+
+def project_url(port: int) -> str:
+    """Where nodes and the trainer connect, and what a browser opens."""
+    return f"http://{HOST}:{port}/p/{PROJECT_ID}"
+
+
+def coordinator_command(port: int, folder: Path, project_file: Path) -> tuple[str, ...]:
+    arguments = ["--host", HOST, "--port", str(port), "--data-dir", str(folder), "--project-file", str(project_file)]
+    return _lah("coordinator", *arguments, "--exit-with-parent")
+
+
+def node_command(number: int, num_nodes: int, port: int, folder: Path) -> tuple[str, ...]:
+    """Node `number` of `num_nodes`, with its share of every layer's cells."""
+    experts = [argument for pattern in share_of_node(number, num_nodes) for argument in ("--experts", pattern)]
+    place = ["--name", NODE_NAMES[number], "--data-dir", str(folder), "--device", "cpu", "--exit-with-parent"]
+    return _lah("node", "--coordinator", project_url(port), *experts, *place)
+
+
+def trainer_command(port: int, recipe: Recipe) -> tuple[str, ...]:
+    numbers = ["--steps", str(recipe.steps), "--seed", str(recipe.seed), "--budget-s", str(recipe.budget_s)]
+    module = "learning_at_home.demo.trainer"
+    return (sys.executable, "-m", module, project_url(port), *numbers, "--exit-with-parent")
+
+
+def child_environment(parent: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """The parent's, with a data folder of its own, one torch thread, and no proxy between processes of one machine.
+
+    Six processes share the cores already: more threads in each only make them wait for one another.
+    """
+    bypassed = {
+        name: f"{parent[name]},{LOOPBACK}" if parent.get(name) else LOOPBACK for name in ("NO_PROXY", "no_proxy")
+    }
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return {**parent, **bypassed, **threads, HOME_VARIABLE: str(folder), "PYTHONUNBUFFERED": "1"}
+
+
+def _lah(*arguments: str) -> tuple[str, ...]:
+    """By the interpreter rather than by `lah` itself, whose first line breaks in a path with a space."""
+    return (sys.executable, "-m", "learning_at_home.cli", *arguments)

@@ -1,0 +1,86 @@
+"""The few questions that the demo asks its coordinator, over the REST API that anyone may use."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from types import TracebackType
+
+import httpx
+import msgspec
+
+from learning_at_home.coordinator_messages import TELEMETRY_INTERVAL_S
+from learning_at_home.demo.ports import HOST
+from learning_at_home.demo.recipe import PROJECT_ID
+
+ANSWER_TIMEOUT_S = 5.0
+SETTLE_S = (
+    TELEMETRY_INTERVAL_S + 1.0
+)  # nodes count at once and tell every 5 s: unchanged for so long is the whole count
+SETTLE_DEADLINE_S = 15.0
+POLL_S = 0.25
+
+
+class _Cell(msgspec.Struct, frozen=True, array_like=True):
+    health: str
+    load: float
+    updates: int
+
+
+class _Layer(msgspec.Struct, frozen=True):
+    cells: tuple[_Cell, ...]
+
+
+class _View(msgspec.Struct, frozen=True):
+    """Of the coordinator's answer, what the demo reads."""
+
+    layers: tuple[_Layer, ...]
+
+
+class CoordinatorApi:
+    """A client of the coordinator at a port of this machine.
+
+    An answer that does not come is None or False, not an error: the demo goes on without its coordinator.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._client = httpx.AsyncClient(
+            base_url=f"http://{HOST}:{port}/api/v1/projects/{PROJECT_ID}",
+            timeout=ANSWER_TIMEOUT_S,
+            trust_env=False,  # a proxy would look for 127.0.0.1 on its own machine
+        )
+
+    async def __aenter__(self) -> CoordinatorApi:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._client.aclose()
+
+    async def serves_project(self) -> bool:
+        """Whether it answers for the demo's project."""
+        try:
+            return (await self._client.get("")).is_success
+        except httpx.HTTPError:
+            return False
+
+    async def expert_updates(self) -> int | None:
+        """Optimizer steps of all experts as their hosts count them, once that has settled; None without an answer."""
+        deadline = time.monotonic() + SETTLE_DEADLINE_S
+        count, since = await self._count_updates(), time.monotonic()
+        while count is not None and time.monotonic() < min(deadline, since + SETTLE_S):
+            await asyncio.sleep(POLL_S)
+            latest = await self._count_updates()
+            if latest != count:
+                count, since = latest, time.monotonic()
+        return count
+
+    async def _count_updates(self) -> int | None:
+        try:
+            answer = await self._client.get("")
+            answer.raise_for_status()
+            view = msgspec.json.decode(answer.content, type=_View)
+        except (httpx.HTTPError, msgspec.DecodeError):
+            return None
+        return sum(cell.updates for layer in view.layers for cell in layer.cells)
