@@ -24,9 +24,10 @@ MAX_PAGES = 16  # of one peer's answer: 256 records of 400 bytes take 15 pages o
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a lookup brought: every publisher's newest valid record, tombstones left out, in order of publisher."""
+    """What a lookup brought: every publisher's newest valid record, in the order of the publishers' keys."""
 
-    records: tuple[Record, ...]
+    records: tuple[Record, ...]  # without tombstones
+    tombstones: tuple[Record, ...]  # of publishers that withdrew what they had here
     num_answered: int  # other peers; when nobody answered, no records means nothing
 
 
@@ -68,9 +69,9 @@ class Exchange:
 
         lookup = self._start_lookup(key)
         await run_lookup(lookup, ask, self._clock)
-        newest = newest_per_publisher(collected)
-        records = tuple(newest[publisher] for publisher in sorted(newest) if not newest[publisher].is_tombstone)
-        return Found(records, lookup.num_answered)
+        newest = sorted(newest_per_publisher(collected).values(), key=lambda record: record.publisher)
+        records = tuple(record for record in newest if not record.is_tombstone)
+        return Found(records, tuple(record for record in newest if record.is_tombstone), lookup.num_answered)
 
     async def put(self, record: Record) -> Held:
         """Have the k closest peers hold the record; this peer too when it is one of them, or when nobody else will."""

@@ -6,6 +6,7 @@ One announcement per node covers all its experts. Pure: bytes and values, no soc
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal
 
@@ -17,6 +18,8 @@ ANNOUNCEMENT_LIFE_S = 60.0  # two refreshes may be lost; a dead host is gone fro
 ANNOUNCEMENT_REFRESH_S = 20.0
 REFRESH_JITTER = 0.2
 STALE_AFTER_S = 1.5 * ANNOUNCEMENT_REFRESH_S
+# Callers connect to what a stranger wrote here: no ipc://, no inproc://, no ZeroMQ syntax beyond host and port.
+_ENDPOINT = re.compile(r"tcp://(?:\[[0-9a-fA-F:.]{2,45}\]|[A-Za-z0-9.-]{1,60}):[1-9][0-9]{0,4}")
 MAX_CLAIMS = 64
 MAX_SPANS = 128  # per claim; the DHT's bound on a record is tighter still for a node that scatters all its claims
 
@@ -58,8 +61,10 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
             announcement = msgspec.msgpack.decode(data, type=cls)
         except (msgspec.DecodeError, RecursionError, ValueError) as error:
             raise WireError(f"not an announcement: {error}") from error
+        if not all(_ENDPOINT.fullmatch(endpoint) for endpoint in announcement.endpoints):
+            raise WireError("an announcement has an endpoint that is not tcp://host:port")
         for claim in announcement.claims:
-            if any(not 0 <= first < end <= 1 << 22 for first, end in claim.spans):
+            if claim.claimed_ms < 0 or any(not 0 <= first < end <= 1 << 22 for first, end in claim.spans):
                 raise WireError(f"an announcement claims impossible cells of {claim.prefix!r}")
         return announcement
 

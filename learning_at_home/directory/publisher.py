@@ -1,37 +1,67 @@
 """Put announcements and project records into the DHT, and fetch projects from it. Async; keeps no state.
 
-The timer that refreshes an announcement belongs to the node's announcer.
+The timer that refreshes an announcement belongs to the node's announcer. Each layer's key gets a record of its own with
+the claims of that layer only (issue 4 will sign one for all).
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import zlib
 from collections.abc import Iterable
 
+import msgspec
+
 from learning_at_home.dht.node import DhtNode
-from learning_at_home.directory.announcement import Announcement
+from learning_at_home.dht.records import MAX_VALUE_BYTES
+from learning_at_home.directory.announcement import ANNOUNCEMENT_LIFE_S, Announcement, layer_key, project_key
+from learning_at_home.errors import AmbiguousProject, NetworkError, RecordRefused, UnknownProject, WireError
 from learning_at_home.project import ProjectRecord
+
+log = logging.getLogger(__name__)
 
 PROJECT_LIFE_S = 3600.0  # a coordinator publishes at start, on every change and every 20 minutes: two may be lost
 PROJECT_REFRESH_S = 1200.0
+MAX_PROJECT_BYTES = 256 * 1024  # unpacked: 256 layers of 300 bytes and a long description take a third of it
 
 
 async def publish(dht: DhtNode, announcement: Announcement, *, dropped: Iterable[str] = ()) -> int:
     """The least number of peers that hold it, over the layers that it claims cells of. Lives for 60 s.
 
     `dropped`: prefixes that the last announcement claimed and this one does not; they are withdrawn at once.
-    Raises RecordRefused or BootstrapFailed.
+    Raises RecordRefused or BootstrapFailed when a layer's record is held nowhere; the others are stored all the same.
     """
-    raise NotImplementedError
+    prefixes = list(dict.fromkeys(claim.prefix for claim in announcement.claims))
+    await _withdraw_layers(dht, announcement.project, set(dropped) - set(prefixes))
+    stores = (
+        dht.store(layer_key(announcement.project, prefix), _of_layer(announcement, prefix), ANNOUNCEMENT_LIFE_S)
+        for prefix in prefixes
+    )
+    results = await asyncio.gather(*stores, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return min((result for result in results if isinstance(result, int)), default=0)
 
 
 async def withdraw(dht: DhtNode, announcement: Announcement) -> None:
     """Replace it by tombstones in every layer that it claims cells of: a clean stop. Never raises for want of peers."""
-    raise NotImplementedError
+    await _withdraw_layers(dht, announcement.project, {claim.prefix for claim in announcement.claims})
 
 
 async def publish_project(dht: DhtNode, record: ProjectRecord) -> int:
-    """How many peers hold it. The identity of `dht` must be the coordinator's key. Lives for an hour."""
-    raise NotImplementedError
+    """How many peers hold it. The identity of `dht` must be the coordinator's key. Lives for an hour.
+
+    Raises RecordRefused when it is too large for the DHT; RecordRefused or BootstrapFailed when nobody holds it.
+    """
+    packed = zlib.compress(record.to_bytes(), 9)
+    if len(packed) > MAX_VALUE_BYTES:
+        raise RecordRefused(
+            f"project {record.id} takes {len(packed):,} bytes in the DHT, where {MAX_VALUE_BYTES:,} fit:"
+            " shorten its description, or have peers fetch it from the coordinator's address"
+        )
+    return await dht.store(project_key(record.id), packed, PROJECT_LIFE_S)
 
 
 async def fetch_project(
@@ -42,4 +72,54 @@ async def fetch_project(
     Raises UnknownProject when nobody (or not this coordinator) publishes it; AmbiguousProject, with the keys, when
     several do and none is named.
     """
-    raise NotImplementedError
+    found = await dht.find(project_key(project_id))
+    projects: dict[bytes, ProjectRecord] = {}
+    for record in found.records:
+        if coordinator_key is not None and record.publisher != coordinator_key:
+            continue
+        try:
+            project = _unpack_project(record.value)
+        except WireError as error:
+            log.debug("ignored a record under the key of project %s: %s", project_id, error)
+            continue
+        if project.id == project_id:
+            projects[record.publisher] = project
+    if not projects:
+        by = f" by coordinator {coordinator_key.hex()}" if coordinator_key else ""
+        raise UnknownProject(
+            f"no project {project_id[:64]!r} is published{by}; {found.num_answered} peers of the DHT answered"
+        )
+    if len(projects) > 1:
+        keys = ", ".join(key.hex() for key in sorted(projects)[:8])
+        raise AmbiguousProject(
+            f"{len(projects)} coordinators publish a project {project_id!r}; name the key of the one you mean: {keys}"
+        )
+    publisher, project = projects.popitem()
+    return project, publisher
+
+
+def _of_layer(announcement: Announcement, prefix: str) -> bytes:
+    claims = tuple(claim for claim in announcement.claims if claim.prefix == prefix)
+    return msgspec.structs.replace(announcement, claims=claims).to_bytes()
+
+
+async def _withdraw_layers(dht: DhtNode, project: str, prefixes: set[str]) -> None:
+    async def withdraw_one(prefix: str) -> None:
+        try:
+            await dht.withdraw(layer_key(project, prefix))
+        except (NetworkError, RecordRefused) as error:
+            log.info("the announcement in layer %s could not be withdrawn, it will expire: %s", prefix, error)
+
+    await asyncio.gather(*map(withdraw_one, sorted(prefixes)))
+
+
+def _unpack_project(packed: bytes) -> ProjectRecord:
+    """Raises WireError. Unpacks no more than a project record may take."""
+    unpacker = zlib.decompressobj()
+    try:
+        data = unpacker.decompress(packed, MAX_PROJECT_BYTES)
+    except zlib.error as error:
+        raise WireError(f"not a packed project record: {error}") from error
+    if not unpacker.eof:
+        raise WireError("a packed project record that is cut off or too large")
+    return ProjectRecord.from_bytes(data)

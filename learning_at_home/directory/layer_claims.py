@@ -1,0 +1,120 @@
+"""The claims of all nodes to one layer's cells, and who holds each. Pure: times are passed in.
+
+Of two nodes that claim a cell the one whose claim is older holds it, then the one with the lower node id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from learning_at_home.directory.announcement import Announcement, Claim
+from learning_at_home.identity import peer_id
+from learning_at_home.peer_address import PeerAddress
+
+# Of one node in one layer; further ones are ignored. A stranger must not make every reader walk millions of cells.
+MAX_CLAIMED_CELLS = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class RivalClaim:
+    """Another node's claim of a cell."""
+
+    public_key: bytes
+    name: str
+    claimed_ms: int
+    endpoints: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One node's newest record in one layer; `announcement` None: it withdrew."""
+
+    sequence: int
+    expires_ms: int
+    announcement: Announcement | None
+    address: PeerAddress
+    node_id: bytes
+
+    @classmethod
+    def of(cls, public_key: bytes, sequence: int, expires_ms: int, announcement: Announcement | None) -> Entry:
+        endpoints = announcement.endpoints if announcement else ()
+        name = "".join(c if c.isprintable() else "?" for c in announcement.name) if announcement else ""
+        return cls(sequence, expires_ms, announcement, PeerAddress(public_key, endpoints, name), peer_id(public_key))
+
+    def is_serving(self, wall_ms: float) -> bool:
+        """Whether it can be called: online, somewhere, and not expired."""
+        online = self.announcement is not None and self.announcement.state == "online"
+        return online and bool(self.address.endpoints) and wall_ms < self.expires_ms
+
+
+class LayerClaims:
+    """One layer. Not thread-safe: the directory holds its lock around it."""
+
+    def __init__(self, prefix: str, num_cells: int) -> None:
+        self.prefix = prefix
+        self.num_cells = num_cells
+        self.entries: dict[bytes, Entry] = {}
+
+    def put(self, public_key: bytes, entry: Entry) -> bool:
+        """Whether it is news: newer than what is known of this node."""
+        held = self.entries.get(public_key)
+        if held is not None and held.sequence >= entry.sequence:
+            return False
+        if held is not None and held.address == entry.address:
+            entry = replace(entry, address=held.address)  # one object, so that unchanged views compare fast
+        self.entries[public_key] = entry
+        return True
+
+    def prune(self, wall_ms: float) -> None:
+        self.entries = {key: entry for key, entry in self.entries.items() if wall_ms < entry.expires_ms}
+
+    def holders(self, wall_ms: float, suspected: frozenset[bytes]) -> tuple[PeerAddress | None, ...]:
+        """Who holds each cell. The suspected hold nothing, so that another claim may show meanwhile."""
+        best: dict[int, tuple[int, bytes]] = {}
+        holders: list[PeerAddress | None] = [None] * self.num_cells
+        for public_key, entry in self.entries.items():
+            if public_key in suspected or not entry.is_serving(wall_ms):
+                continue
+            for cell, claimed_ms in self._cells(entry):
+                rank = (claimed_ms, entry.node_id)
+                if cell not in best or rank < best[cell]:
+                    best[cell] = rank
+                    holders[cell] = entry.address
+        return tuple(holders)
+
+    def rivals(self, cell: int, public_key: bytes, wall_ms: float) -> tuple[RivalClaim, ...]:
+        """The others who claim the cell and are online, the strongest claim first."""
+        claims = [
+            (claimed_ms, entry.node_id, entry.address)
+            for key, entry in self.entries.items()
+            if key != public_key and entry.is_serving(wall_ms)
+            for claimed, claimed_ms in self._cells(entry)
+            if claimed == cell
+        ]
+        return tuple(
+            RivalClaim(address.public_key, address.name, claimed_ms, address.endpoints)
+            for claimed_ms, _, address in sorted(claims, key=lambda claim: claim[:2])
+        )
+
+    def _cells(self, entry: Entry) -> Iterator[tuple[int, int]]:
+        """Cells of the grid that it claims, each once, with the time of the claim."""
+        seen: set[int] = set()
+        for claim in self.claims_of(entry):
+            for first, end in claim.spans:
+                for cell in range(first, min(end, self.num_cells)):
+                    if len(seen) >= MAX_CLAIMED_CELLS:
+                        return
+                    if cell not in seen:
+                        seen.add(cell)
+                        yield cell, claim.claimed_ms
+
+    def claims_of(self, entry: Entry) -> list[Claim]:
+        """What it claims of this layer, the oldest claim first."""
+        claims = entry.announcement.claims if entry.announcement else ()
+        return sorted((claim for claim in claims if claim.prefix == self.prefix), key=lambda claim: claim.claimed_ms)
+
+
+def outranks(claimed_ms: int, public_key: bytes, other: RivalClaim) -> bool:
+    """Whether a claim goes before another's: the older, then the lower node id. Whoever is outranked yields."""
+    return (claimed_ms, peer_id(public_key)) < (other.claimed_ms, peer_id(other.public_key))
