@@ -1,12 +1,12 @@
 """What an expert may be made of: networks by name, each from one LayerSpec.
 
-Knows shapes and flop; knows nothing of optimizers, requests or devices. A network maps rows to rows of the same shape and
-dtype, and no row may depend on another (rows of several callers are computed together), so neither batch normalisation
-nor dropout belongs here. The paper's block is `ffn` (Ryabinin & Gusev, 2020).
+Knows shapes and flop; knows nothing of optimizers, requests or devices. A network maps rows to rows of the same shape
+and dtype, and no row may depend on another (rows of several callers are computed together), so neither batch
+normalisation nor dropout belongs here. The paper's block is `ffn` (Ryabinin & Gusev, 2020).
 
 An installed package adds its own through an entry point of the group `learning_at_home.experts`: a callable without
-arguments that calls `register_expert`. Code never comes from the network: a name that no installed package registered is
-refused.
+arguments that calls `register_expert`. Code never comes from the network: a name that no installed package registered
+is refused.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FlopPerRow = Callable[[LayerSpec], int]
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A registered network. `flop_per_row` counts the products of one forward (a multiplication and an addition are 2)."""
+    """A registered network. `flop_per_row` counts one forward's products; a multiplication and an addition are 2."""
 
     name: str
     build: Build
@@ -183,7 +183,7 @@ def build_mlp(layer: LayerSpec) -> nn.Module:
 
 @register_expert("transformer", flop_per_row=_transformer_flop)
 class TransformerLayer(nn.Module):
-    """An encoder layer on rows of [sequence, hidden]: attention, then d -> 4d -> d, each normalised before and added."""
+    """An encoder layer on rows of [sequence, hidden]: attention, then d -> 4d -> d, normalised before and added."""
 
     def __init__(self, layer: LayerSpec) -> None:
         super().__init__()
@@ -210,7 +210,7 @@ class TransformerLayer(nn.Module):
 
 @register_expert("nop", flop_per_row=lambda layer: 0)
 class Nop(nn.Module):
-    """Returns its input: what is left of a call's cost is ours. One parameter, so that the optimizer's road is walked."""
+    """Returns its input: what is left of a call's cost is ours. Its one parameter gets no gradient."""
 
     def __init__(self, layer: LayerSpec) -> None:
         super().__init__()

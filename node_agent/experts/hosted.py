@@ -1,7 +1,7 @@
 """The experts of this node, by uid: which are served, and which were yielded to an older claim.
 
-The event loop writes `yielded`, by replacing it whole; the data plane reads. Experts that were yielded stay in memory, so
-that they can be served again when the other claim ends.
+The event loop writes `yielded`, by replacing it whole; the data plane reads. Experts that were yielded stay in
+memory, so that they can be served again when the other claim ends.
 """
 
 from __future__ import annotations

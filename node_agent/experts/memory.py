@@ -1,12 +1,12 @@
 """How many bytes experts take on a device, and whether they fit, before any is made.
 
-Weights and optimizer state stay for every expert; gradients and activations exist for one batch of one expert at a time,
-because one thread computes one batch after another. Measured on the meta device, so that it holds for every architecture.
+Weights and optimizer state stay for every expert; gradients and activations exist for one batch of one expert at a
+time, because one thread computes one batch after another. Measured on the meta device, so that it holds for every
+architecture.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,11 @@ from torch import Tensor
 from learning_at_home.errors import ConfigError
 from learning_at_home.project import DTYPE_BYTES, LayerSpec
 from node_agent.experts.architectures import build_on_meta, count_parameters
+from node_agent.experts.sizes import shown
 
 # Optimizer state, in multiples of the weights.
 OPTIMIZER_COPIES = {"adam": 2, "adamw": 2, "sgd": 0, "frozen": 0}
 MARGIN = 0.9  # of what is free: allocators round up, and the machine's owner wants to go on working
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,20 +118,3 @@ def _cgroup_bytes_left() -> int:
     except (OSError, ValueError):
         return 1 << 62
     return max(0, limit - used)
-
-
-def parse_size(text: str) -> int:
-    """`4GB`, `512 MiB` or plain bytes. Raises ConfigError with an example."""
-    match = _SIZE.fullmatch(text.strip())
-    unit = match[2].upper() if match else None
-    if match is None or unit not in _UNITS:
-        raise ConfigError(f"{text[:40]!r} is not a size of memory; write one such as 4GB or 512MiB")
-    return int(float(match[1]) * _UNITS[unit])
-
-
-def shown(size_bytes: int) -> str:
-    """For people: 3.2 GB."""
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size_bytes >= factor:
-            return f"{size_bytes / factor:.1f} {unit}"
-    return f"{size_bytes} bytes"

@@ -1,7 +1,7 @@
 """Whether a request fits the expert that it names, and its tensors if it does.
 
-Checks in the order of their cost: names and numbers in the header first, contents last. Every refusal names the expert, what
-came and what it takes. Called in the data-plane thread. Changes nothing.
+Checks in the order of their cost: names and numbers in the header first, contents last. Every refusal names the
+expert, what came and what it takes. Called in the data-plane thread. Changes nothing.
 """
 
 from __future__ import annotations

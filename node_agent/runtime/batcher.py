@@ -1,8 +1,9 @@
 """Group waiting requests into batches for one device, the oldest first.
 
-Pure: knows row counts, bytes and times; nothing of tensors, sockets or threads. Requests of one expert and operation wait in
-one lane. The lane whose first request is the oldest is computed next, together with what else waits in it, up to a limit.
-The queue is bounded by rows and by bytes; a full one refuses. Policy: docs/decisions/0003-node-runtime.md.
+Pure: knows row counts, bytes and times; nothing of tensors, sockets or threads. Requests of one expert and operation
+wait in one lane. The lane whose first request is the oldest is computed next, together with what else waits in it, up
+to a limit. The queue is bounded by rows and by bytes; a full one refuses. Policy:
+docs/decisions/0003-node-runtime.md.
 """
 
 from __future__ import annotations

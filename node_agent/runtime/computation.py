@@ -50,14 +50,14 @@ def _forward(expert: Expert, requests: list[Tensor]) -> list[Outcome]:
         if len(requests) == 1:
             return [_explained(expert, error)]
         return [outcome for rows in requests for outcome in _forward(expert, [rows])]
-    return list(answers.split([len(rows) for rows in requests]))
+    return list(torch.split(answers, [len(rows) for rows in requests]))
 
 
 def _backward(expert: Expert, requests: list[tuple[Tensor, Tensor]]) -> list[Outcome]:
     together = _gradients(expert, [rows for rows, _ in requests], [gradient for _, gradient in requests])
     if isinstance(together, Gradients):
         outcomes: list[Gradients | LearningAtHomeError] = []
-        for of_rows in together.of_rows.split([len(rows) for rows, _ in requests]):
+        for of_rows in torch.split(together.of_rows, [len(rows) for rows, _ in requests]):
             outcomes.append(Gradients(of_rows, ()))
     elif len(requests) == 1:
         return [together]

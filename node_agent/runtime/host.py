@@ -33,7 +33,7 @@ class HostOptions:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     num_threads: int = 1
     max_rows: int = MAX_ROWS_PER_REQUEST
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
 
 
 class Host:

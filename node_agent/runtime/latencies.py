@@ -1,7 +1,7 @@
 """Percentiles of the durations of the last minute, cheap enough for every call.
 
-Pure: takes `now`. Durations are counted in logarithmic steps within slices of time, so a percentile is right to about 6 %,
-recording is one addition, and an idle expert costs almost nothing.
+Pure: takes `now`. Durations are counted in logarithmic steps within slices of time, so a percentile is right to about
+6 %, recording is one addition, and an idle expert costs almost nothing.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What a node counts: per expert and in all, as its telemetry reports it.
 
-Written by the device thread and the data plane, read by the event loop; one lock, held for a few additions. Takes `now`.
+Written by the device thread and the data plane, read by the event loop; one lock, held for a few additions. Takes
+`now`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,57 @@
+"""Under which host a node can be reached by the others, as far as it can tell by itself.
+
+Opens no connection: a UDP socket that is only connected tells which of this machine's addresses leads to a peer.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Sequence
+
+WILDCARDS = ("0.0.0.0", "::", "")  # noqa: S104 - what they are compared with
+ANYWHERE = ("192.0.2.1", 9)  # reserved for documentation: nothing is sent there, only the route is asked for
+
+
+def announced_host(bind_host: str, your_address: str | None, bootstrap: Sequence[str]) -> str:
+    """The host to announce: where we are bound, else as the coordinator sees us, else the address that leads to the peers.
+
+    A coordinator on this machine sees us at a loopback address: that is believed only while all peers are on this
+    machine.
+    """
+    if bind_host not in WILDCARDS:
+        return bind_host
+    hosts = [address.rpartition(":")[0].strip("[]") for address in bootstrap]
+    seen = (your_address or "").removeprefix("::ffff:")
+    reachable = bool(seen) and (":" not in seen or bind_host == "::")
+    if reachable and (not is_loopback(seen) or all(map(is_loopback, hosts))):
+        return seen
+    for host, address in zip(hosts, bootstrap, strict=True):
+        if not is_loopback(host) and (ours := _route_to(host, int(address.rpartition(":")[2]))):
+            return ours
+    if hosts:
+        return "127.0.0.1"
+    return _route_to(*ANYWHERE) or "127.0.0.1"
+
+
+def endpoint(host: str, port: int) -> str:
+    """As announcements carry it."""
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine itself, by its name or number alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _route_to(host: str, port: int) -> str | None:
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, port))
+            ours: str = probe.getsockname()[0]
+            return ours
+    except OSError:
+        return None

@@ -1,0 +1,109 @@
+"""From a configuration to a project, its peers, and the experts to host: what a node does before it serves. Async."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+
+import torch
+
+from learning_at_home.clock import CLOCK_SKEW_TOLERATED_S, SystemClock
+from learning_at_home.dht.node import DhtNode
+from learning_at_home.directory.directory import Directory
+from learning_at_home.directory.publisher import fetch_project
+from learning_at_home.errors import BootstrapFailed, ConfigError, UnknownProject
+from learning_at_home.expert_uid import ExpertUid
+from learning_at_home.project import ProjectRecord
+from node_agent.access import fetch_access
+from node_agent.cells import choose_vacant, named_cells
+from node_agent.config import NodeConfig
+from node_agent.experts.memory import check_fits, count_fitting, free_device_bytes, measure
+
+log = logging.getLogger(__name__)
+
+CLOCK_NOISE_S = 1.0  # a hint takes a network round trip to arrive: a smaller difference says nothing
+RETRY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Coordinator:
+    """The coordinator that a node reports to."""
+
+    root_url: str
+    public_key: str  # hex
+    your_address: str
+    dashboard_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Invitation:
+    """What is known before the DHT is joined."""
+
+    project: ProjectRecord | None  # None: the DHT knows it
+    bootstrap: tuple[str, ...]
+    coordinator: Coordinator | None
+
+
+async def ask_the_way(config: NodeConfig, clock: SystemClock) -> Invitation:
+    """The invitation; sets the clock by the coordinator's time hint. Raises CoordinatorUnreachable, UnknownProject or
+    ConfigError."""
+    if config.coordinator is None:
+        record = ProjectRecord.from_toml(config.project_file) if config.project_file else None
+        return Invitation(record, config.bootstrap, None)
+    root_url, access = await fetch_access(config.coordinator, config.project, config.join_timeout_s)
+    lag_s = access.wall_s - time.time()
+    if abs(lag_s) > CLOCK_NOISE_S:
+        clock.offset_s = lag_s
+    if abs(lag_s) > CLOCK_SKEW_TOLERATED_S:
+        log.warning("this machine's clock is wrong by %.0f s; the coordinator's time is used instead", lag_s)
+    coordinator = Coordinator(root_url, access.coordinator_public_key, access.your_address, access.dashboard_url)
+    return Invitation(access.record, (*access.bootstrap, *config.bootstrap), coordinator)
+
+
+async def find_project(config: NodeConfig, invitation: Invitation, dht: DhtNode) -> ProjectRecord:
+    """The record, from the invitation or the DHT. Raises BootstrapFailed or UnknownProject after the join timeout."""
+    if invitation.project is not None:
+        return invitation.project
+    assert config.project is not None  # NodeConfig.check
+    deadline = time.monotonic() + config.join_timeout_s
+    while True:
+        try:
+            await dht.bootstrap(invitation.bootstrap, require=True)
+            return (await fetch_project(dht, config.project))[0]
+        except (BootstrapFailed, UnknownProject) as error:
+            if time.monotonic() + RETRY_S > deadline:
+                raise
+            log.info("%s; trying again", error)
+        await asyncio.sleep(RETRY_S)
+
+
+async def choose_experts(
+    config: NodeConfig, project: ProjectRecord, directory: Directory, dht: DhtNode, device: torch.device
+) -> list[ExpertUid]:
+    """The cells to host: those named, or vacant ones. Raises ConfigError when there are none or they do not fit."""
+    free_bytes = config.memory_limit_bytes or free_device_bytes(device)
+    if config.experts:
+        uids = named_cells(project, config.experts)
+    else:
+        await directory.refresh(dht)
+        taken = {layer.prefix: _taken(directory, layer.prefix) for layer in project.layers}
+        kinds = [measure(layer, min(config.max_rows, layer.max_rows)) for layer in project.layers]
+        most = min(config.max_experts, count_fitting(kinds, free_bytes))
+        if most == 0 and kinds:
+            check_fits([(layer, 1) for layer in project.layers], config.max_rows, free_bytes, str(device))
+        uids = choose_vacant(project, taken, most, int.from_bytes(dht.identity.peer_id[:8], "big"))
+        if not uids:
+            raise ConfigError(
+                f"every cell of project {project.id} is served already; name cells to stand by for with --experts"
+            )
+    counts = [(layer, sum(uid.prefix == layer.prefix for uid in uids)) for layer in project.layers]
+    used = [(layer, count) for layer, count in counts if count]
+    check_fits(used, config.max_rows, free_bytes, str(device))
+    return uids
+
+
+def _taken(directory: Directory, prefix: str) -> frozenset[int]:
+    holders = directory.layer(prefix).holders
+    return frozenset(cell for cell, holder in enumerate(holders) if holder is not None)
