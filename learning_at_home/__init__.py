@@ -1,0 +1,135 @@
+"""Learning@home: train neural networks too large for any one machine, on computers that come and go.
+
+    import learning_at_home as lah
+
+    with lah.Swarm.connect("https://coordinator.example/p/digits") as swarm:
+        layer = lah.DMoE(swarm, layer="ffn0", k_best=4)
+
+This is the only public import. It is lazy (PEP 562): importing the package loads neither torch nor a socket library;
+a name loads its module on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from learning_at_home.client.dmoe import DMoE
+    from learning_at_home.client.gating import Chosen, GatingFunction
+    from learning_at_home.client.remote_expert import RemoteExpert
+    from learning_at_home.client.stats import SwarmStats
+    from learning_at_home.client.swarm import Swarm
+    from learning_at_home.errors import (
+        AmbiguousProject,
+        BatchTooLarge,
+        BootstrapFailed,
+        CallTimeout,
+        ConfigError,
+        CoordinatorUnreachable,
+        DeadlinePassed,
+        DirectoryError,
+        EmptyBatch,
+        ExpertFailed,
+        GreetingRequired,
+        InvalidUid,
+        LearningAtHomeError,
+        NetworkError,
+        NodeDraining,
+        NodeOverloaded,
+        NonFiniteTensor,
+        NotEnoughExperts,
+        PeerError,
+        PeerUnreachable,
+        RecordRefused,
+        SpecMismatch,
+        StaleRequest,
+        UnknownExpert,
+        UnknownLayer,
+        UnknownProject,
+        UsageError,
+        VersionMismatch,
+        WireError,
+    )
+    from learning_at_home.expert_uid import ExpertUid
+    from learning_at_home.identity import Identity
+    from learning_at_home.project import LayerSpec, OptimizerSpec, ProjectRecord
+    from learning_at_home.version import __version__
+
+_MODULE_OF = {
+    "Chosen": "client.gating",
+    "DMoE": "client.dmoe",
+    "ExpertUid": "expert_uid",
+    "GatingFunction": "client.gating",
+    "Identity": "identity",
+    "LayerSpec": "project",
+    "OptimizerSpec": "project",
+    "ProjectRecord": "project",
+    "RemoteExpert": "client.remote_expert",
+    "Swarm": "client.swarm",
+    "SwarmStats": "client.stats",
+    "__version__": "version",
+}
+
+__all__ = [
+    "AmbiguousProject",
+    "BatchTooLarge",
+    "BootstrapFailed",
+    "CallTimeout",
+    "Chosen",
+    "ConfigError",
+    "CoordinatorUnreachable",
+    "DMoE",
+    "DeadlinePassed",
+    "DirectoryError",
+    "EmptyBatch",
+    "ExpertFailed",
+    "ExpertUid",
+    "GatingFunction",
+    "GreetingRequired",
+    "Identity",
+    "InvalidUid",
+    "LayerSpec",
+    "LearningAtHomeError",
+    "NetworkError",
+    "NodeDraining",
+    "NodeOverloaded",
+    "NonFiniteTensor",
+    "NotEnoughExperts",
+    "OptimizerSpec",
+    "PeerError",
+    "PeerUnreachable",
+    "ProjectRecord",
+    "RecordRefused",
+    "RemoteExpert",
+    "SpecMismatch",
+    "StaleRequest",
+    "Swarm",
+    "SwarmStats",
+    "UnknownExpert",
+    "UnknownLayer",
+    "UnknownProject",
+    "UsageError",
+    "VersionMismatch",
+    "WireError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = importlib.import_module(f"{__name__}.{_MODULE_OF.get(name, 'errors')}")
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "numpy"):
+            raise
+        message = f"learning_at_home.{name} needs {error.name}: pip install 'learning-at-home[trainer]'"
+        raise ModuleNotFoundError(message, name=error.name) from error
+    value: object = getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,51 @@
+"""What a tensor must look like before it is sent to an expert.
+
+The caller's mistakes are named here, at no cost to the network.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from learning_at_home.client.fanout import is_finite
+from learning_at_home.errors import BatchTooLarge, EmptyBatch, NonFiniteTensor, SpecMismatch, UsageError
+from learning_at_home.project import LayerSpec
+from learning_at_home.tensors.frames import DTYPES
+
+
+def check_rows(owner: str, layer: LayerSpec, x: Tensor) -> None:
+    """Raises SpecMismatch, EmptyBatch or NonFiniteTensor naming `owner` (a uid or layer) and what it takes."""
+    takes = f"the expert takes {layer.dtype}[{', '.join(['*', *map(str, layer.row_shape)])}]"
+    if not isinstance(x, Tensor):
+        raise SpecMismatch(f"{owner}: input 0 is a {type(x).__name__}; {takes}, as a torch.Tensor")
+    seen = f"{str(x.dtype).removeprefix('torch.')}[{', '.join(map(str, x.shape))}]"
+    if x.shape[1:] != layer.row_shape or not x.dim() or x.dtype != DTYPES[layer.dtype] or x.layout != torch.strided:
+        raise SpecMismatch(f"{owner}: input 0 is {seen}; {takes}")
+    if not len(x):
+        raise EmptyBatch(f"{owner}: input 0 is {seen}, a batch of no rows; {takes} with at least one row")
+    if not is_finite(x.detach()):
+        raise NonFiniteTensor(f"{owner}: input 0 ({seen}) holds NaN or infinity; nothing was sent")
+
+
+def check_one_request(owner: str, layer: LayerSpec, x: Tensor) -> None:
+    """Raises BatchTooLarge when the rows do not fit one request."""
+    if len(x) > layer.max_rows:
+        raise BatchTooLarge(
+            f"{owner}: a batch of {len(x):,} rows; one request takes up to {layer.max_rows:,} rows of this layer: "
+            "split the batch (DMoE does it by itself)"
+        )
+
+
+def check_gradient(owner: str, gradient: Tensor) -> None:
+    """Raises NonFiniteTensor: a NaN must never reach the weights of an expert that others train too."""
+    if not is_finite(gradient):
+        raise NonFiniteTensor(f"{owner}: the gradient of its output holds NaN or infinity; nothing was sent")
+
+
+def check_first_order(owner: str) -> None:
+    """Raises UsageError inside a backward that shall itself be differentiated: the experts' hosts cannot do that."""
+    if torch.is_grad_enabled():
+        raise UsageError(
+            f"{owner}: second derivatives through remote experts do not exist; call backward without create_graph=True"
+        )

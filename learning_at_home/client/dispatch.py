@@ -1,0 +1,269 @@
+"""One DMoE layer's rounds of calls: who is asked forward, who instead of those that fail, who is asked backward.
+
+Synchronous, without autograd. Rows are grouped by expert and experts by node; a `Quorum` says when enough have
+answered.
+"""
+
+# R rows in the batch, K chosen per row, S slots per row (the most answers that any row has), L grid lines
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from learning_at_home.client.fanout import CallContext, FanOut, Result, Task, retry_at
+from learning_at_home.client.living import LivingExperts
+from learning_at_home.client.quorum import Ask, Done, Quorum, Rows, Wait
+from learning_at_home.client.selection import next_best_cells
+from learning_at_home.directory.directory import LayerView
+from learning_at_home.errors import CallTimeout, LearningAtHomeError, NodeOverloaded, NotEnoughExperts
+from learning_at_home.peer_address import PeerAddress
+from learning_at_home.project import LayerSpec
+from learning_at_home.wire.messages import TensorSpec
+
+PATIENCE_SHARE = 0.25  # of the deadline: when a row's experts are silent for so long, the next best is asked as well
+MAX_CAUSES_SHOWN = 4  # in a message; the error's `causes` has all
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How a layer's calls are made."""
+
+    layer: LayerSpec
+    k_min: int
+    deadline_s: float
+    grace_s: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """A call that answered forward: these rows of the batch, in these slots of the answers."""
+
+    uid: str
+    cell: int
+    holder: PeerAddress
+    rows: Rows
+    slots: Rows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answers:
+    """What forward brought. `tensor` [R, S, *row shape] has zeros in empty slots; `cells` [R, S] is -1 there."""
+
+    tensor: Tensor
+    cells: Tensor
+    parts: tuple[Part, ...]
+
+
+class ForwardRound:
+    """Ask the chosen experts, and the next best where too few answer. Used once."""
+
+    def __init__(self, context: CallContext, terms: Terms, living: LivingExperts, x: Tensor, lines_RL: Tensor) -> None:
+        """`x` [R, *row shape] and the gate's `lines_RL`: detached, on the CPU."""
+        self._context = context
+        self._terms = terms
+        self._living = living
+        self._x = x
+        self._lines_RL = lines_RL
+        self._results: list[Result] = []
+        self._causes: dict[str, LearningAtHomeError] = {}
+        self._full: list[tuple[Task, float]] = []  # refused for want of room, and when to ask again
+
+    def run(self, view: LayerView, chosen_RK: Tensor, deadline: float) -> Answers:
+        """The answers. Raises NotEnoughExperts when a row has fewer than k_min by the deadline, or all have failed."""
+        terms, clock = self._terms, self._context.clock
+        self._asked_RA = chosen_RK.numpy()
+        patience_s = PATIENCE_SHARE * terms.deadline_s
+        quorum = Quorum(len(self._x), terms.k_min, grace_s=terms.grace_s, patience_s=patience_s, deadline=deadline)
+        with self._context.connections.exchange() as exchange:
+            fanout = FanOut(self._context, exchange, deadline)
+            rows = np.repeat(np.arange(len(self._x)), chosen_RK.shape[1])
+            self._ask(fanout, quorum, view, rows, self._asked_RA.reshape(-1))
+            while not isinstance(decision := quorum.decide(clock.monotonic_s()), Done):
+                match decision:
+                    case Ask(rows=short):
+                        self._ask_next_best(fanout, quorum, short)
+                    case Wait(until=until):
+                        if result := fanout.next_result(until):
+                            self._take(quorum, result)
+            for task in fanout.leave_behind(terms.grace_s):
+                self._causes.setdefault(task.uid, silence(task.uid, task.holder))
+        short_rows = quorum.short_rows()
+        if len(short_rows):
+            raise not_enough(terms.layer.prefix, len(short_rows), len(self._x), terms.k_min, self._causes)
+        return self._assemble()
+
+    def _ask(self, fanout: FanOut, quorum: Quorum, view: LayerView, rows: Rows, cells: Rows) -> None:
+        """Ask for each row the expert of the cell beside it."""
+        now = self._context.clock.monotonic_s()
+        tasks = []
+        for cell, rows_of_cell in _by_cell(rows, cells):
+            holder = view.holders[cell]
+            assert holder is not None, "only living cells are chosen, from this same view"
+            tasks += [self._task(cell, holder, part) for part in _split(rows_of_cell, self._terms.layer.max_rows)]
+        for task in tasks:
+            quorum.asked(task.rows, now)
+        fanout.ask(tasks)
+
+    def _task(self, cell: int, holder: PeerAddress, rows: Rows) -> Task:
+        layer = self._terms.layer
+        x = self._x.index_select(0, torch.from_numpy(rows))
+        uid = str(layer.cells.uid(layer.prefix, cell))
+        return Task(uid, cell, holder, "forward", (x,), rows, TensorSpec(layer.dtype, tuple(x.shape)))
+
+    def _take(self, quorum: Quorum, result: Result) -> None:
+        now = self._context.clock.monotonic_s()
+        if result.error is None:
+            self._results.append(result)
+            quorum.answered(result.task.rows, now)
+            return
+        self._causes[result.task.uid] = result.error
+        quorum.failed(result.task.rows)
+        if isinstance(result.error, NodeOverloaded):
+            self._full.append((result.task, retry_at(result.error, now)))
+
+    def _ask_next_best(self, fanout: FanOut, quorum: Quorum, rows: Rows) -> None:
+        """One more expert for each row: the next best living one, else one that was full, else the row is exhausted."""
+        view, index = self._living.now()
+        asked_rA = torch.from_numpy(self._asked_RA[rows])
+        cells = next_best_cells(self._lines_RL[torch.from_numpy(rows)], index, asked_rA).numpy()
+        found = cells >= 0
+        if found.any():
+            column_R = np.full((len(self._x), 1), -1)
+            column_R[rows[found], 0] = cells[found]
+            self._asked_RA = np.concatenate([self._asked_RA, column_R], axis=1)
+            self._ask(fanout, quorum, view, rows[found], cells[found])
+        left = self._ask_full_ones_again(fanout, quorum, rows[~found])
+        quorum.exhausted(left)
+
+    def _ask_full_ones_again(self, fanout: FanOut, quorum: Quorum, rows: Rows) -> Rows:
+        """The rows that are left when those that a full node refused will be sent to it again."""
+        for position, (task, at) in enumerate(self._full):
+            again = np.intersect1d(rows, task.rows)
+            if len(again) and at < fanout.deadline:
+                fanout.ask_later(self._task(task.cell, task.holder, again), at)
+                quorum.asked(again, at)
+                rows = np.setdiff1d(rows, again)
+                rest = np.setdiff1d(task.rows, again)
+                self._full[position] = (self._task(task.cell, task.holder, rest), at)
+        return rows
+
+    def _assemble(self) -> Answers:
+        """The answers in a dense tensor; slots are given by cell, so that the sum does not depend on who was faster."""
+        layer = self._terms.layer
+        num_rows = len(self._x)
+        counts = np.zeros(num_rows, np.int64)
+        parts, tensors = [], []
+        for result in sorted(self._results, key=lambda result: (result.task.cell, result.task.rows[0])):
+            task = result.task
+            parts.append(Part(task.uid, task.cell, task.holder, task.rows, counts[task.rows]))
+            tensors.append(result.tensor)
+            counts[task.rows] += 1
+        num_slots = int(counts.max())
+        dense = counts.min() == num_slots
+        flat = (torch.empty if dense else torch.zeros)((num_rows * num_slots, *layer.row_shape), dtype=self._x.dtype)
+        cells = np.full((num_rows, num_slots), -1)
+        for part, tensor in zip(parts, tensors, strict=True):
+            assert tensor is not None, "only results with a tensor are kept"
+            flat.index_copy_(0, torch.from_numpy(part.rows * num_slots + part.slots), tensor)
+            cells[part.rows, part.slots] = part.cell
+        return Answers(flat.view(num_rows, num_slots, *layer.row_shape), torch.from_numpy(cells), tuple(parts))
+
+
+def ask_backward(
+    context: CallContext, terms: Terms, x: Tensor, gradient_RSx: Tensor, parts: tuple[Part, ...]
+) -> Tensor:
+    """The gradient of x [R, *row shape], from the experts that answered forward; their hosts update them.
+
+    All tensors are detached, on the CPU. What an expert does not answer is left out of the sum and counted; rows of
+    which no expert answers get zero and are counted. Raises NotEnoughExperts when nobody answers at all.
+    """
+    num_slots = gradient_RSx.shape[1]
+    flat = gradient_RSx.flatten(0, 1)
+    tasks = []
+    for part in parts:
+        rows = torch.from_numpy(part.rows)
+        slots = torch.from_numpy(part.rows * num_slots + part.slots)
+        tensors = (x.index_select(0, rows), flat.index_select(0, slots))
+        expected = TensorSpec(terms.layer.dtype, tuple(tensors[0].shape))
+        tasks.append(Task(part.uid, part.cell, part.holder, "backward", tensors, part.rows, expected))
+    results, causes, zero_rows = _run_backward(context, terms, tasks, len(x))
+    if not results:
+        raise not_enough(terms.layer.prefix, len(x), len(x), 1, causes, "backward")
+    answered = {id(result.task) for result in results}
+    context.stats.lost_gradients(zero_rows, sum(len(task.rows) for task in tasks if id(task) not in answered))
+    x_gradient = torch.zeros_like(x)
+    for result in sorted(results, key=lambda result: (result.task.cell, result.task.rows[0])):
+        assert result.tensor is not None, "only results with a tensor are kept"
+        x_gradient.index_add_(0, torch.from_numpy(result.task.rows), result.tensor)
+    return x_gradient
+
+
+def _run_backward(
+    context: CallContext, terms: Terms, tasks: list[Task], num_rows: int
+) -> tuple[list[Result], dict[str, LearningAtHomeError], int]:
+    """The good results, the causes of the others, and how many rows have no result."""
+    now = context.clock.monotonic_s()
+    deadline = now + terms.deadline_s
+    quorum = Quorum(
+        num_rows, terms.k_min, grace_s=terms.grace_s, patience_s=terms.deadline_s, deadline=deadline, every_row=False
+    )
+    quorum.exhausted(np.arange(num_rows))  # only who computed a row forward can compute it backward
+    results, causes = [], {}
+    with context.connections.exchange() as exchange:
+        fanout = FanOut(context, exchange, deadline, retry_overloaded=True)
+        for task in tasks:
+            quorum.asked(task.rows, now)
+        fanout.ask(tasks)
+        while isinstance(decision := quorum.decide(context.clock.monotonic_s()), Wait):
+            result = fanout.next_result(decision.until)
+            if result is None:
+                continue
+            if result.error is None:
+                results.append(result)
+                quorum.answered(result.task.rows, context.clock.monotonic_s())
+            else:
+                causes[result.task.uid] = result.error
+                quorum.failed(result.task.rows)
+        for task in fanout.leave_behind(terms.grace_s):
+            causes.setdefault(task.uid, silence(task.uid, task.holder))
+    return results, causes, len(quorum.rows_without_answer())
+
+
+def silence(uid: str, holder: PeerAddress) -> LearningAtHomeError:
+    """The cause of an expert that was left behind."""
+    return CallTimeout(f"{uid}: no answer in the time that the others needed, and the grace time", peer=holder.name)
+
+
+def not_enough(
+    prefix: str,
+    num_short: int,
+    num_rows: int,
+    k_min: int,
+    causes: dict[str, LearningAtHomeError],
+    what: str = "forward",
+) -> NotEnoughExperts:
+    """The error, with the first causes in its message."""
+    shown = "; ".join(f"{uid}: {error}" for uid, error in list(causes.items())[:MAX_CAUSES_SHOWN])
+    more = f"; and {len(causes) - MAX_CAUSES_SHOWN} more in .causes" if len(causes) > MAX_CAUSES_SHOWN else ""
+    return NotEnoughExperts(
+        f"layer {prefix}, {what}: {num_short} of {num_rows} rows have fewer than k_min={k_min} answers "
+        f"({shown or 'no expert is alive'}{more})",
+        causes=causes,
+    )
+
+
+def _by_cell(rows: Rows, cells: Rows) -> Iterator[tuple[int, Rows]]:
+    """The rows of each cell, both in ascending order."""
+    order = np.lexsort((rows, cells))
+    rows, cells = rows[order], cells[order]
+    starts = np.flatnonzero(np.diff(cells, prepend=-1))
+    yield from zip(cells[starts].tolist(), np.split(rows, starts[1:]), strict=True)
+
+
+def _split(rows: Rows, max_rows: int) -> list[Rows]:
+    return [rows[start : start + max_rows] for start in range(0, len(rows), max_rows)]

@@ -1,0 +1,113 @@
+"""The gating function: scores for every grid line, and the best living experts for each row.
+
+Source: Ryabinin & Gusev, 2020, section 3.1: an expert's score is the sum of one score per grid dimension.
+"""
+
+# R rows in the batch, K chosen per row, L grid lines (sum of the grid's sizes)
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from learning_at_home.client.checks import check_rows
+from learning_at_home.client.remote_expert import RemoteExpert
+from learning_at_home.client.selection import best_cells, cell_scores
+from learning_at_home.errors import ConfigError, NonFiniteTensor, NotEnoughExperts, SpecMismatch
+from learning_at_home.expert_uid import ExpertUid, Grid
+from learning_at_home.tensors.frames import DTYPES
+
+if TYPE_CHECKING:
+    from learning_at_home.client.swarm import Swarm
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chosen:
+    """The experts that a gate chose, the best first: differentiable `scores` [R, K], `cells` [R, K] as flat indices."""
+
+    prefix: str
+    scores: Tensor
+    cells: Tensor
+    swarm: Swarm
+
+    @property
+    def uids(self) -> list[list[ExpertUid]]:
+        """One list per row, the best first."""
+        grid = self.swarm.project.layer(self.prefix).cells
+        uid_of = {cell: grid.uid(self.prefix, cell) for cell in set(self.cells.flatten().tolist())}
+        return [[uid_of[cell] for cell in row] for row in self.cells.tolist()]
+
+    @property
+    def experts(self) -> list[list[RemoteExpert]]:
+        """The same as callable experts. One call per row and expert is slow: DMoE sends one message per node."""
+        return [[self.swarm.expert(uid) for uid in row] for row in self.uids]
+
+
+class GatingFunction(torch.nn.Module):
+    """`GatingFunction(64, (4, 4), k_best=4, swarm=swarm, layer="ffn0")(x)` chooses the experts for x [rows, 64].
+
+    Its only parameters are those of one linear map from `in_features` to one score per grid line. Without a swarm it
+    can still score (`line_scores`); choosing needs to know who is alive.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        grid: Sequence[int],
+        *,
+        k_best: int = 4,
+        swarm: Swarm | None = None,
+        layer: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.grid = Grid(tuple(grid))
+        self.in_features = in_features
+        self.k_best = k_best
+        if k_best < 1:
+            raise ConfigError(f"k_best is {k_best}; at least one expert must be chosen")
+        self.lines = torch.nn.Linear(in_features, sum(self.grid.shape), dtype=dtype)
+        self._swarm = swarm
+        self._prefix = layer
+        if (swarm is None) != (layer is None):
+            raise ConfigError("a gate that chooses needs both swarm= and layer=")
+        if swarm is not None and layer is not None and swarm.project.layer(layer).cells != self.grid:
+            raise ConfigError(f"layer {layer} has grid {list(swarm.project.layer(layer).grid)}, not {list(grid)}")
+
+    @classmethod
+    def of_layer(cls, swarm: Swarm, layer: str, k_best: int = 4) -> GatingFunction:
+        """The gate that fits a layer of the project: its size, its grid, and its dtype where that has enough bits."""
+        spec = swarm.project.layer(layer)
+        dtype = DTYPES[spec.dtype] if spec.dtype in ("float32", "float64") else torch.float32
+        return cls(spec.hidden_size, spec.grid, k_best=k_best, swarm=swarm, layer=layer, dtype=dtype)
+
+    def line_scores(self, x: Tensor) -> Tensor:
+        """One score per grid line, all dimensions side by side: [R, L]. A row that is a sequence counts by its mean.
+
+        Raises SpecMismatch, and NonFiniteTensor when the scores are: then the gate's own weights have diverged.
+        """
+        if x.dim() not in (2, 3) or x.shape[-1] != self.in_features:
+            raise SpecMismatch(f"the gate takes [*, {self.in_features}], not {list(x.shape)}")
+        lines_RL: Tensor = self.lines((x.mean(dim=1) if x.dim() == 3 else x).to(self.lines.weight.dtype))
+        if not bool(torch.isfinite(lines_RL.detach()).all()):
+            raise NonFiniteTensor("the gate's scores hold NaN or infinity: its weights have diverged")
+        return lines_RL
+
+    def forward(self, x: Tensor) -> Chosen:
+        """The k best living experts of every row; fewer when fewer live. Raises NotEnoughExperts when none does."""
+        if self._swarm is None or self._prefix is None:
+            raise ConfigError("this gate has no swarm: make it with swarm= and layer= to let it choose experts")
+        check_rows(f"layer {self._prefix}", self._swarm.project.layer(self._prefix), x)
+        _, index = self._swarm.living(self._prefix).now()
+        if not len(index):
+            raise NotEnoughExperts(f"layer {self._prefix}: no expert is alive; swarm.wait_until_alive() waits for them")
+        lines_RL = self.line_scores(x)
+        cells_RK = best_cells(lines_RL, index, self.k_best)
+        return Chosen(self._prefix, cell_scores(lines_RL, self.grid.shape, cells_RK), cells_RK, self._swarm)
+
+    def extra_repr(self) -> str:
+        return f"grid={list(self.grid.shape)}, k_best={self.k_best}"

@@ -1,0 +1,118 @@
+"""When has a batch enough answers? Per row: who was asked, who answered, how long to wait, whom to ask next.
+
+Pure: knows rows as numbers and time as `now`; no experts, tensors or sockets. Source: the k_min and timeout_after_k_min
+rule of Ryabinin & Gusev, 2020, per row; the next best experts that are asked instead of the failed ones are ours.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.int64]  # distinct row numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing to do before the next answer, or before this moment."""
+
+    until: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ask:
+    """These rows need one more expert each: tell `asked` (or `exhausted`), then decide again."""
+
+    rows: Rows
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Nothing more is worth waiting for. `short_rows` tells whether every row has enough."""
+
+
+class Quorum:
+    """The answers of one round of calls for `num_rows` rows.
+
+    A row is content with `k_min` answers; then its other experts have `grace_s` more. A row that can no longer reach
+    k_min with those it waits for needs the next best, and so does one that has waited `patience_s` since it last
+    asked: a silent host must not cost the whole deadline.
+
+    `every_row`: the round ends as soon as one row is lost (short, nobody to wait for, nobody to ask), since its
+    result is an error anyhow; without it the others are waited for.
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        k_min: int,
+        *,
+        grace_s: float,
+        patience_s: float,
+        deadline: float,
+        every_row: bool = True,
+    ) -> None:
+        self._k_min = k_min
+        self._every_row = every_row
+        self._grace_s = grace_s
+        self._patience_s = patience_s
+        self._deadline = deadline
+        self._answered = np.zeros(num_rows, np.int64)
+        self._pending = np.zeros(num_rows, np.int64)
+        self._content_at = np.full(num_rows, math.inf)
+        self._patient_until = np.full(num_rows, -math.inf)
+        self._exhausted = np.zeros(num_rows, bool)
+
+    def asked(self, rows: Rows, now: float) -> None:
+        """One more expert was asked for each of these rows."""
+        self._pending[rows] += 1
+        self._patient_until[rows] = now + self._patience_s
+
+    def answered(self, rows: Rows, now: float) -> None:
+        """One of the experts that were asked has answered for these rows."""
+        self._pending[rows] -= 1
+        self._answered[rows] += 1
+        self._content_at[rows[self._answered[rows] == self._k_min]] = now
+
+    def failed(self, rows: Rows) -> None:
+        """One of the experts that were asked will not answer for these rows."""
+        self._pending[rows] -= 1
+
+    def exhausted(self, rows: Rows) -> None:
+        """Nobody is left to be asked for these rows."""
+        self._exhausted[rows] = True
+
+    def decide(self, now: float) -> Wait | Ask | Done:
+        """What to do now. `Ask` is repeated until `asked` or `exhausted` was told for its rows."""
+        short = self._answered < self._k_min
+        waiting = self._pending > 0
+        lost = short & self._exhausted & ~waiting
+        if now >= self._deadline or (self._every_row and lost.any()):
+            return Done()
+        short &= ~lost
+        if not short.any():
+            return self._wait_for_the_others(now)
+        hopeless = self._answered + self._pending < self._k_min
+        need = short & ~self._exhausted & (hopeless | (self._patient_until <= now))
+        if need.any():
+            return Ask(np.flatnonzero(need))
+        patient = short & ~self._exhausted
+        until = float(self._patient_until[patient].min()) if patient.any() else math.inf
+        return Wait(min(until, self._deadline))
+
+    def short_rows(self) -> Rows:
+        """The rows with fewer than k_min answers."""
+        return np.flatnonzero(self._answered < self._k_min)
+
+    def rows_without_answer(self) -> Rows:
+        return np.flatnonzero(self._answered == 0)
+
+    def _wait_for_the_others(self, now: float) -> Wait | Done:
+        waiting = self._pending > 0
+        if not waiting.any():
+            return Done()
+        until = min(float(self._content_at[waiting].max()) + self._grace_s, self._deadline)
+        return Done() if now >= until else Wait(until)

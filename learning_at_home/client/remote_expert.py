@@ -1,0 +1,139 @@
+"""One expert of the swarm, used like a local layer: `y = expert(x)`, with autograd.
+
+On backward its host recomputes forward, returns the gradient of the inputs and applies its own optimizer step at
+once: there is no parameter here to optimize. Knows nothing of gates and grids.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from learning_at_home.client.checks import check_first_order, check_gradient, check_one_request, check_rows
+from learning_at_home.client.fanout import CallContext, FanOut, Task
+from learning_at_home.errors import CallTimeout, ConfigError, LearningAtHomeError, UnknownExpert
+from learning_at_home.expert_uid import ExpertUid
+from learning_at_home.peer_address import PeerAddress
+from learning_at_home.project import LayerSpec
+from learning_at_home.wire.messages import Operation, TensorSpec
+
+if TYPE_CHECKING:
+    from learning_at_home.client.swarm import Swarm
+
+
+class RemoteExpert(torch.nn.Module):
+    """`y = RemoteExpert(swarm, "ffn0.1.2")(x)`, x [rows, *row shape] of the layer's dtype, on any device.
+
+    Raises InvalidUid or UnknownLayer at once; a call raises SpecMismatch, EmptyBatch, BatchTooLarge or NonFiniteTensor
+    before anything is sent, UnknownExpert when no living node serves it, and what its host answers (ExpertFailed,
+    NodeDraining ...), CallTimeout or PeerUnreachable. A full node is asked again while the deadline allows.
+    A backward that raised may still have been applied by the host; it is never sent twice.
+    """
+
+    def __init__(self, swarm: Swarm, uid: ExpertUid | str, *, deadline_s: float | None = None) -> None:
+        super().__init__()
+        self.uid = uid if isinstance(uid, ExpertUid) else ExpertUid.parse(uid)
+        self.layer: LayerSpec = swarm.project.layer(self.uid.prefix)
+        self.deadline_s = self.layer.deadline_s if deadline_s is None else deadline_s
+        if not self.deadline_s > 0:
+            raise ConfigError(f"{self.uid}: deadline_s is {self.deadline_s}; it must be positive")
+        self._cell = self.layer.cells.cell(self.uid)
+        self._calls: CallContext = swarm.calls
+        self._last_holder: PeerAddress | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The expert's output, of the shape of x. With autograd on, its backward trains the expert."""
+        name = str(self.uid)
+        check_rows(name, self.layer, x)
+        check_one_request(name, self.layer, x)
+        y: Tensor = _RemoteCall.apply(x, training_anchor(self.layer), self)  # type: ignore[no-untyped-call]
+        return y
+
+    def extra_repr(self) -> str:
+        return f"{self.uid}, {self.layer.architecture}, {self.layer.dtype}{list(self.layer.row_shape)}"
+
+    def call(self, operation: Operation, tensors: tuple[Tensor, ...]) -> Tensor:
+        """One request to the expert's host, without autograd. Raises what RemoteExpert's docstring lists."""
+        context = self._calls
+        rows = np.arange(len(tensors[0]))
+        expected = TensorSpec(self.layer.dtype, tuple(tensors[0].shape))
+        sent = tuple(_own_copy(tensor) for tensor in tensors)
+        task = Task(str(self.uid), self._cell, self._holder(), operation, sent, rows, expected)
+        deadline = context.clock.monotonic_s() + self.deadline_s
+        with context.connections.exchange() as exchange:
+            fanout = FanOut(context, exchange, deadline, retry_overloaded=True)
+            fanout.ask([task])
+            result = fanout.next_result(deadline + 1.0)  # every call answers at its deadline at the latest
+        if result is None:
+            raise CallTimeout(f"{self.uid}: no answer in {self.deadline_s:g} s")
+        if result.tensor is None:
+            raise _naming(self.uid, result.error)
+        return result.tensor.to(tensors[0].device)
+
+    def _holder(self) -> PeerAddress:
+        """Who serves the expert; the last holder while it is only suspected, since nobody else can be asked instead."""
+        directory = self._calls.directory
+        holder = directory.find(self.uid)
+        if holder is None and self._last_holder is not None:
+            now = self._calls.clock.monotonic_s()
+            if any(peer.public_key == self._last_holder.public_key for peer in directory.suspected(now)):
+                holder = self._last_holder
+        if holder is None:
+            alive = directory.layer(self.uid.prefix).num_alive
+            raise UnknownExpert(
+                f"{self.uid}: no living node serves it now ({alive} of {self.layer.cells.num_cells} experts of layer "
+                f"{self.uid.prefix} are alive); swarm.wait_until_alive() waits for them"
+            )
+        self._last_holder = holder
+        return holder
+
+
+class _SavedCall(FunctionCtx):
+    """What forward leaves for backward."""
+
+    expert: RemoteExpert
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+
+
+class _RemoteCall(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: _SavedCall, x: Tensor, anchor: Tensor, expert: RemoteExpert) -> Tensor:
+        ctx.expert = expert
+        ctx.save_for_backward(x)
+        return expert.call("forward", (x,))
+
+    @staticmethod
+    def backward(ctx: _SavedCall, gradient: Tensor) -> tuple[Tensor | None, None, None]:
+        name = str(ctx.expert.uid)
+        check_first_order(name)
+        check_gradient(name, gradient)
+        (x,) = ctx.saved_tensors
+        x_gradient = ctx.expert.call("backward", (x, gradient))
+        return x_gradient if ctx.needs_input_grad[0] else None, None, None
+
+
+def training_anchor(layer: LayerSpec) -> Tensor:
+    """An empty input that asks for a gradient when experts are trained: backward must reach them though x is data."""
+    return torch.empty(0, requires_grad=layer.optimizer.name != "frozen" and torch.is_grad_enabled())
+
+
+def _own_copy(tensor: Tensor) -> Tensor:
+    """A contiguous copy on the CPU: what is sent must not change while it waits in a queue, also after a timeout."""
+    detached = tensor.detach()
+    copy = detached.to("cpu").contiguous()
+    return copy.clone() if copy.data_ptr() == detached.data_ptr() else copy
+
+
+def _naming(uid: ExpertUid, error: LearningAtHomeError | None) -> LearningAtHomeError:
+    """The error, with the expert's name in front when it lacks it."""
+    if error is None:
+        return CallTimeout(f"{uid}: no answer")
+    if str(uid) not in error.message:
+        error.message = f"{uid}: {error.message}"
+        error.args = (error.message,)
+    return error

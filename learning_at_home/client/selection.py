@@ -1,0 +1,123 @@
+"""Which living cells have the best scores: exact, for a whole batch at once.
+
+A cell's score is the sum of one score per grid dimension (product keys), so the gate's output for a row is one score
+per grid line, all dimensions side by side: `lines_RL`. Pure tensor code; knows neither experts nor their hosts.
+Source: Ryabinin & Gusev, 2020, section 3.1; product keys: Lample et al., 2019. Theirs is a beam search, ours is
+exact.
+"""
+
+# R rows in the batch, L grid lines (sum of the grid's sizes), N living cells, K chosen per row
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SCORES_AT_ONCE = (
+    1 << 22
+)  # 16 MiB of float32: rows are taken in blocks, so that a grid of a million cells fits in memory
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CellIndex:
+    """Cells and their lines: `cells_N` flat indices in ascending order, `lines_of_DN` columns of `lines_RL`."""
+
+    grid: tuple[int, ...]
+    cells_N: Tensor
+    lines_of_DN: Tensor
+
+    @classmethod
+    def of(cls, grid: Sequence[int], cells: Sequence[int]) -> CellIndex:
+        """The index of some cells of a grid, given in ascending order."""
+        cells_N = torch.tensor(cells, dtype=torch.int64)
+        return cls(tuple(grid), cells_N, lines_of(tuple(grid), cells_N))
+
+    def __len__(self) -> int:
+        return self.cells_N.numel()
+
+
+def lines_of(grid: tuple[int, ...], cells: Tensor) -> Tensor:
+    """The column of `lines_RL` for every dimension of every cell: int64 [len(grid), *cells.shape]."""
+    columns = []
+    rest, offset = cells, sum(grid)
+    for size in reversed(grid):
+        offset -= size
+        columns.append(rest % size + offset)
+        rest = torch.div(rest, size, rounding_mode="floor")
+    return torch.stack(columns[::-1])
+
+
+def cell_scores(lines_RL: Tensor, grid: tuple[int, ...], cells_RK: Tensor) -> Tensor:
+    """The scores [R, K] of given cells, differentiable with respect to `lines_RL`."""
+    first, *others = lines_of(grid, cells_RK).to(lines_RL.device)
+    scores_RK = lines_RL.gather(1, first)
+    for columns_RK in others:
+        scores_RK = scores_RK + lines_RL.gather(1, columns_RK)
+    return scores_RK
+
+
+def all_scores(lines_RL: Tensor, index: CellIndex) -> Tensor:
+    """The scores [R, N] of every cell of the index, added up in the same order as `cell_scores` does."""
+    first, *others = index.lines_of_DN.to(lines_RL.device)
+    scores_RN = lines_RL.index_select(1, first)
+    for columns_N in others:
+        scores_RN += lines_RL.index_select(1, columns_N)
+    return scores_RN
+
+
+@torch.no_grad()
+def best_cells(lines_RL: Tensor, index: CellIndex, k: int) -> Tensor:
+    """The min(k, N) best cells per row, the best first, int64 [R, K]; of equal scores the lower cell wins."""
+    k = min(k, len(index))
+    if k == 0:
+        return lines_RL.new_zeros((len(lines_RL), 0), dtype=torch.int64)
+    block = max(1, SCORES_AT_ONCE // len(index))
+    best_RK = torch.cat([_best_columns(all_scores(rows, index), k) for rows in torch.split(lines_RL, block)])
+    return index.cells_N.to(best_RK.device)[best_RK]
+
+
+def _best_columns(scores_RN: Tensor, k: int) -> Tensor:
+    """The k largest columns per row; topk leaves open which of equal ones it takes, so the doubtful rows are sorted."""
+    wanted = min(k + 1, scores_RN.shape[1])
+    values_RW, columns_RW = scores_RN.topk(wanted, dim=1, sorted=True)
+    columns_RK = _in_order(values_RW[:, :k], columns_RW[:, :k])
+    if wanted > k:
+        tied = (values_RW[:, k] == values_RW[:, k - 1]).nonzero().squeeze(1)
+        if tied.numel():
+            columns_RK[tied] = scores_RN[tied].sort(dim=1, descending=True, stable=True).indices[:, :k]
+    return columns_RK
+
+
+def _in_order(values_RK: Tensor, columns_RK: Tensor) -> Tensor:
+    """The columns by falling value, then by rising column."""
+    columns_RK, by_column = columns_RK.sort(dim=1)
+    order = values_RK.gather(1, by_column).sort(dim=1, descending=True, stable=True).indices
+    return columns_RK.gather(1, order)
+
+
+@torch.no_grad()
+def next_best_cells(lines_RL: Tensor, index: CellIndex, asked_RA: Tensor) -> Tensor:
+    """The best cell of the index per row that is not in `asked_RA` (-1: nothing), int64 [R]; -1 where none is left."""
+    if not len(index):
+        return torch.full((len(lines_RL),), -1, dtype=torch.int64)
+    block = max(1, SCORES_AT_ONCE // len(index))
+    best = [
+        _best_unasked(lines, index, asked)
+        for lines, asked in zip(torch.split(lines_RL, block), torch.split(asked_RA, block), strict=True)
+    ]
+    return torch.cat(best)
+
+
+def _best_unasked(lines_RL: Tensor, index: CellIndex, asked_RA: Tensor) -> Tensor:
+    scores_RN = all_scores(lines_RL, index)
+    position_RA = torch.searchsorted(index.cells_N, asked_RA.clamp_min(0)).clamp_max(len(index) - 1)
+    known_RA = (asked_RA >= 0) & (index.cells_N[position_RA] == asked_RA)
+    row_RA = torch.arange(len(scores_RN)).unsqueeze(1).expand_as(asked_RA)
+    scores_RN[row_RA[known_RA], position_RA[known_RA]] = float("-inf")
+    # numpy's argmax takes the first of equal ones, as best_cells does; torch leaves it open
+    column_R = torch.from_numpy(scores_RN.numpy().argmax(axis=1))
+    found_R = scores_RN.gather(1, column_R.unsqueeze(1)).squeeze(1) > float("-inf")
+    return torch.where(found_R, index.cells_N[column_R], -1)

@@ -1,0 +1,307 @@
+"""A trainer's connection to a swarm: where remote experts, layers, reports and statistics come from.
+
+Synchronous face; discovery and telemetry run on a background thread (membership.py), calls on the caller's own thread.
+Nothing here is in a training step except `living`, a look into memory.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import NoReturn, SupportsFloat
+
+from learning_at_home.client.access import ProjectUrl, fetch_access
+from learning_at_home.client.fanout import CallContext
+from learning_at_home.client.living import POLL_S, LivingExperts
+from learning_at_home.client.membership import Membership
+from learning_at_home.client.remote_expert import RemoteExpert
+from learning_at_home.client.reporting import CoordinatorLink, ReportQueue
+from learning_at_home.client.stats import CallStats, SwarmStats
+from learning_at_home.clock import CLOCK_SKEW_TOLERATED_S, SystemClock
+from learning_at_home.coordinator_messages import Report, TrainerTelemetry
+from learning_at_home.directory.directory import LayerView
+from learning_at_home.errors import ConfigError, CoordinatorUnreachable, NotEnoughExperts, UsageError
+from learning_at_home.expert_uid import ExpertUid
+from learning_at_home.identity import PUBLIC_KEY_BYTES, Identity
+from learning_at_home.project import LayerSpec, ProjectAccess, ProjectRecord
+from learning_at_home.transport.connections import Connections
+
+log = logging.getLogger(__name__)
+
+MAX_METRICS = 16  # of one report; coordinator_messages says the same
+MAX_NAME_CHARS = 80
+CORRECT_CLOCK_S = 1.0  # below it the time hint's own error, half a round trip, may be the larger one
+MISSING_SHOWN = 8
+
+
+class Swarm:
+    """`with Swarm.connect("https://coordinator.example/p/digits") as swarm: ...`
+
+    Also without `with`: `close` it, or let the interpreter's end do so. Any thread may use it, also one that runs an
+    event loop.
+    """
+
+    def __init__(
+        self,
+        project: ProjectRecord,
+        calls: CallContext,
+        identity: Identity,
+        *,
+        run: str | None = None,
+        reports: ReportQueue | None = None,
+        membership: Membership | None = None,
+        dashboard_url: str | None = None,
+    ) -> None:
+        """For `connect` and for tests. Takes over `calls` and `membership`: closing the swarm closes them."""
+        self.project = project
+        self.calls = calls
+        self.identity = identity
+        self.run = (run or identity.name)[:MAX_NAME_CHARS]
+        self.dashboard_url = dashboard_url
+        self._reports = reports or ReportQueue()
+        self._living = {layer.prefix: LivingExperts(calls, layer) for layer in project.layers}
+        self._experts: dict[ExpertUid, RemoteExpert] = {}  # bounded by the project's cells
+        self._finalizer = weakref.finalize(self, _close, membership, calls.connections, os.getpid())
+
+    @classmethod
+    def connect(
+        cls,
+        url: str | None = None,
+        *,
+        bootstrap: Sequence[str] = (),
+        project: str | Path | ProjectRecord | None = None,
+        coordinator_key: str | bytes | None = None,
+        identity: Identity | Path | None = None,
+        run: str | None = None,
+        timeout_s: float = 15.0,
+    ) -> Swarm:
+        """A swarm, joined, with what is alive known. Experts may still be missing: `wait_until_alive`.
+
+        `url`: a coordinator's project, `https://host/p/digits`; with `bootstrap` too, those peers are used when the
+        coordinator is down. Without it: `bootstrap` ("host:port" of any peers of the DHT) and `project`: its id (the
+        record then comes from the DHT; `coordinator_key`, hex, says whose when several publish one), a record, or a
+        TOML file. `identity`: a key, or the file that keeps one; by default a new key for this process. `run` names
+        the training on the dashboard. Raises ConfigError, CoordinatorUnreachable, UnknownProject, AmbiguousProject or
+        BootstrapFailed.
+        """
+        deadline = time.monotonic() + timeout_s
+        key = _key_bytes(coordinator_key)
+        me = Identity.load_or_create(identity) if isinstance(identity, Path) else identity or Identity.generate()
+        clock = SystemClock()
+        wanted: ProjectRecord | str
+        address, access = None, None
+        if url is not None:
+            if project is not None:
+                raise ConfigError(
+                    "the address already names the project: leave project= away, or connect by bootstrap= alone"
+                )
+            address = ProjectUrl.parse(url)
+            access = _access(address, clock, bool(bootstrap), timeout_s)
+            wanted = access.record if access else address.project
+        else:
+            wanted = _wanted(project)
+        peers = tuple(dict.fromkeys([*(access.bootstrap if access else ()), *bootstrap]))
+        if not peers:
+            raise ConfigError(
+                "no way into the swarm: give a coordinator's project address, or bootstrap=['host:port', ...]"
+            )
+        calls_stats, reports = CallStats(), ReportQueue()
+        connections = Connections(me, clock)
+        membership = Membership(me, clock, peers, wanted, key)
+        if address is not None:
+            trainer = _TelemetrySource(calls_stats, connections, clock)
+            expected = access.coordinator_public_key if access else (key.hex() if key else None)
+            where, what = address.telemetry, address.project
+            membership.link = lambda: CoordinatorLink(where, what, me, me.name, trainer.read, reports, expected)
+        try:
+            joined = membership.start(max(1.0, deadline - time.monotonic()))
+        except BaseException:
+            connections.close()
+            raise
+        calls = CallContext(joined.record.id, connections, joined.directory, calls_stats, clock)
+        dashboard_url = access.dashboard_url if access else None
+        swarm = cls(
+            joined.record, calls, me, run=run, reports=reports, membership=membership, dashboard_url=dashboard_url
+        )
+        log.info("joined project %s as %s; live page: %s", joined.record.id, me.name, dashboard_url or "none")
+        return swarm
+
+    @property
+    def layers(self) -> tuple[LayerSpec, ...]:
+        """What the project's layers are made of."""
+        return self.project.layers
+
+    def layer(self, prefix: str) -> LayerView:
+        """Who serves a layer now, as far as this process knows. Raises UnknownLayer."""
+        self.project.layer(prefix)
+        return self.calls.directory.layer(prefix)
+
+    def living(self, prefix: str) -> LivingExperts:
+        """The layer's living experts, for gates. Raises UnknownLayer."""
+        self.project.layer(prefix)
+        return self._living[prefix]
+
+    def expert(self, uid: ExpertUid | str) -> RemoteExpert:
+        """One expert, the same object each time. Raises InvalidUid or UnknownLayer."""
+        parsed = uid if isinstance(uid, ExpertUid) else ExpertUid.parse(uid)
+        expert = self._experts.get(parsed)
+        if expert is None:
+            expert = self._experts.setdefault(parsed, RemoteExpert(self, parsed))
+        return expert
+
+    def wait_until_alive(
+        self,
+        layer: str | None = None,
+        num_experts: int | None = None,
+        fraction: float = 1.0,
+        timeout_s: float = 60.0,
+    ) -> int:
+        """How many experts live, once each layer (or the one named) has `num_experts`, or a fraction of its cells.
+
+        Raises NotEnoughExperts, with those that are missing, when that takes longer than `timeout_s`.
+        """
+        layers = self.layers if layer is None else (self.project.layer(layer),)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            alive = {spec.prefix: self.layer(spec.prefix).num_alive for spec in layers}
+            short = [spec for spec in layers if alive[spec.prefix] < _wanted_experts(spec, num_experts, fraction)]
+            if not short:
+                return sum(alive.values())
+            if time.monotonic() >= deadline:
+                missing = "; ".join(self._missing(spec, _wanted_experts(spec, num_experts, fraction)) for spec in short)
+                raise NotEnoughExperts(f"after {timeout_s:g} s: {missing}")
+            time.sleep(POLL_S)
+
+    def report(self, step: int, **metrics: SupportsFloat) -> None:
+        """Put figures of a step on the dashboard: `swarm.report(step, loss=loss)`. Never waits for the network.
+
+        NaN and infinity are left out. While the coordinator is away the newest 1,024 reports wait; without one they go
+        nowhere. Raises UsageError for what is no number, more than 16 metrics, or a negative step.
+        """
+        if step < 0 or len(metrics) > MAX_METRICS or any(len(name) > MAX_NAME_CHARS for name in metrics):
+            raise UsageError(
+                f"report(step={step}, {len(metrics)} metrics): steps count from 0, metrics are {MAX_METRICS} at most"
+            )
+        values = {name: _number(name, value) for name, value in metrics.items()}
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        self._reports.put(Report(self.run, int(step), finite))
+
+    def stats(self) -> SwarmStats:
+        """Counts and latencies of this process's calls."""
+        return self.calls.stats.snapshot(self.calls.clock.monotonic_s(), self.calls.connections.late_answers)
+
+    def close(self) -> None:
+        """Leave the swarm; the last reports get a second. May be called twice. Expert calls then raise UsageError."""
+        self._finalizer()
+
+    def __enter__(self) -> Swarm:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Swarm:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Swarm cannot be pickled: it holds connections; connect again in the other process")
+
+    def __repr__(self) -> str:
+        state = "connected" if self._finalizer.alive else "closed"
+        return f"<Swarm of project {self.project.id}, {state} as {self.identity.name}>"
+
+    def _missing(self, spec: LayerSpec, wanted: int) -> str:
+        holders = self.layer(spec.prefix).holders
+        vacant = [str(spec.cells.uid(spec.prefix, cell)) for cell, holder in enumerate(holders) if holder is None]
+        shown = ", ".join(vacant[:MISSING_SHOWN]) + (" ..." if len(vacant) > MISSING_SHOWN else "")
+        return f"layer {spec.prefix} has {len(holders) - len(vacant)} of {wanted} experts alive (nobody serves {shown})"
+
+
+class _TelemetrySource:
+    """The trainer's figures for the coordinator."""
+
+    def __init__(self, stats: CallStats, connections: Connections, clock: SystemClock) -> None:
+        self._stats = stats
+        self._connections = connections
+        self._clock = clock
+        self._started_s = clock.wall_s()
+
+    def read(self) -> TrainerTelemetry:
+        stats = self._stats.snapshot(self._clock.monotonic_s(), self._connections.late_answers)
+        return TrainerTelemetry(
+            started_s=self._started_s,
+            calls=stats.calls,
+            failures=stats.failures,
+            rows=stats.rows,
+            p50_ms=stats.p50_ms,
+            p95_ms=stats.p95_ms,
+        )
+
+
+def _access(address: ProjectUrl, clock: SystemClock, others: bool, timeout_s: float) -> ProjectAccess | None:
+    """The coordinator's answer, the clock corrected by its hint; None when it is down and there are `others` to ask."""
+    try:
+        access, ahead_s = fetch_access(address, timeout_s)
+    except CoordinatorUnreachable as error:
+        if not others:
+            raise
+        log.warning("%s; going on with the bootstrap peers alone", error)
+        return None
+    if abs(ahead_s) > CORRECT_CLOCK_S:
+        clock.offset_s = ahead_s
+        if abs(ahead_s) > CLOCK_SKEW_TOLERATED_S:
+            log.warning(
+                "this machine's clock differs by %.0f s from the coordinator's; corrected here, please set it", ahead_s
+            )
+    return access
+
+
+def _wanted(project: str | Path | ProjectRecord | None) -> ProjectRecord | str:
+    if isinstance(project, ProjectRecord):
+        return project.check()
+    if isinstance(project, Path) or (isinstance(project, str) and project.endswith(".toml")):
+        return ProjectRecord.from_toml(Path(project))
+    if not project:
+        raise ConfigError("which project? Give project= its id, its record or its TOML file, or connect by its address")
+    return project
+
+
+def _wanted_experts(spec: LayerSpec, num_experts: int | None, fraction: float) -> int:
+    return math.ceil(fraction * spec.cells.num_cells) if num_experts is None else num_experts
+
+
+def _key_bytes(key: str | bytes | None) -> bytes | None:
+    if key is None:
+        return None
+    try:
+        raw = bytes.fromhex(key) if isinstance(key, str) else key
+    except ValueError:
+        raw = b""
+    if len(raw) != PUBLIC_KEY_BYTES:
+        raise ConfigError("coordinator_key must be an Ed25519 public key: 64 hexadecimal digits")
+    return raw
+
+
+def _number(name: str, value: SupportsFloat) -> float:
+    """The figure as a float; a tensor leaves its graph behind."""
+    detach = getattr(value, "detach", None)
+    try:
+        return float(detach() if detach else value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"report: {name} is no number: {error}") from error
+
+
+def _close(membership: Membership | None, connections: Connections, owner_pid: int) -> None:
+    if os.getpid() != owner_pid:
+        return  # a forked child: the threads and sockets are its parent's
+    if membership is not None:
+        membership.close()
+    connections.close()

@@ -1,0 +1,90 @@
+"""The choice of experts against brute force, on grids of one to three dimensions."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from learning_at_home.client import selection
+from learning_at_home.client.selection import CellIndex, best_cells, cell_scores, lines_of, next_best_cells
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[tuple[int, ...], Tensor, list[int], int]:
+    """A grid, the gate's scores, the living cells, and k. Few distinct scores, so that ties are common."""
+    grid = tuple(draw(st.lists(st.integers(1, 5), min_size=1, max_size=3)))
+    num_cells = torch.Size(grid).numel()
+    living = sorted(draw(st.sets(st.integers(0, num_cells - 1), min_size=1)))
+    num_rows = draw(st.integers(1, 4))
+    scores = draw(st.lists(st.integers(-3, 3), min_size=num_rows * sum(grid), max_size=num_rows * sum(grid)))
+    return grid, torch.tensor(scores, dtype=torch.float64).view(num_rows, -1), living, draw(st.integers(1, 8))
+
+
+def score(lines: Tensor, grid: tuple[int, ...], cell: int) -> float:
+    """The sum of one score per dimension, without any trick."""
+    total, offset, indices = 0.0, 0, []
+    for size in reversed(grid):
+        cell, index = divmod(cell, size)
+        indices.append(index)
+    for size, index in zip(grid, reversed(indices), strict=True):
+        total += float(lines[offset + index])
+        offset += size
+    return total
+
+
+def brute_force(lines: Tensor, grid: tuple[int, ...], living: list[int], k: int) -> list[int]:
+    return sorted(living, key=lambda cell: (-score(lines, grid, cell), cell))[:k]
+
+
+@given(problems())
+def test_the_chosen_cells_equal_brute_force(problem: tuple[tuple[int, ...], Tensor, list[int], int]):
+    grid, lines_RL, living, k = problem
+
+    chosen_RK = best_cells(lines_RL, CellIndex.of(grid, living), k)
+
+    assert chosen_RK.tolist() == [brute_force(lines, grid, living, k) for lines in lines_RL]
+
+
+@given(problems())
+def test_the_scores_of_cells_are_sums_over_dimensions(problem: tuple[tuple[int, ...], Tensor, list[int], int]):
+    grid, lines_RL, living, _ = problem
+    cells_RK = torch.tensor(living).expand(len(lines_RL), -1)
+
+    assert cell_scores(lines_RL, grid, cells_RK).tolist() == [
+        [score(lines, grid, cell) for cell in living] for lines in lines_RL
+    ]
+
+
+@given(problems())
+def test_the_next_best_continue_where_the_best_ended(problem: tuple[tuple[int, ...], Tensor, list[int], int]):
+    grid, lines_RL, living, k = problem
+    index = CellIndex.of(grid, living)
+    asked_RA = best_cells(lines_RL, index, k)
+
+    cells_R = next_best_cells(lines_RL, index, asked_RA)
+
+    for lines, cell in zip(lines_RL, cells_R.tolist(), strict=True):
+        following = brute_force(lines, grid, living, k + 1)[k:]
+        assert [cell] == (following or [-1])
+
+
+def test_what_was_asked_and_died_since_is_no_hindrance():
+    lines_RL = torch.tensor([[3.0, 2.0, 1.0, 0.0]])
+
+    assert next_best_cells(lines_RL, CellIndex.of((4,), [1, 3]), torch.tensor([[0, 1, -1]])).tolist() == [3]
+    assert next_best_cells(lines_RL, CellIndex.of((4,), []), torch.tensor([[0]])).tolist() == [-1]
+
+
+def test_rows_taken_in_blocks_are_chosen_alike(monkeypatch):
+    lines_RL = torch.randn(33, 12)
+    index = CellIndex.of((4, 8), range(0, 32, 3))
+    whole = best_cells(lines_RL, index, 4), next_best_cells(lines_RL, index, best_cells(lines_RL, index, 4))
+
+    monkeypatch.setattr(selection, "SCORES_AT_ONCE", 50)
+
+    blocks = best_cells(lines_RL, index, 4), next_best_cells(lines_RL, index, whole[0])
+    assert [torch.equal(a, b) for a, b in zip(whole, blocks, strict=True)] == [True, True]
+
+
+def test_lines_of_a_cell():
+    assert lines_of((2, 3), torch.tensor([0, 5])).tolist() == [[0, 1], [2, 4]]
