@@ -16,7 +16,7 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-from learning_at_home.demo.commands import MAX_NODES
+from learning_at_home.demo.commands import MAX_NODES, Commands
 from learning_at_home.demo.recipe import GOAL_ACCURACY, Recipe
 from learning_at_home.demo.screen import Screen
 from learning_at_home.demo.stage import DemoOptions, Stage
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     screen = Screen(sys.stdout, sys.stderr, headless=options.headless)
     recipe = Recipe(steps=options.steps, seed=options.seed)
-    demo = DemoOptions(recipe, options.port, options.nodes, options.frozen_experts, options.exit)
+    demo = DemoOptions(Commands(recipe, options.nodes), options.port, options.frozen_experts, options.exit)
     folder = Path(tempfile.mkdtemp(prefix="lah-demo-"))
     stage = Stage(demo, folder, screen)
     keep_logs = False
@@ -72,7 +72,8 @@ async def _perform(stage: Stage, screen: Screen) -> int:
         caught.append(number)
         task.cancel()
 
-    for number in STOPPING_SIGNALS:
+    heeded = [number for number in STOPPING_SIGNALS if number != signal.SIGHUP or not _runs_under_nohup()]
+    for number in heeded:
         loop.add_signal_handler(number, leave, number)
     try:
         await stage.run()
@@ -85,10 +86,14 @@ async def _perform(stage: Stage, screen: Screen) -> int:
         if stage.result is None:
             return 128 + caught[0]
     finally:
-        for number in STOPPING_SIGNALS:
+        for number in heeded:
             loop.remove_signal_handler(number)
     reached = stage.result is not None and stage.result.accuracy >= GOAL_ACCURACY
     return EXIT_REACHED if reached else EXIT_FAILED
+
+
+def _runs_under_nohup() -> bool:
+    return signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from learning_at_home.data_folders import HOME_VARIABLE
@@ -26,22 +27,31 @@ def project_url(port: int) -> str:
     return f"http://{HOST}:{port}/p/{PROJECT_ID}"
 
 
-def coordinator_command(port: int, folder: Path, project_file: Path) -> tuple[str, ...]:
-    arguments = ["--host", HOST, "--port", str(port), "--data-dir", str(folder), "--project-file", str(project_file)]
-    return _lah("coordinator", *arguments, "--exit-with-parent")
+@dataclass(frozen=True, slots=True)
+class Commands:
+    """The command lines of one demo. Tests let other programs play the parts."""
 
+    recipe: Recipe
+    num_nodes: int
 
-def node_command(number: int, num_nodes: int, port: int, folder: Path) -> tuple[str, ...]:
-    """Node `number` of `num_nodes`, with its share of every layer's cells."""
-    experts = [argument for pattern in share_of_node(number, num_nodes) for argument in ("--experts", pattern)]
-    place = ["--name", NODE_NAMES[number], "--data-dir", str(folder), "--device", "cpu", "--exit-with-parent"]
-    return _lah("node", "--coordinator", project_url(port), *experts, *place)
+    def coordinator(self, port: int, folder: Path, project_file: Path) -> tuple[str, ...]:
+        """A coordinator of one project, its database in `folder`."""
+        place = ["--host", HOST, "--port", str(port), "--data-dir", str(folder)]
+        return _lah("coordinator", *place, "--project-file", str(project_file), "--exit-with-parent")
 
+    def node(self, number: int, port: int, folder: Path) -> tuple[str, ...]:
+        """Node `number`, with its share of every layer's cells."""
+        patterns = share_of_node(number, self.num_nodes)
+        experts = [argument for pattern in patterns for argument in ("--experts", pattern)]
+        place = ["--name", NODE_NAMES[number], "--data-dir", str(folder), "--device", "cpu", "--exit-with-parent"]
+        return _lah("node", "--coordinator", project_url(port), *experts, *place)
 
-def trainer_command(port: int, recipe: Recipe) -> tuple[str, ...]:
-    numbers = ["--steps", str(recipe.steps), "--seed", str(recipe.seed), "--budget-s", str(recipe.budget_s)]
-    module = "learning_at_home.demo.trainer"
-    return (sys.executable, "-m", module, project_url(port), *numbers, "--exit-with-parent")
+    def trainer(self, port: int) -> tuple[str, ...]:
+        """The trainer; it speaks on standard output: see trainer_messages."""
+        recipe = self.recipe
+        numbers = ["--steps", str(recipe.steps), "--seed", str(recipe.seed), "--budget-s", str(recipe.budget_s)]
+        module = "learning_at_home.demo.trainer"
+        return (sys.executable, "-m", module, project_url(port), *numbers, "--exit-with-parent")
 
 
 def child_environment(parent: Mapping[str, str], folder: Path) -> dict[str, str]:

@@ -65,11 +65,11 @@ class CoordinatorApi:
         except httpx.HTTPError:
             return False
 
-    async def expert_updates(self) -> int | None:
-        """Optimizer steps of all experts as their hosts count them, once that has settled; None without an answer."""
+    async def expert_updates(self, settle_s: float = SETTLE_S) -> int | None:
+        """Optimizer steps of all experts as their hosts count, unchanged for `settle_s`; None without an answer."""
         deadline = time.monotonic() + SETTLE_DEADLINE_S
         count, since = await self._count_updates(), time.monotonic()
-        while count is not None and time.monotonic() < min(deadline, since + SETTLE_S):
+        while count is not None and time.monotonic() < min(deadline, since + settle_s):
             await asyncio.sleep(POLL_S)
             latest = await self._count_updates()
             if latest != count:

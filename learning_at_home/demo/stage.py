@@ -13,17 +13,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from learning_at_home.demo.commands import (
-    NODE_NAMES,
-    child_environment,
-    coordinator_command,
-    node_command,
-    project_url,
-    trainer_command,
-)
-from learning_at_home.demo.coordinator_api import CoordinatorApi
+from learning_at_home.demo.commands import NODE_NAMES, Commands, child_environment, project_url
+from learning_at_home.demo.coordinator_api import SETTLE_S, CoordinatorApi
 from learning_at_home.demo.ports import free_port, is_free
-from learning_at_home.demo.recipe import GOAL_ACCURACY, Recipe, project_record, project_toml
+from learning_at_home.demo.recipe import GOAL_ACCURACY, project_record, project_toml
 from learning_at_home.demo.screen import DemoResult, Screen
 from learning_at_home.demo.supervision import Child, ChildSpec, Supervisor
 from learning_at_home.demo.trainer_messages import Finished, TrainerMessage, decode_line
@@ -39,11 +32,11 @@ STOP_TRAINER, STOP_NODES, STOP_COORDINATOR = 0, 1, 2  # so that none waits for a
 class DemoOptions:
     """What the command line said."""
 
-    recipe: Recipe
+    commands: Commands
     port: int
-    num_nodes: int
     frozen_experts: bool
     exit_when_done: bool
+    settle_s: float = SETTLE_S  # how long the hosts' counts must stand still to be taken for the last ones
 
 
 class Stage:
@@ -54,7 +47,7 @@ class Stage:
         self._folder = folder
         self._screen = screen
         self._port = 0
-        self._living_nodes = options.num_nodes
+        self._living_nodes = options.commands.num_nodes
         self.result: DemoResult | None = None
 
     async def run(self) -> None:
@@ -67,8 +60,8 @@ class Stage:
         async with Supervisor() as supervisor:
             coordinator = await self._start_coordinator(supervisor)
             self._screen.address(project_url(self._port))
-            nodes = [await self._start_node(supervisor, number) for number in range(self._options.num_nodes)]
-            command = trainer_command(self._port, self._options.recipe)
+            nodes = [await self._start_node(supervisor, number) for number in range(self._options.commands.num_nodes)]
+            command = self._options.commands.trainer(self._port)
             trainer = await supervisor.start(self._spec("trainer", command, speaks=True), stop_order=STOP_TRAINER)
             async with asyncio.TaskGroup() as watchers:
                 watching = [watchers.create_task(self._watch_coordinator(coordinator))]
@@ -90,7 +83,7 @@ class Stage:
         preferred = self._options.port
         for _ in range(START_ATTEMPTS):
             self._port = free_port(preferred)
-            command = coordinator_command(self._port, self._folder / "coordinator", project_file)
+            command = self._options.commands.coordinator(self._port, self._folder / "coordinator", project_file)
             coordinator = await supervisor.start(self._spec("coordinator", command), stop_order=STOP_COORDINATOR)
             if await self._answers(coordinator):
                 if self._port != self._options.port:
@@ -116,7 +109,7 @@ class Stage:
 
     async def _start_node(self, supervisor: Supervisor, number: int) -> Child:
         name = NODE_NAMES[number]
-        command = node_command(number, self._options.num_nodes, self._port, self._folder / name)
+        command = self._options.commands.node(number, self._port, self._folder / name)
         return await supervisor.start(self._spec(name, command), stop_order=STOP_NODES)
 
     def _spec(self, name: str, command: tuple[str, ...], *, speaks: bool = False) -> ChildSpec:
@@ -148,14 +141,16 @@ class Stage:
         self._living_nodes -= 1
         await self._tell_the_end(node)
         if self._living_nodes:
-            self._screen.news(f"The training goes on with {self._living_nodes} of {self._options.num_nodes} nodes.")
+            self._screen.news(
+                f"The training goes on with {self._living_nodes} of {self._options.commands.num_nodes} nodes."
+            )
         elif self.result is None:
             self._screen.news("No node is left: the training stops.")
             await supervisor.stop([trainer])
 
     async def _show_result(self, finished: Finished, seconds: float) -> None:
         async with CoordinatorApi(self._port) as api:
-            updates = await api.expert_updates()
+            updates = await api.expert_updates(self._options.settle_s)
         self.result = DemoResult(
             accuracy=finished.accuracy,
             steps=finished.steps,

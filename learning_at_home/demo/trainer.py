@@ -7,6 +7,7 @@ process that started it by lines on standard output: see trainer_messages. Synch
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import signal
 import sys
@@ -22,10 +23,12 @@ import learning_at_home as lah
 from learning_at_home.demo.digits import NUM_CLASSES, NUM_FEATURES, DigitsTask, make_digits_task
 from learning_at_home.demo.recipe import GOAL_ACCURACY, HIDDEN_SIZE, LAYERS, NUM_CELLS, Recipe, learning_rate_factor
 from learning_at_home.demo.trainer_messages import Finished, Progress, TrainerMessage, Waiting, encode_line
-from learning_at_home.errors import LearningAtHomeError
+from learning_at_home.errors import LearningAtHomeError, NotEnoughExperts
 from learning_at_home.parent_watch import exit_when_stdin_closes
 
 WAIT_FOR_EXPERTS_S = 90.0  # four nodes that start at once on two cores load torch in 10 to 20 s
+WAITING_TOLD_EVERY_S = 0.5
+RUN_NAME = "demo"  # on the dashboard
 REPORT_INTERVAL_S = 0.3  # to the page, which shows it within 2 s, and to the bar
 ROWS_PER_EVALUATION_CALL = 1_250  # a quarter of the test rows: few calls, each far below a layer's limit
 LOSS_MEMORY = 0.9  # of the running mean: about the last ten steps
@@ -112,7 +115,7 @@ def train_on_swarm(project_url: str, recipe: Recipe, say: Say) -> Finished:
     """Train the demo's model on a living swarm. Raises a LearningAtHomeError when there is none or it is lost."""
     torch.manual_seed(recipe.seed)
     task = make_digits_task(recipe.seed)
-    with lah.Swarm.connect(project_url) as swarm:
+    with lah.Swarm.connect(project_url, run=RUN_NAME) as swarm:
         _wait_for_experts(swarm, say)
         model = build_model([lah.DMoE(swarm, layer=layer, k_best=recipe.k_best) for layer in LAYERS])
         training = Training(model, task, recipe)
@@ -192,17 +195,17 @@ class _Reporter:
 
 def _wait_for_experts(swarm: lah.Swarm, say: Say) -> None:
     """Until all are alive. When some stay away: go on with those there are, as long as every layer has one."""
-    wanted, alive = NUM_CELLS * len(LAYERS), 0
-    deadline = time.monotonic() + WAIT_FOR_EXPERTS_S
-    for layer in LAYERS:
+    wanted = NUM_CELLS * len(LAYERS)
+    deadline, alive = time.monotonic() + WAIT_FOR_EXPERTS_S, 0
+    while time.monotonic() < deadline:
+        alive = sum(swarm.layer(layer).num_alive for layer in LAYERS)
         say(Waiting(alive=alive, wanted=wanted))
-        try:
-            swarm.wait_until_alive(layer, NUM_CELLS, timeout_s=max(0.1, deadline - time.monotonic()))
-        except LearningAtHomeError as error:
-            log.warning("not every expert came: %s", error)
-            swarm.wait_until_alive(layer, 1, timeout_s=1.0)
-        alive += NUM_CELLS
-    say(Waiting(alive=alive, wanted=wanted))
+        if alive == wanted:
+            return
+        with contextlib.suppress(NotEnoughExperts):
+            swarm.wait_until_alive(timeout_s=WAITING_TOLD_EVERY_S)
+    log.warning("after %.0f s only %d of %d experts are alive: going on with those", WAIT_FOR_EXPERTS_S, alive, wanted)
+    swarm.wait_until_alive(num_experts=1, timeout_s=0.0)
 
 
 def _write(stream: TextIO, message: TrainerMessage) -> None:
