@@ -14,7 +14,7 @@ ANYWHERE = ("192.0.2.1", 9)  # reserved for documentation: nothing is sent there
 
 
 def announced_host(bind_host: str, your_address: str | None, bootstrap: Sequence[str]) -> str:
-    """The host to announce: where we are bound, else as the coordinator sees us, else the address that leads to the peers.
+    """The host to announce: where we are bound, else as the coordinator sees us, else what leads to the peers.
 
     A coordinator on this machine sees us at a loopback address: that is believed only while all peers are on this
     machine.

@@ -20,6 +20,7 @@ from learning_at_home.dht.node import DhtNode
 from learning_at_home.directory.directory import Directory
 from learning_at_home.errors import LearningAtHomeError
 from learning_at_home.identity import Identity
+from learning_at_home.peer_address import PeerAddress
 from learning_at_home.project import ProjectRecord
 from node_agent.addresses import announced_host, endpoint
 from node_agent.announcer import Announcer
@@ -37,6 +38,7 @@ from node_agent.tensorboard import WRITE_INTERVAL_S, HealthWriter
 log = logging.getLogger(__name__)
 told = logging.getLogger("node_agent.told")  # what the person at the terminal should read, one sentence per line
 
+SERVING_LINE = "the swarm knows of this node and can send it work"
 WATCH_INTERVAL_S = 0.25  # how soon a dead thread ends the process
 DRAIN_TIMEOUT_S = 5.0  # for work that is queued when the node leaves
 
@@ -51,6 +53,7 @@ class Parts:
 
     project: ProjectRecord
     host: Host
+    address: PeerAddress  # of this node
     announcer: Announcer
     gauges: DeviceGauges
     telemetry: TelemetryClient | None
@@ -108,20 +111,21 @@ class Agent:
             try:
                 your_address = invitation.coordinator.your_address if invitation.coordinator else None
                 reachable_at = config.announce_host or announced_host(config.host, your_address, invitation.bootstrap)
-                told.info("reachable at %s, name %s; DHT port %d", endpoint(reachable_at, port), name, dht.port)
+                address = PeerAddress(identity.public_key, (endpoint(reachable_at, port),), name)
+                told.info("reachable at %s, name %s; DHT port %d", address.endpoints[0], name, dht.port)
                 announcer = Announcer(
                     dht,
                     directory,
                     experts,
                     self.clock,
                     name=name,
-                    endpoints=(endpoint(reachable_at, port),),
+                    endpoints=address.endpoints,
                     load_ms=lambda: host.device_thread.load_s() * 1e3,
                     on_change=self._changed,
                 )
                 gauges = DeviceGauges(device)
                 telemetry = self._telemetry_client(invitation.coordinator, project, identity, name, gauges)
-                self.parts = Parts(project, host, announcer, gauges, telemetry)
+                self.parts = Parts(project, host, address, announcer, gauges, telemetry)
                 await self._serve(self.parts)
             finally:
                 await asyncio.to_thread(host.stop)
@@ -215,7 +219,7 @@ class Agent:
             return
         if self.parts.announcer.announced.is_set() and not self.serving.is_set():
             self.serving.set()
-            told.info("the swarm knows of this node and can send it work")
+            told.info(SERVING_LINE)
         if self.parts.telemetry is not None:
             self.parts.telemetry.send_soon()
 

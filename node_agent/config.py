@@ -92,7 +92,7 @@ class NodeConfig:
 
 
 def split_coordinator(url: str) -> tuple[str, str | None]:
-    """Root URL and project id of `http://host/p/digits`; the id is None for a coordinator's root. Raises ConfigError."""
+    """Root URL and project id of `http://host/p/digits`; no id for a coordinator's root. Raises ConfigError."""
     parts = urlsplit(url)
     path = parts.path.rstrip("/")
     root, separator, project = path.partition("/p/")

@@ -1,4 +1,4 @@
-"""Load, memory, temperature and power of the device, where they can be read. May take milliseconds; not for the event loop.
+"""Load, memory, temperature and power of the device, where they can be read. Not for the event loop.
 
 NVML for a GPU; for the CPU the load of the machine and the memory of this process. Knows nothing of experts.
 """

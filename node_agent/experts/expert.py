@@ -73,8 +73,8 @@ class Expert:
         rows = rows.detach().requires_grad_()
         answer = self.module(rows)
         if answer.requires_grad:
-            # The product's gradient by the answer is output_gradient, exactly. Given as grad_outputs it would make torch
-            # import sympy: half a second and 500 modules.
+            # The product's gradient by the answer is output_gradient, exactly. Given as grad_outputs it would make
+            # torch import sympy: half a second and 500 modules.
             product = torch.dot(answer.reshape(-1), output_gradient.reshape(-1))
             found: Sequence[Tensor | None] = torch.autograd.grad(product, [rows, *trained], allow_unused=True)
         else:
@@ -86,7 +86,7 @@ class Expert:
         return Gradients(of_rows, tuple(of_parameters))
 
     def step(self, of_parameters: Sequence[Tensor | None]) -> None:
-        """Clip to the layer's norm, in place, and let the optimizer step once. Raises ExpertFailed, changing nothing."""
+        """Clip to the layer's norm, in place, and let the optimizer step. Raises ExpertFailed, changing nothing."""
         if self._optimizer is None:
             return
         norm = total_norm(of_parameters)

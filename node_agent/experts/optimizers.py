@@ -1,7 +1,7 @@
 """The optimizer step of one expert, through torch's functional optimizers.
 
-The classes of torch.optim import torch's compiler when the first one is made: 1.3 s and 800 modules that no node uses, and
-their bookkeeping costs as much as the step of a small expert. The kernels are the same, and the state is plain tensors.
+The classes of torch.optim import torch's compiler when the first one is made: 1.3 s and 800 modules that no node uses,
+and their bookkeeping costs as much as the step of a small expert. The kernels are the same; the state is plain tensors.
 Fused kernels take 20 to 40 % off a backward, also on the CPU.
 """
 

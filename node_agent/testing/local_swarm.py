@@ -1,0 +1,183 @@
+"""Real nodes on this machine, without a coordinator: `with LocalSwarm(project, num_nodes=4) as swarm: ...`
+
+The cells of all layers are divided among the nodes in their flat order. A DHT peer inside this process is where nodes and
+trainers bootstrap from, so that any node may be killed. Nodes are subprocesses, or with `in_process=True` agents on a
+thread of this process: these start in a fraction of a second, and `expert(uid)` gives the hosted network itself.
+"""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from learning_at_home.dht.node import DhtNode
+from learning_at_home.errors import UnknownExpert, UsageError
+from learning_at_home.expert_uid import ExpertUid
+from learning_at_home.identity import Identity
+from learning_at_home.peer_address import PeerAddress
+from learning_at_home.project import ProjectRecord
+from node_agent.agent import Agent
+from node_agent.config import NodeConfig
+from node_agent.experts.expert import Expert
+from node_agent.testing.loop_thread import LoopThread
+from node_agent.testing.nodes import AgentNode, LocalNode, ProcessNode
+from node_agent.testing.project_files import project_toml
+
+HOST = "127.0.0.1"
+START_TIMEOUT_S = 60.0  # torch takes over a second to import, and on a busy machine far longer
+DHT_TIMEOUT_S = 10.0
+
+
+class LocalSwarm:
+    """Starts with the context, serving when it is entered; ends every node with it."""
+
+    def __init__(
+        self,
+        project: ProjectRecord,
+        num_nodes: int = 4,
+        *,
+        in_process: bool = False,
+        experts: Sequence[Sequence[str]] | None = None,
+        device: str = "cpu",
+        wait: bool = True,
+    ) -> None:
+        """`experts`: patterns per node, instead of equal shares. `wait`: enter only when every node serves."""
+        self.project = project.check()
+        shares = [list(share) for share in experts] if experts is not None else divide_cells(project, num_nodes)
+        if not shares or not all(shares):
+            raise UsageError(f"{num_nodes} nodes need at least as many cells; the project has fewer")
+        self._shares = shares
+        self._in_process = in_process
+        self._device = device
+        self._wait = wait
+        self._closed = False
+        self.nodes: list[LocalNode] = []
+
+    def __enter__(self) -> LocalSwarm:
+        self._folder = tempfile.TemporaryDirectory(prefix="local-swarm-")
+        self._loop = LoopThread("local-swarm")
+        self._dht = DhtNode(Identity.generate(), HOST, 0)
+        self._loop.run(self._dht.__aenter__(), DHT_TIMEOUT_S)
+        try:
+            project_file = Path(self._folder.name) / "project.toml"
+            project_file.write_text(project_toml(self.project), "utf-8")
+            self.nodes = [self._node(number, project_file) for number in range(len(self._shares))]
+            for node in self.nodes:
+                node.start()
+            if self._wait:
+                self.wait_until_serving()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def bootstrap(self) -> list[str]:
+        """Addresses to join by: `Swarm.connect(bootstrap=swarm.bootstrap, project=swarm.project)`."""
+        return [self._dht.address]
+
+    def wait_until_serving(self, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Until every node has announced its experts. Raises TimeoutError, or NodeDied with a node's last words."""
+        deadline = time.monotonic() + timeout_s
+        for node in self.nodes:
+            node.wait_until_serving(deadline)
+
+    def kill(self, number: int) -> None:
+        """End a node without any goodbye (SIGKILL)."""
+        self.nodes[number].kill()
+
+    def stop(self, number: int) -> None:
+        """Let a node fall silent (SIGSTOP): its connections stay open, nothing answers."""
+        self._process(number).send_signal(signal.SIGSTOP)
+
+    def cont(self, number: int) -> None:
+        """Wake a stopped node (SIGCONT)."""
+        self._process(number).send_signal(signal.SIGCONT)
+
+    def leave(self, number: int) -> None:
+        """Let a node leave cleanly: it finishes its work and withdraws its announcement."""
+        self.nodes[number].close()
+
+    def restart(self, number: int) -> None:
+        """Start a node again that was killed or left: the same key, new weights. Waits until it serves."""
+        node = self.nodes[number]
+        node.close()
+        node.start()
+        node.wait_until_serving(time.monotonic() + START_TIMEOUT_S)
+
+    def agent(self, number: int) -> Agent:
+        """The agent of a node. Raises UsageError unless in_process."""
+        node = self.nodes[number]
+        if not isinstance(node, AgentNode) or node.agent is None:
+            raise UsageError("only a running node of LocalSwarm(in_process=True) can be looked into")
+        return node.agent
+
+    def address(self, number: int) -> PeerAddress:
+        """Where a node answers calls. Raises UsageError unless in_process and serving."""
+        parts = self.agent(number).parts
+        if parts is None:
+            raise UsageError("the node does not serve yet")
+        return parts.address
+
+    def expert(self, uid: str | ExpertUid) -> Expert:
+        """The hosted expert itself. Raises UsageError unless in_process, UnknownExpert when no node has it."""
+        for number in range(len(self.nodes)):
+            parts = self.agent(number).parts
+            if parts is not None and str(uid) in parts.host.experts.by_uid:
+                return parts.host.experts.by_uid[str(uid)]
+        raise UnknownExpert(f"no node of this swarm hosts {uid}")
+
+    def close(self) -> None:
+        """End every node and the bootstrap peer. May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        nodes, self.nodes = self.nodes, []
+        try:
+            for node in nodes:
+                if isinstance(node, ProcessNode):
+                    node.begin_close()
+            for node in nodes:
+                node.close()
+            self._loop.run(self._dht.__aexit__(None, None, None), DHT_TIMEOUT_S)
+        finally:
+            self._loop.close()
+            self._folder.cleanup()
+
+    def _node(self, number: int, project_file: Path) -> LocalNode:
+        config = NodeConfig(
+            project_file=project_file,
+            bootstrap=tuple(self.bootstrap),
+            experts=tuple(self._shares[number]),
+            device=self._device,
+            name=f"node-{number}",
+            data_dir=Path(self._folder.name) / f"node-{number}",
+            host=HOST,
+        ).check()
+        return AgentNode(config, self._loop) if self._in_process else ProcessNode(config)
+
+    def _process(self, number: int) -> ProcessNode:
+        node = self.nodes[number]
+        if not isinstance(node, ProcessNode):
+            raise UsageError("a node of LocalSwarm(in_process=True) is no process that could be stopped")
+        return node
+
+
+def divide_cells(project: ProjectRecord, num_nodes: int) -> list[list[str]]:
+    """Per node the uids that it hosts: of each layer a run of neighbours, as equal as can be."""
+    shares: list[list[str]] = [[] for _ in range(num_nodes)]
+    for layer in project.layers:
+        uids = [str(uid) for uid in layer.cells.uids(layer.prefix)]
+        for number, share in enumerate(shares):
+            first, end = len(uids) * number // num_nodes, len(uids) * (number + 1) // num_nodes
+            share += uids[first:end]
+    return shares

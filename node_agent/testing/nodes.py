@@ -1,0 +1,192 @@
+"""The two kinds of node of a LocalSwarm: a process of its own, or an agent on a loop of this process. Threaded.
+
+Both start at once and say later when they serve; both keep their key in their folder, so that a restart is the same node.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import Protocol
+
+from learning_at_home.errors import ConfigError, NetworkError
+from node_agent.agent import SERVING_LINE, Agent
+from node_agent.config import NodeConfig
+from node_agent.testing.loop_thread import LoopThread
+
+STOP_TIMEOUT_S = 10.0
+MAX_LINES = 200
+
+
+class NodeDied(NetworkError):
+    """A node of the swarm ended by itself; the message has its last words."""
+
+
+class LocalNode(Protocol):
+    """What a LocalSwarm asks of a node."""
+
+    def start(self) -> None: ...
+
+    def wait_until_serving(self, deadline: float) -> None:
+        """Raises TimeoutError at the deadline (monotonic), NodeDied when it ended before."""
+        ...
+
+    def kill(self) -> None:
+        """End it without any goodbye."""
+        ...
+
+    def close(self) -> None:
+        """End it cleanly, if it still runs."""
+        ...
+
+
+class ProcessNode:
+    """`lah node` as a subprocess; it ends with this process, however that ends."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        self._config = config
+        self._process: subprocess.Popen[str] | None = None
+        self._lines: collections.deque[str] = collections.deque(maxlen=MAX_LINES)
+        self._serving = threading.Event()
+        self._reader: threading.Thread | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        self._serving.clear()
+        self._lines.clear()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "node_agent.cli", *_flags(self._config)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={"OMP_NUM_THREADS": "1", **os.environ},
+        )
+        self._reader = threading.Thread(target=self._read, args=(self._process,), name="node-output", daemon=True)
+        self._reader.start()
+
+    def wait_until_serving(self, deadline: float) -> None:
+        if not self._serving.wait(max(0.0, deadline - time.monotonic())):
+            raise TimeoutError(f"the node serves nothing yet:\n{self.output}")
+        if self._process is None or self._process.poll() is not None:
+            raise NodeDied(f"the node ended:\n{self.output}")
+
+    @property
+    def output(self) -> str:
+        """Its last lines."""
+        return "\n".join(self._lines)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+        self._reap()
+
+    def begin_close(self) -> None:
+        """Ask it to leave, without waiting: several nodes leave together."""
+        if self._process is not None and self._process.poll() is None:
+            self.send_signal(signal.SIGTERM)
+            self.send_signal(signal.SIGCONT)  # a stopped process takes no other signal
+
+    def close(self) -> None:
+        self.begin_close()
+        self._reap()
+
+    def _reap(self) -> None:
+        if self._process is None:
+            return
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is self._process.stdout and self._reader is not None:
+                self._reader.join(STOP_TIMEOUT_S)
+            if pipe is not None:
+                pipe.close()
+
+    def _read(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            self._lines.append(line.rstrip("\n"))
+            if SERVING_LINE in line:
+                self._serving.set()
+        self._serving.set()  # it ended: who waits looks at the process
+
+
+class AgentNode:
+    """An agent on a loop thread of this process: quick to start, and its experts can be looked at."""
+
+    def __init__(self, config: NodeConfig, loop: LoopThread) -> None:
+        self._config = config
+        self._loop = loop
+        self.agent: Agent | None = None
+        self._running: concurrent.futures.Future[None] | None = None
+
+    def start(self) -> None:
+        self.agent = self._loop.run(self._make(), STOP_TIMEOUT_S)
+        self._running = self._loop.submit(self.agent.run())
+
+    async def _make(self) -> Agent:
+        return Agent(self._config)
+
+    def wait_until_serving(self, deadline: float) -> None:
+        assert self.agent is not None
+        assert self._running is not None
+        serving = self._loop.submit(self._until_serving(self.agent))
+        concurrent.futures.wait(
+            [serving, self._running],
+            timeout=max(0.0, deadline - time.monotonic()),
+            return_when=concurrent.futures.FIRST_COMPLETED,
+        )
+        if self._running.done():
+            serving.cancel()
+            raise NodeDied("the node ended") from self._running.exception()
+        if not serving.done():
+            serving.cancel()
+            raise TimeoutError("the node serves nothing yet")
+
+    async def _until_serving(self, agent: Agent) -> None:
+        await agent.serving.wait()
+
+    def kill(self) -> None:
+        self._end(abruptly=True)
+
+    def close(self) -> None:
+        self._end(abruptly=False)
+
+    def _end(self, *, abruptly: bool) -> None:
+        if self.agent is None or self._running is None:
+            return
+        agent, running = self.agent, self._running
+        self._loop.call(lambda: agent.stop(abruptly=abruptly))
+        self.agent = self._running = None
+        running.result(STOP_TIMEOUT_S)
+
+
+def _flags(config: NodeConfig) -> list[str]:
+    """The command line of the part of a configuration that a LocalSwarm sets."""
+    if config.project_file is None or config.data_dir is None:
+        raise ConfigError("a local node needs a project file and a data folder")
+    flags = ["--project-file", str(config.project_file), "--data-dir", str(config.data_dir), "--host", config.host]
+    flags += ["--device", config.device, "--log-level", config.log_level, "--exit-with-parent"]
+    for address in config.bootstrap:
+        flags += ["--bootstrap", address]
+    for pattern in config.experts:
+        flags += ["--experts", pattern]
+    if config.name is not None:
+        flags += ["--name", config.name]
+    return flags
