@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 
 STDIN = 0
-EXIT_GRACE_S = 8.0  # a node withdraws its announcement and finishes a batch in under 2 s; after this nobody waits for it
+EXIT_GRACE_S = 8.0  # a node withdraws and finishes a batch in under 2 s; after this nobody waits for it
 EXIT_ORPHANED = 70  # EX_SOFTWARE of sysexits.h: the stop was asked for and did not end the process
 
 log = logging.getLogger(__name__)

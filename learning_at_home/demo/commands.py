@@ -19,6 +19,7 @@ NODE_NAMES = (
     "brisk-heron", "calm-otter", "bold-finch", "happy-lynx", "hardy-bison", "jolly-crane", "keen-falcon", "kind-robin",
     "mild-panda", "noble-stork", "neat-wren", "quick-hare", "rosy-plover", "sunny-tapir", "warm-gecko", "witty-raven",
 )  # fmt: skip
+SETTINGS_PREFIX = "LAH_"
 LOOPBACK = "127.0.0.1,localhost"
 
 
@@ -43,8 +44,8 @@ class Commands:
         """Node `number`, with its share of every layer's cells."""
         patterns = share_of_node(number, self.num_nodes)
         experts = [argument for pattern in patterns for argument in ("--experts", pattern)]
-        place = ["--name", NODE_NAMES[number], "--data-dir", str(folder), "--device", "cpu", "--exit-with-parent"]
-        return _lah("node", "--coordinator", project_url(port), *experts, *place)
+        place = ["--name", NODE_NAMES[number], "--data-dir", str(folder), "--device", "cpu", "--host", HOST]
+        return _lah("node", "--coordinator", project_url(port), *experts, *place, "--exit-with-parent")
 
     def trainer(self, port: int) -> tuple[str, ...]:
         """The trainer; it speaks on standard output: see trainer_messages."""
@@ -57,13 +58,15 @@ class Commands:
 def child_environment(parent: Mapping[str, str], folder: Path) -> dict[str, str]:
     """The parent's, with a data folder of its own, one torch thread, and no proxy between processes of one machine.
 
+    Settings of the person's own node or coordinator (LAH_NODE_...) are none of the demo's.
     Six processes share the cores already: more threads in each only make them wait for one another.
     """
     bypassed = {
         name: f"{parent[name]},{LOOPBACK}" if parent.get(name) else LOOPBACK for name in ("NO_PROXY", "no_proxy")
     }
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    return {**parent, **bypassed, **threads, HOME_VARIABLE: str(folder), "PYTHONUNBUFFERED": "1"}
+    kept = {name: value for name, value in parent.items() if not name.startswith(SETTINGS_PREFIX)}
+    return {**kept, **bypassed, **threads, HOME_VARIABLE: str(folder), "PYTHONUNBUFFERED": "1"}
 
 
 def _lah(*arguments: str) -> tuple[str, ...]:

@@ -21,20 +21,10 @@ SETTLE_DEADLINE_S = 15.0
 POLL_S = 0.25
 
 
-class _Cell(msgspec.Struct, frozen=True, array_like=True):
-    health: str
-    load: float
-    updates: int
-
-
-class _Layer(msgspec.Struct, frozen=True):
-    cells: tuple[_Cell, ...]
-
-
-class _View(msgspec.Struct, frozen=True):
+class _ProjectAnswer(msgspec.Struct, frozen=True):
     """Of the coordinator's answer, what the demo reads."""
 
-    layers: tuple[_Layer, ...]
+    updates_total: int  # optimizer steps of all experts, as their hosts report them
 
 
 class CoordinatorApi:
@@ -80,7 +70,6 @@ class CoordinatorApi:
         try:
             answer = await self._client.get("")
             answer.raise_for_status()
-            view = msgspec.json.decode(answer.content, type=_View)
+            return msgspec.json.decode(answer.content, type=_ProjectAnswer).updates_total
         except (httpx.HTTPError, msgspec.DecodeError):
             return None
-        return sum(cell.updates for layer in view.layers for cell in layer.cells)
