@@ -1,0 +1,137 @@
+"""The coordinator as a peer: it asks the DHT like everybody else, and calls experts as a trainer would.
+
+Async, with a small pool of threads for the calls (the transport is synchronous); a thread holds many calls at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+from backend.live.eyes import Probe
+from backend.live.swarm import SeenAnnouncement
+from backend.settings import Settings
+from learning_at_home.clock import Clock
+from learning_at_home.dht.node import DhtNode
+from learning_at_home.directory.directory import Directory
+from learning_at_home.directory.publisher import publish_project
+from learning_at_home.errors import ConfigError, LearningAtHomeError, NetworkError, UnknownExpert, WireError
+from learning_at_home.identity import Identity
+from learning_at_home.project import ProjectRecord
+from learning_at_home.transport.calls import Answer, Call
+from learning_at_home.transport.connections import Connections
+from learning_at_home.wire.messages import CHUNK_BYTES, TensorSpec
+
+MAX_THREADS = 8
+STOP_LOOK_S = 0.2  # how long a thread may overlook that we are closing
+
+
+class DhtEyes:
+    """Made by `open_eyes`."""
+
+    def __init__(self, dht: DhtNode, connections: Connections, clock: Clock, threads: ThreadPoolExecutor) -> None:
+        self._dht = dht
+        self._connections = connections
+        self._clock = clock
+        self._threads = threads
+        self._directories: dict[str, Directory] = {}
+        self._closing = threading.Event()
+
+    @property
+    def dht_port(self) -> int:
+        return self._dht.port
+
+    async def look(self, record: ProjectRecord) -> list[SeenAnnouncement]:
+        """Ask the DHT who serves the project's layers."""
+        directory = self._directories.get(record.id)
+        if directory is None or directory.project != record:
+            directory = self._directories[record.id] = Directory(record, self._clock)
+        await directory.refresh(self._dht)
+        directory.prune()
+        return [
+            SeenAnnouncement(each.public_key, each.announcement, each.expires_ms / 1000)
+            for each in directory.all_announcements()
+            if each.announcement.project == record.id
+        ]
+
+    async def publish(self, record: ProjectRecord) -> int:
+        return await publish_project(self._dht, record)
+
+    async def run_probes(self, probes: Sequence[Probe]) -> None:
+        """One thread makes all these calls at once; each tells its end as soon as it is known."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._threads, self._exchange, list(probes), loop)
+
+    def close(self) -> None:
+        """Let threads end within STOP_LOOK_S."""
+        self._closing.set()
+
+    # -- on a thread of the pool
+
+    def _exchange(self, probes: list[Probe], loop: asyncio.AbstractEventLoop) -> None:
+        waiting: dict[int, Probe] = {}
+        unfinished = list(probes)
+
+        def finish(probe: Probe, answered: bool, hosts_it: bool) -> None:
+            unfinished.remove(probe)
+            loop.call_soon_threadsafe(probe.finished, answered, hosts_it)
+
+        try:
+            with self._connections.exchange() as exchange:
+                for probe in probes:
+                    deadline = self._clock.monotonic_s() + probe.timeout_s
+                    call_id = exchange.send(probe.peer, probe.project_id, [zero_row(probe)], deadline)[0]
+                    waiting[call_id] = probe
+                while exchange.pending and not self._closing.is_set():
+                    answer = exchange.next_answer(self._clock.monotonic_s() + STOP_LOOK_S)
+                    if answer is not None and (found := waiting.pop(answer.call_id, None)) is not None:
+                        finish(found, *judge(found, answer))
+        except LearningAtHomeError:
+            pass  # the connections are closing: what is unfinished is told below
+        if not self._closing.is_set():
+            for probe in list(unfinished):
+                finish(probe, False, True)
+
+
+def zero_row(probe: Probe) -> Call:
+    """A forward call of one row of zeros."""
+    spec = TensorSpec(probe.layer.dtype, (1, *probe.layer.row_shape))
+    uid = str(probe.layer.cells.uid(probe.layer.prefix, probe.cell))
+    sizes = [min(CHUNK_BYTES, spec.num_bytes - start) for start in range(0, spec.num_bytes, CHUNK_BYTES)]
+    return Call(uid, "forward", (spec,), tuple(bytes(size) for size in sizes))
+
+
+def judge(probe: Probe, answer: Answer) -> tuple[bool, bool]:
+    """Whether the node answered, and whether it hosts the expert. A refusal is an answer; noise is none."""
+    if answer.reply is not None:
+        expected = TensorSpec(probe.layer.dtype, (1, *probe.layer.row_shape))
+        return True, answer.reply.tensors == (expected,)
+    if isinstance(answer.error, (NetworkError, WireError)):
+        return False, True
+    return True, not isinstance(answer.error, UnknownExpert)
+
+
+@asynccontextmanager
+async def open_eyes(settings: Settings, identity: Identity, clock: Clock) -> AsyncIterator[DhtEyes]:
+    """A DHT peer and a pool of connections, closed at the end. Raises ConfigError when the UDP port is taken."""
+    node = DhtNode(identity, settings.host, settings.dht_port, clock=clock, bootstrap=settings.bootstrap)
+    try:
+        await node.__aenter__()
+    except OSError as error:
+        raise ConfigError(
+            f"UDP port {settings.dht_port} of {settings.host} cannot be used ({error.strerror or error}); "
+            "choose another with --dht-port, or 0 for any"
+        ) from error
+    connections = Connections(identity, clock)
+    threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="probe")
+    eyes = DhtEyes(node, connections, clock, threads)
+    try:
+        yield eyes
+    finally:
+        eyes.close()
+        await asyncio.to_thread(threads.shutdown, wait=True, cancel_futures=True)
+        connections.close()
+        await node.__aexit__(None, None, None)

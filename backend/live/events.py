@@ -1,0 +1,77 @@
+"""What happened, in words: which changes of state are worth a line, and how many may be told of one node. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from backend.live.node_memory import CellKey, NodeMemory
+from backend.live.run_memory import RunMemory
+from dashboard.view import Event, ExpertHealth
+from learning_at_home.project import ProjectRecord
+
+EventKind = Literal["joined", "left", "serving", "degraded", "stale", "lost", "orphaned", "run", "conflict", "notice"]
+MAX_UNSAVED_EVENTS = 5_000  # while the database cannot be written; the oldest go
+
+
+@dataclass(slots=True)
+class EventWriter:
+    """Puts events where they are shown and where they wait to be written."""
+
+    record: ProjectRecord
+    next_id: Callable[[], int]
+    shown: deque[Event]
+    unsaved: list[Event]
+
+    def joined(self, node: NodeMemory, claims: Sequence[CellKey], now: float) -> None:
+        if node.event_budget.take(now):
+            self._tell("joined", node.name, f"joined with {experts(claims)}", now)
+
+    def left(self, node: NodeMemory, now: float) -> None:
+        if node.event_budget.take(now):
+            self._tell("left", node.name, "left" if node.evidence.withdrawn else "stopped answering", now)
+
+    def notice(self, node: NodeMemory, text: str, now: float) -> None:
+        if node.event_budget.take(now):
+            self._tell("conflict" if "yield" in text.lower() else "notice", node.name, text, now)
+
+    def run_started(self, run: RunMemory, now: float) -> None:
+        self._tell("run", run.name, f"started by {run.trainer}", now)
+
+    def cells_changed(
+        self, node: NodeMemory, before: ExpertHealth, after: ExpertHealth, cells: Sequence[CellKey], now: float
+    ) -> None:
+        """Experts of one node that changed together are one event. Coming back from `stale` is none, nor going there
+        from somewhere worse.
+        """
+        why = {
+            "orphaned": "no checkpoint exists",
+            "lost": "a checkpoint exists",
+            "degraded": "slow or failing for 30 s",
+            "stale": "the node has not answered" if before in ("serving", "degraded") else "",
+            "serving": "" if before == "stale" else f"on {node.name}",
+            "vacant": "",
+        }[after]
+        if after == "vacant" or not why or not node.event_budget.take(now):
+            return
+        if len(cells) == 1:
+            layer = self.record.layer(cells[0][0])
+            self._tell(after, str(layer.cells.uid(*cells[0])), f"is {after}: {why}", now)
+        else:
+            self._tell(after, node.name, f"{experts(cells)} are {after}: {why}", now)
+
+    def _tell(self, kind: EventKind, subject: str, text: str, now: float) -> None:
+        event = Event(id=self.next_id(), at_s=now, kind=kind, subject=subject[:120], text=text)
+        self.shown.appendleft(event)
+        self.unsaved.append(event)
+        del self.unsaved[:-MAX_UNSAVED_EVENTS]
+
+
+def experts(cells: Sequence[CellKey]) -> str:
+    """ "8 experts of ffn0, ffn1"."""
+    prefixes = sorted({prefix for prefix, _ in cells})
+    shown = ", ".join(prefixes[:3]) + (f" and {len(prefixes) - 3} more" if len(prefixes) > 3 else "")
+    number = f"{len(cells)} expert{'' if len(cells) == 1 else 's'}"
+    return f"{number} of {shown}" if cells else "no experts"

@@ -1,0 +1,43 @@
+"""What the coordinator asks of the outside to watch a swarm: a look into the directory, and probes.
+
+Implemented by dht_eyes.DhtEyes; tests have one that needs no network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from backend.live.swarm import SeenAnnouncement
+from learning_at_home.peer_address import PeerAddress
+from learning_at_home.project import LayerSpec, ProjectRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One row of zeros for one expert."""
+
+    peer: PeerAddress
+    project_id: str
+    layer: LayerSpec
+    cell: int
+    timeout_s: float
+    finished: Callable[[bool, bool], None]  # answered, hosts_it; called on the event loop, exactly once
+
+
+class Eyes(Protocol):
+    """Async; `run_probes` returns when all are finished."""
+
+    @property
+    def dht_port(self) -> int: ...
+
+    async def look(self, record: ProjectRecord) -> list[SeenAnnouncement]:
+        """Ask the DHT who serves the project's layers."""
+        ...
+
+    async def publish(self, record: ProjectRecord) -> int:
+        """How many peers hold the project record now. Raises LearningAtHomeError when none does."""
+        ...
+
+    async def run_probes(self, probes: Sequence[Probe]) -> None: ...

@@ -1,0 +1,133 @@
+"""Writes what the swarms remember into the database: one task, in batches, never a row per message. Async.
+
+When the database cannot be written nothing is lost at first: what was taken waits, up to MAX_WAITING batches, the
+oldest go; nodes and runs are written whole the next time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from backend.database import Database
+from backend.events.repository import EventRepository
+from backend.live.node_memory import NodeMemory
+from backend.live.rollups import NODE_RESOLUTIONS_S, Rollup
+from backend.live.run_memory import RunMemory
+from backend.live.swarm import ProjectSwarm
+from backend.nodes.repository import NodeRepository
+from backend.runs.repository import RunRepository
+from backend.series.repository import WHOLE_PROJECT, RollupRepository
+from dashboard.view import Event
+
+log = logging.getLogger(__name__)
+
+WRITE_EVERY_S = 5.0
+NODE_ROLLUPS_EVERY_S = 60.0
+PRUNE_EVERY_S = 3_600.0
+MAX_WAITING = 120  # ten minutes
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one project has to write."""
+
+    project_id: str
+    events: list[Event]
+    rollups: dict[int, Rollup]
+    node_rollups: dict[str, dict[int, Rollup]]
+    nodes: list[NodeMemory] = field(default_factory=list)
+    runs: list[RunMemory] = field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.events or self.rollups or self.node_rollups or self.nodes or self.runs)
+
+
+def take_batch(swarm: ProjectSwarm, *, with_node_rollups: bool) -> Batch:
+    """What is unsaved, which is afterwards saved as far as the swarm knows."""
+    events = list(swarm.unsaved_events)
+    swarm.unsaved_events.clear()
+    saved = [node for node in swarm.nodes.values() if node.ever_answered]
+    batch = Batch(
+        project_id=swarm.record.id,
+        events=events,
+        rollups=swarm.rollups.take(),
+        node_rollups={node.id: node.rollups.take() for node in saved} if with_node_rollups else {},
+        nodes=[node for node in saved if node.unsaved or with_node_rollups],
+        runs=[run for run in swarm.runs.values() if run.unsaved],
+    )
+    for node in batch.nodes:
+        node.unsaved = False
+    return batch
+
+
+async def write_batch(database: Database, batch: Batch) -> None:
+    """All of one batch, or nothing."""
+    async with database.writing() as session:
+        await NodeRepository(session).save(batch.project_id, batch.nodes)
+        await EventRepository(session).add(batch.project_id, batch.events)
+        rollups = RollupRepository(session)
+        await rollups.add(batch.project_id, WHOLE_PROJECT, batch.rollups)
+        for node_id, parts in batch.node_rollups.items():
+            await rollups.add(batch.project_id, node_id, parts, NODE_RESOLUTIONS_S)
+        await RunRepository(session).save(batch.project_id, batch.runs)
+
+
+class Recorder:
+    """The one writer."""
+
+    def __init__(
+        self, database: Database, swarms: Callable[[], Iterable[ProjectSwarm]], now: Callable[[], float]
+    ) -> None:
+        self._database = database
+        self._swarms = swarms
+        self._now = now
+        self._waiting: deque[Batch] = deque(maxlen=MAX_WAITING)
+        self._node_rollups_s = self._pruned_s = now()
+
+    async def run(self) -> None:
+        """Until cancelled; `flush` once more afterwards."""
+        while True:
+            await asyncio.sleep(WRITE_EVERY_S)
+            await self.flush()
+            if self._now() - self._pruned_s >= PRUNE_EVERY_S:
+                self._pruned_s = self._now()
+                await self._prune()
+
+    async def flush(self, *, last: bool = False) -> None:
+        """Write what is unsaved now."""
+        with_nodes = last or self._now() - self._node_rollups_s >= NODE_ROLLUPS_EVERY_S
+        if with_nodes:
+            self._node_rollups_s = self._now()
+        for swarm in self._swarms():
+            batch = take_batch(swarm, with_node_rollups=with_nodes)
+            if not batch.is_empty:
+                self._waiting.append(batch)
+        while self._waiting:
+            batch = self._waiting[0]
+            try:
+                await write_batch(self._database, batch)
+            except (SQLAlchemyError, OSError) as error:
+                log.warning("the database cannot be written, %d batches wait: %s", len(self._waiting), error)
+                for run in batch.runs:
+                    run.unsaved = True
+                    for curve in run.curves.values():
+                        curve.mark_unsaved()
+                return
+            self._waiting.popleft()
+
+    async def _prune(self) -> None:
+        try:
+            async with self._database.writing() as session:
+                await RollupRepository(session).prune(self._now())
+                await RunRepository(session).prune(self._now())
+                for swarm in self._swarms():
+                    await EventRepository(session).prune(swarm.record.id, self._now())
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("old rows cannot be deleted: %s", error)

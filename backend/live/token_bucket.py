@@ -1,0 +1,36 @@
+"""How much of something a peer may do per second, with room for bursts. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class TokenBucket:
+    """`per_second` tokens flow in, at most `burst` are held; it starts full."""
+
+    per_second: float
+    burst: float
+    tokens: float = -1.0
+    at_s: float = 0.0
+
+    def take(self, now: float, amount: float = 1.0) -> bool:
+        """Whether there was enough; if not, nothing was taken."""
+        self._refill(now)
+        if self.tokens < amount:
+            return False
+        self.tokens -= amount
+        return True
+
+    def owe(self, now: float, amount: float = 1.0) -> float:
+        """Take in any case; the answer is how many seconds to wait until the debt is paid."""
+        self._refill(now)
+        self.tokens -= amount
+        return max(0.0, -self.tokens / self.per_second)
+
+    def _refill(self, now: float) -> None:
+        if self.at_s == 0.0:
+            self.tokens = self.burst
+        else:
+            self.tokens = min(self.burst, self.tokens + max(0.0, now - self.at_s) * self.per_second)
+        self.at_s = now

@@ -1,0 +1,164 @@
+"""One telemetry socket from its challenge to its end. Async; decides nothing but who may speak.
+
+Policy on rates: a peer that sends more than its share is read more slowly (its own socket fills up); one that would
+have to wait longer than MAX_WAIT_S is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+
+from backend.coordinator import Coordinator
+from backend.live.swarm import ProjectSwarm
+from backend.live.token_bucket import TokenBucket
+from backend.telemetry.introductions import check_introduction, new_challenge
+from backend.telemetry.plausibility import checked, introduced
+from backend.telemetry.sockets import Speaker
+from learning_at_home.coordinator_messages import (
+    Accepted,
+    Introduction,
+    NodeTelemetry,
+    PeerMessage,
+    Refused,
+    Report,
+    TrainerTelemetry,
+    decode_peer,
+    encode,
+)
+from learning_at_home.errors import CallTimeout, LearningAtHomeError, NodeOverloaded, PeerUnreachable, WireError
+
+log = logging.getLogger(__name__)
+
+INTRODUCTION_TIMEOUT_S = 10.0
+REFUSAL_TIMEOUT_S = 2.0
+MESSAGES_PER_S, MESSAGES_BURST = 20.0, 200.0  # a trainer that reports every step of a small model stays below
+BYTES_PER_S, BYTES_BURST = 512 * 1024.0, 4 * 1024 * 1024.0  # 8,192 experts take about 800 KB every 5 s
+MAX_WAIT_S = 10.0
+CLOSE_REFUSED = 1008  # policy violation
+
+
+async def serve_peer(websocket: WebSocket, coordinator: Coordinator, project_id: str) -> None:
+    """Speak with one node or trainer until either side ends it. Whatever the peer sends, nothing is raised."""
+    await websocket.accept()
+    try:
+        swarm = coordinator.watched(project_id).swarm
+        challenge = new_challenge(coordinator.public_key, coordinator.clock.wall_s())
+        await websocket.send_text(encode(challenge))
+        introduction = await _introduction(websocket)
+        public_key = check_introduction(introduction, challenge, project_id)
+        introduction = introduced(introduction)
+        with coordinator.sockets.speaker(project_id, introduction.role, public_key) as speaker:
+            if introduction.role == "node":
+                await _serve_node(websocket, coordinator, swarm, public_key, introduction, speaker)
+            else:
+                await _serve_trainer(websocket, coordinator, swarm, public_key, introduction, speaker)
+    except WebSocketDisconnect:
+        pass
+    except LearningAtHomeError as error:
+        log.info("a telemetry socket of project %.40s is refused: %s", project_id, error)
+        await _refuse(websocket, error)
+
+
+async def _serve_node(
+    websocket: WebSocket,
+    coordinator: Coordinator,
+    swarm: ProjectSwarm,
+    public_key: bytes,
+    introduction: Introduction,
+    speaker: Speaker,
+) -> None:
+    now = coordinator.now
+    node = swarm.node_introduced(public_key, introduction.name, introduction.agent, introduction.hardware, now())
+    try:
+        await websocket.send_text(encode(Accepted()))
+        async for message in _messages(websocket, coordinator, speaker):
+            if not isinstance(message, NodeTelemetry):
+                raise WireError("a node sends its telemetry and nothing else")
+            swarm.node_told(node, message, now())
+    finally:
+        if not speaker.replaced:
+            swarm.node_socket_lost(node, now())
+
+
+async def _serve_trainer(
+    websocket: WebSocket,
+    coordinator: Coordinator,
+    swarm: ProjectSwarm,
+    public_key: bytes,
+    introduction: Introduction,
+    speaker: Speaker,
+) -> None:
+    now = coordinator.now
+    trainer = swarm.trainer_introduced(public_key, introduction.name, now())
+    try:
+        await websocket.send_text(encode(Accepted()))
+        async for message in _messages(websocket, coordinator, speaker):
+            if isinstance(message, Report):
+                swarm.trainer_reported(trainer, message, now())
+            elif isinstance(message, TrainerTelemetry):
+                swarm.trainer_told(trainer, message, now())
+            else:
+                raise WireError("a trainer sends its telemetry and reports, and nothing else")
+    finally:
+        if not speaker.replaced:
+            swarm.trainer_socket_lost(trainer, now())
+
+
+async def _introduction(websocket: WebSocket) -> Introduction:
+    try:
+        async with asyncio.timeout(INTRODUCTION_TIMEOUT_S):
+            message = decode_peer(await _text(websocket))
+    except TimeoutError as error:
+        raise CallTimeout(f"no introduction came in {INTRODUCTION_TIMEOUT_S:.0f} s") from error
+    if not isinstance(message, Introduction):
+        raise WireError("the first message is an introduction")
+    return message
+
+
+async def _messages(websocket: WebSocket, coordinator: Coordinator, speaker: Speaker) -> AsyncIterator[PeerMessage]:
+    """What the peer says, no faster than it may; ends with WebSocketDisconnect."""
+    messages = TokenBucket(MESSAGES_PER_S, MESSAGES_BURST)
+    num_bytes = TokenBucket(BYTES_PER_S, BYTES_BURST)
+    while True:
+        text = await _text(websocket)
+        if speaker.replaced:
+            raise PeerUnreachable("another connection of the same key took the place of this one")
+        now = coordinator.clock.monotonic_s()
+        wait_s = max(messages.owe(now), num_bytes.owe(now, len(text)))
+        if wait_s > MAX_WAIT_S:
+            raise NodeOverloaded(
+                f"too much telemetry: at most {MESSAGES_PER_S:.0f} messages and {BYTES_PER_S:,.0f} bytes per second",
+                retry_after_s=MAX_WAIT_S,
+            )
+        message = checked(decode_peer(text))
+        if isinstance(message, Introduction):
+            raise WireError("a peer introduces itself once")
+        yield message
+        if wait_s > 0:
+            await asyncio.sleep(wait_s)
+
+
+async def _text(websocket: WebSocket) -> str:
+    """The next text frame. Raises WireError on a binary one, WebSocketDisconnect at the end."""
+    event = await websocket.receive()
+    if event["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(event.get("code", 1005))
+    text = event.get("text")
+    if not isinstance(text, str):
+        raise WireError("telemetry is JSON in text frames")
+    return text
+
+
+async def _refuse(websocket: WebSocket, error: LearningAtHomeError) -> None:
+    """Say why, then close; a peer that does not read it is left."""
+    if websocket.application_state != WebSocketState.CONNECTED or websocket.client_state != WebSocketState.CONNECTED:
+        return
+    with contextlib.suppress(TimeoutError, WebSocketDisconnect, RuntimeError, OSError):
+        async with asyncio.timeout(REFUSAL_TIMEOUT_S):
+            await websocket.send_text(encode(Refused(code=error.code, message=error.message[:1_000])))
+            await websocket.close(CLOSE_REFUSED)
