@@ -18,7 +18,9 @@ from dashboard.static_files import static_url
 
 PAGE_HEADERS = {
     # No inline script and no inline style anywhere: a hostile node name that slipped through escaping could not run.
-    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'self'; object-src 'none'",
+    "Content-Security-Policy": (
+        "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'self'; object-src 'none'"
+    ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",  # a page is data of this second; going back must not show an old swarm as live
@@ -36,16 +38,16 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters.update(formatting.FILTERS)
-    made.filters["scaled"] = formatting.scaled
-    made.globals.update(
-        static=static_url,
-        GLYPHS=health.GLYPHS,
-        EVENT_GLYPHS=health.EVENT_GLYPHS,
-        EVENT_COLOURS=health.EVENT_COLOURS,
+    made.filters.update(
+        scaled=formatting.scaled,
+        hours=health.hours,
+        glyph=health.glyph,
         tint=health.tint,
-        grid_drawing=drawing.grid_drawing,
-        line_drawing=drawing.line_drawing,
+        event_glyph=health.event_glyph,
+        event_tint=health.event_tint,
+        brightness=drawing.brightness,
     )
+    made.globals.update(static=static_url, line_path=drawing.line_path, chart_top=drawing.chart_top)
     return made
 
 

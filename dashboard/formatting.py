@@ -1,8 +1,8 @@
 """Numbers as people read them: 12,480 rows/s, 3.42 TFLOP/s, 41 ms, 3 min; a dash for what is not known.
 
-Pure. `static/js/format.js` says the same in the browser, and a test holds the two equal: a number that a live page patches
-must look as it did when the server drew it. Numbers round half away from zero on the exact binary value, as JavaScript's
-`toFixed` does.
+Pure. `static/js/format.js` says the same in the browser, and a test holds the two equal: a number that a live page
+patches must look as it did when the server drew it. Numbers round half away from zero on the exact binary value, as
+JavaScript's `toFixed` does.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def loss(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """0.4 s? No: whole seconds below a minute, then the largest unit that fits: 12 s · 3 min · 5 h · 2 d."""
+    """Whole seconds below a minute, then the largest unit that fits: 12 s · 3 min · 5 h · 2 d."""
     if seconds is None or not math.isfinite(seconds):
         return NOTHING
     seconds = max(0, math.floor(seconds))

@@ -50,7 +50,7 @@ def create_router(source: DashboardSource) -> APIRouter:
             view = await source.view(project_id)
         except UnknownProject as error:
             return not_found_page(request, error.message)
-        return render(request, "experts.html", contexts.experts_page(view))
+        return render(request, "experts.html", contexts.experts_page(view, request.query_params.get("sort")))
 
     @router.get("/p/{project_id}/nodes", name="nodes")
     async def nodes(request: Request, project_id: str) -> Response:
@@ -58,7 +58,7 @@ def create_router(source: DashboardSource) -> APIRouter:
             view = await source.view(project_id)
         except UnknownProject as error:
             return not_found_page(request, error.message)
-        return render(request, "nodes.html", contexts.nodes_page(view))
+        return render(request, "nodes.html", contexts.nodes_page(view, request.query_params.get("sort")))
 
     @router.get("/p/{project_id}/contributors", name="contributors")
     async def contributors(request: Request, project_id: str) -> Response:
@@ -67,7 +67,9 @@ def create_router(source: DashboardSource) -> APIRouter:
             people = await source.contributors(project_id)
         except UnknownProject as error:
             return not_found_page(request, error.message)
-        return render(request, "contributors.html", contexts.contributors_page(view, people))
+        return render(
+            request, "contributors.html", contexts.contributors_page(view, people, request.query_params.get("sort"))
+        )
 
     @router.get("/p/{project_id}/join", name="join")
     async def join(request: Request, project_id: str) -> Response:

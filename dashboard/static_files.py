@@ -1,7 +1,7 @@
-"""Stylesheet, scripts and icons: served under an address that holds the hash of them all, so they may be kept for ever.
+"""Stylesheet, scripts and icons: served under an address that holds the hash of them all, so they may be kept.
 
-`/static/<hash>/...` is immutable; the modules import each other by relative addresses and so stay under one hash: a page
-never runs with half of an upgrade. `/static/...` is the same without the promise (ETag, asked again each time).
+`/static/<hash>/...` is immutable; the modules import each other by relative addresses and so stay under one hash: a
+page never runs with half of an upgrade. `/static/...` is the same without the promise (ETag, asked again each time).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the pages show, as values: the contexts of the templates, and the snapshot and deltas that browsers get.
 
-One shape serves both: a page is rendered from a `ProjectView`, and the websocket's snapshot is the same `ProjectView` as
-JSON, so that a page without JavaScript and a live page cannot disagree. The dashboard asks for these through
+One shape serves both: a page is rendered from a `ProjectView`, and the websocket's snapshot is the same `ProjectView`
+as JSON, so that a page without JavaScript and a live page cannot disagree. The dashboard asks for these through
 `DashboardSource`; the backend answers. Times are UTC seconds; every number's unit is in its name.
 """
 
@@ -19,7 +19,7 @@ ChartName = Literal["throughput", "latency", "experts", "loss"]
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """The page's first line: "Healthy." + "498 of 512 experts are serving on 31 nodes.", and the one thing that is wrong."""
+    """The page's first line: "Healthy." + "498 of 512 experts are serving on 31 nodes.", and what is wrong."""
 
     level: VerdictLevel
     word: str  # "Healthy."
@@ -172,8 +172,9 @@ class ProjectSummary(msgspec.Struct, frozen=True):
 # Live: /api/v1/projects/{id}/live, JSON text frames from the server; what the browser sends is ignored but for pings.
 #   {"type": "snapshot", "sequence": 7, "view": ProjectView}
 #   {"type": "delta", "sequence": 8, "at_s": 1790000000.1, "change": Change}
-# A delta's sequence is its predecessor's + 1; on a gap the browser closes and connects again. A slow reader's deltas are
-# merged while they wait (at most one is queued); one that stays behind is disconnected. A delta comes at least every 2 s.
+# A delta's sequence is its predecessor's + 1; on a gap the browser closes and connects again. A slow reader's deltas
+# are merged while they wait (at most one is queued); one that stays behind is disconnected. A delta comes at least
+# every 2 s.
 
 
 class Change(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -188,6 +189,7 @@ class Change(msgspec.Struct, frozen=True, omit_defaults=True):
     events: tuple[Event, ...] = ()  # new ones, newest first
     runs: tuple[RunRow, ...] | None = None
     points: dict[str, tuple[float, dict[str, float | None]]] = {}  # chart -> (x, line -> value) to append
+    charts: dict[str, Series] = {}  # charts that start anew: another run is the latest one
 
 
 class DashboardSource(Protocol):
