@@ -17,7 +17,7 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from learning_at_home.dht.contacts import Contact
-from learning_at_home.dht.records import KEY_BYTES, MAX_RECORD_BYTES
+from learning_at_home.dht.records import KEY_BYTES, MAX_RECORD_BYTES, NOT_MSGPACK
 from learning_at_home.errors import WireError
 from learning_at_home.identity import PEER_ID_BYTES, PUBLIC_KEY_BYTES
 
@@ -25,7 +25,7 @@ REQUEST, ANSWER = b"\x00", b"\x01"
 ID_BYTES = 20
 HEADER_BYTES = 1 + ID_BYTES
 MAX_DATAGRAM_BYTES = HEADER_BYTES + 8_192  # rpcudp's limit
-MAX_PAGE_BYTES = 7_000  # of records; 20 neighbours and the framing take 1,000 more
+MAX_PAGE_BYTES = 6_700  # of records; 20 neighbours with IPv6 addresses take 1,320 more, the framing 100
 MAX_NEIGHBOURS = 20
 MAX_RECORDS_PER_PAGE = 64  # a record takes at least 142 bytes
 
@@ -86,7 +86,7 @@ class Stored(msgspec.Struct, frozen=True, array_like=True):
 
 
 Answer = Pong | Nodes | Values | Stored
-AnswerT = TypeVar("AnswerT", Pong, Nodes, Values, Stored)
+AnswerT = TypeVar("AnswerT", bound=Answer)
 
 _REQUESTS: dict[str, msgspec.msgpack.Decoder[Request]] = {
     "ping": msgspec.msgpack.Decoder(Ping),
@@ -121,7 +121,7 @@ def decode_request(payload: bytes) -> Request:
         if decoder is None:
             raise WireError("a DHT request of an unknown name")
         request = decoder.decode(arguments)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except NOT_MSGPACK as error:
         raise WireError(f"not a DHT request: {error}") from error
     if len(request.sender) not in (0, PEER_ID_BYTES):
         raise WireError("a DHT request whose sender is no node id")
@@ -132,7 +132,7 @@ def decode_answer(payload: bytes, kind: type[AnswerT]) -> AnswerT:
     """Raises WireError when it is no answer of this kind."""
     try:
         return msgspec.msgpack.decode(payload, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except NOT_MSGPACK as error:
         raise WireError(f"not a DHT answer: {error}") from error
 
 

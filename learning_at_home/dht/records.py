@@ -20,13 +20,16 @@ from learning_at_home.identity import PUBLIC_KEY_BYTES, SIGNATURE_BYTES, Identit
 
 KEY_BYTES = 20  # Kademlia's 160 bits
 # rpcudp's datagrams hold 8,192 bytes; a page of answers is one datagram and must hold at least one record whole, with
-# 20 neighbours (about 900 bytes) beside it; key, publisher, signature and framing of a record take under 150 bytes.
+# 20 neighbours (up to 1,320 bytes) beside it; a record's key, publisher, signature and framing take under 150 bytes.
 MAX_VALUE_BYTES = 4_000
 MAX_RECORD_BYTES = MAX_VALUE_BYTES + 150
 MAX_LIFE_MS = 25 * 3600 * 1000  # a day, and an hour to renew what is renewed daily
 SKEW_MS = int(CLOCK_SKEW_TOLERATED_S * 1000)
 SIGNING_PURPOSE = "dht-record"
 VERIFIED_CACHE_SIZE = 8_192  # 32 bytes each; a verification costs 86 µs, a look into the cache 3
+# What msgspec raises for bytes that are no msgpack of the kind asked for; ValueError is UnicodeDecodeError, for a text
+# that is not UTF-8, which it lets through.
+NOT_MSGPACK = (msgspec.DecodeError, ValueError, RecursionError)
 
 _MOST = (1 << 63) - 1
 
@@ -63,7 +66,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
             raise WireError(f"a DHT record of {len(data):,} bytes; {MAX_RECORD_BYTES:,} are allowed")
         try:
             return _decoder.decode(data)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except NOT_MSGPACK as error:
             raise WireError(f"not a DHT record: {error}") from error
 
 

@@ -122,4 +122,7 @@ def _unpack_project(packed: bytes) -> ProjectRecord:
         raise WireError(f"not a packed project record: {error}") from error
     if not unpacker.eof:
         raise WireError("a packed project record that is cut off or too large")
-    return ProjectRecord.from_bytes(data)
+    try:
+        return ProjectRecord.from_bytes(data)
+    except UnicodeDecodeError as error:  # msgspec lets it through
+        raise WireError("a project record with text that is not UTF-8") from error
