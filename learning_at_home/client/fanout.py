@@ -138,16 +138,17 @@ class FanOut:
                 return result
 
     def leave_behind(self, patience_s: float) -> list[Task]:
-        """The tasks that nobody waits for any more. Peers that were silent for `patience_s` or more become suspects."""
+        """Give up on what is open. Returns the tasks that were silent for `patience_s`, and suspects their peers."""
         now = self.context.clock.monotonic_s()
-        for task, sent in self._pending.values():
+        silent = [task for task, sent in self._pending.values() if now - sent >= max(patience_s, SILENT_S)]
+        for task, _ in self._pending.values():
             self.context.stats.failed(task.holder.public_key, task.holder.name)
-            if task.holder.public_key not in self._answered and now - sent >= max(patience_s, SILENT_S):
+        for task in silent:
+            if task.holder.public_key not in self._answered:
                 self.context.directory.report_failure(task.holder.public_key, now)
-        tasks = [task for task, _ in self._pending.values()] + [task for _, _, task in self._later]
         self._pending.clear()
         self._later.clear()
-        return tasks
+        return silent
 
     def _ask_what_is_due(self, now: float) -> None:
         due = []

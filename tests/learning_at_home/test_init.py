@@ -24,7 +24,7 @@ def test_every_error_is_public():
 
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="'Swarms'"):
-        _ = learning_at_home.Swarms  # type: ignore[attr-defined]
+        _ = learning_at_home.Swarms
 
 
 def test_without_torch_the_message_says_what_to_install(monkeypatch):
