@@ -91,29 +91,36 @@ def layer_dtype(layer: LayerSpec) -> torch.dtype:
     return DTYPES[layer.dtype]
 
 
-def build_on_meta(layer: LayerSpec) -> nn.Module:
-    """The layer's network without any memory, checked: rows in, rows of the same shape and dtype out.
+def build_checked(layer: LayerSpec) -> nn.Module:
+    """A network of the layer on the CPU, with any weights, checked: rows in, rows of the same shape and dtype out.
 
-    Raises ConfigError that names the layer and both shapes.
+    Not on the meta device: a forward there makes torch import its compiler (2 s). Raises ConfigError that names the
+    layer and both shapes.
     """
     dtype = layer_dtype(layer)
-    architecture = find_architecture(layer.architecture)
-    with torch.device("meta"):
-        module = architecture.build(layer).to(dtype)
-        rows = torch.empty(2, *layer.row_shape, dtype=dtype)
-        try:
-            with torch.no_grad():
-                answer = module(rows)
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            raise ConfigError(
-                f"layer {layer.prefix}: {layer.architecture} cannot compute rows of {_rows(rows)}: {error}"
-            ) from error
+    rows = torch.zeros(2, *layer.row_shape, dtype=dtype)
+    with torch.random.fork_rng(devices=[]):
+        module = find_architecture(layer.architecture).build(layer).to(dtype)
+    try:
+        with torch.no_grad():
+            answer = module(rows)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise ConfigError(
+            f"layer {layer.prefix}: {layer.architecture} cannot compute rows of {_rows(rows)}: {error}"
+        ) from error
     if not isinstance(answer, Tensor) or answer.shape != rows.shape or answer.dtype != rows.dtype:
         made = _rows(answer) if isinstance(answer, Tensor) else type(answer).__name__
         raise ConfigError(
             f"layer {layer.prefix}: {layer.architecture} makes {made} of {_rows(rows)}; both must be the same"
         )
     return module
+
+
+def weight_bytes(layer: LayerSpec) -> int:
+    """Bytes of one expert's weights, counted on the meta device: nothing is allocated."""
+    dtype = layer_dtype(layer)
+    with torch.device("meta"):
+        return count_parameters(find_architecture(layer.architecture).build(layer)) * dtype.itemsize
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -125,7 +132,7 @@ def flop_per_row(layer: LayerSpec) -> int:
     architecture = find_architecture(layer.architecture)
     if architecture.flop_per_row is not None:
         return architecture.flop_per_row(layer)
-    return 2 * count_parameters(build_on_meta(layer)) * _positions(layer)
+    return 2 * weight_bytes(layer) // layer_dtype(layer).itemsize * _positions(layer)
 
 
 def _rows(tensor: Tensor) -> str:

@@ -1,8 +1,8 @@
 """How many bytes experts take on a device, and whether they fit, before any is made.
 
 Weights and optimizer state stay for every expert; gradients and activations exist for one batch of one expert at a
-time, because one thread computes one batch after another. Measured on the meta device, so that it holds for every
-architecture.
+time, because one thread computes one batch after another. Measured by a forward of a row or two, so that it holds for
+every architecture.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from learning_at_home.errors import ConfigError
-from learning_at_home.project import DTYPE_BYTES, LayerSpec
-from node_agent.experts.architectures import build_on_meta, count_parameters
+from learning_at_home.project import LayerSpec
+from node_agent.experts.architectures import build_checked, weight_bytes
 from node_agent.experts.sizes import shown
 
 # Optimizer state, in multiples of the weights.
@@ -35,8 +35,12 @@ class ExpertMemory:
 
 def measure(layer: LayerSpec, max_rows: int) -> ExpertMemory:
     """What one expert of this layer takes. Raises ConfigError when the architecture does not fit the layer."""
-    module = build_on_meta(layer)
-    weights_bytes = count_parameters(module) * DTYPE_BYTES[layer.dtype]
+    weights_bytes = weight_bytes(layer)
+    if weights_bytes > free_device_bytes(torch.device("cpu")):
+        raise ConfigError(
+            f"layer {layer.prefix}: one expert's weights take {shown(weights_bytes)}, more than this machine has"
+        )
+    module = build_checked(layer)
     copies = OPTIMIZER_COPIES[layer.optimizer.name]
     if layer.optimizer.name == "sgd" and layer.optimizer.momentum > 0:
         copies = 1
@@ -62,7 +66,7 @@ def _saved_bytes_per_row(module: torch.nn.Module, layer: LayerSpec) -> int:
                 total += tensor.numel() * tensor.element_size()
             return tensor
 
-        rows = torch.empty(num_rows, *layer.row_shape, dtype=next(module.parameters()).dtype, device="meta")
+        rows = torch.zeros(num_rows, *layer.row_shape, dtype=next(module.parameters()).dtype)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             module(rows.requires_grad_())
         return total

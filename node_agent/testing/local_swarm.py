@@ -1,8 +1,8 @@
 """Real nodes on this machine, without a coordinator: `with LocalSwarm(project, num_nodes=4) as swarm: ...`
 
-The cells of all layers are divided among the nodes in their flat order. A DHT peer inside this process is where nodes and
-trainers bootstrap from, so that any node may be killed. Nodes are subprocesses, or with `in_process=True` agents on a
-thread of this process: these start in a fraction of a second, and `expert(uid)` gives the hosted network itself.
+The cells of all layers are divided among the nodes in their flat order. A DHT peer inside this process is where nodes
+and trainers bootstrap from, so that any node may be killed. Nodes are subprocesses, or with `in_process=True` agents
+on a thread of this process: these start in a fraction of a second, and `expert(uid)` gives the hosted network itself.
 """
 
 from __future__ import annotations
@@ -144,10 +144,7 @@ class LocalSwarm:
         nodes, self.nodes = self.nodes, []
         try:
             for node in nodes:
-                if isinstance(node, ProcessNode):
-                    node.begin_close()
-            for node in nodes:
-                node.close()
+                node.kill()  # the whole swarm ends: there is nobody left to say goodbye to
             self._loop.run(self._dht.__aexit__(None, None, None), DHT_TIMEOUT_S)
         finally:
             self._loop.close()

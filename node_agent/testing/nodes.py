@@ -1,6 +1,6 @@
 """The two kinds of node of a LocalSwarm: a process of its own, or an agent on a loop of this process. Threaded.
 
-Both start at once and say later when they serve; both keep their key in their folder, so that a restart is the same node.
+Both start at once and say later when they serve; both keep their key in their folder: a restart is the same node.
 """
 
 from __future__ import annotations
@@ -91,17 +91,14 @@ class ProcessNode:
         self._process.send_signal(number)
 
     def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
+        if self._process is not None and self._process.poll() is None:
+            self.send_signal(signal.SIGKILL)
         self._reap()
 
-    def begin_close(self) -> None:
-        """Ask it to leave, without waiting: several nodes leave together."""
+    def close(self) -> None:
         if self._process is not None and self._process.poll() is None:
             self.send_signal(signal.SIGTERM)
             self.send_signal(signal.SIGCONT)  # a stopped process takes no other signal
-
-    def close(self) -> None:
-        self.begin_close()
         self._reap()
 
     def _reap(self) -> None:
