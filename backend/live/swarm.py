@@ -115,9 +115,12 @@ class ProjectSwarm:
             self.teller.notice(node, message.notice, now)
         self.dirty = True
 
-    def node_socket_lost(self, node: NodeMemory, now: float) -> None:
-        """The telemetry socket closed: probe at once, unless it said goodbye."""
+    def node_socket_lost(self, node: NodeMemory, now: float, *, in_order: bool = False) -> None:
+        """The telemetry socket closed: probe at once. One that closed in order after `draining` is a goodbye."""
         node.evidence.socket_open = False
+        if in_order and node.evidence.said == "draining":
+            node.evidence.withdrawn = True
+        self.wants_directory = True
         if node.announcement is not None and not node.evidence.withdrawn and node.state != "offline":
             node.schedule.alarm(now)
         self.dirty = True

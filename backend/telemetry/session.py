@@ -39,6 +39,7 @@ REFUSAL_TIMEOUT_S = 2.0
 MESSAGES_PER_S, MESSAGES_BURST = 20.0, 200.0  # a trainer that reports every step of a small model stays below
 BYTES_PER_S, BYTES_BURST = 512 * 1024.0, 4 * 1024 * 1024.0  # 8,192 experts take about 800 KB every 5 s
 MAX_WAIT_S = 10.0
+CLOSED_IN_ORDER = (1000, 1001)  # a close frame of the peer's own will; a killed process sends none
 CLOSE_REFUSED = 1008  # policy violation
 
 
@@ -73,6 +74,7 @@ async def _serve_node(
     speaker: Speaker,
 ) -> None:
     now = coordinator.now
+    in_order = False
     node = swarm.node_introduced(public_key, introduction.name, introduction.agent, introduction.hardware, now())
     try:
         await websocket.send_text(encode(Accepted()))
@@ -80,9 +82,11 @@ async def _serve_node(
             if not isinstance(message, NodeTelemetry):
                 raise WireError("a node sends its telemetry and nothing else")
             swarm.node_told(node, message, now())
+    except WebSocketDisconnect as end:
+        in_order = end.code in CLOSED_IN_ORDER
     finally:
         if not speaker.replaced:
-            swarm.node_socket_lost(node, now())
+            swarm.node_socket_lost(node, now(), in_order=in_order)
 
 
 async def _serve_trainer(

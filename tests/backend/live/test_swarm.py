@@ -1,0 +1,310 @@
+import pytest
+
+from backend.live.portrait import contributors, view
+from backend.live.probe_plan import PROBE_EVERY_S
+from dashboard.view import ExpertHealth
+from learning_at_home.project import LayerSpec
+from tests.backend.kit import (
+    ALICE,
+    BOB,
+    CAROL,
+    DIGITS,
+    NOW,
+    announced,
+    answer_probes,
+    expert,
+    healths,
+    introduce,
+    new_swarm,
+    report,
+    serving_swarm,
+    telemetry,
+)
+
+FOUR_SERVING = dict.fromkeys(range(4), "serving")
+
+
+def kinds(swarm) -> list[str]:
+    return [event.kind for event in reversed(swarm.events)]
+
+
+def test_a_claim_lights_no_cell_before_our_probe_is_answered():
+    swarm = new_swarm()
+    node = introduce(swarm, ALICE, NOW)
+    swarm.node_told(node, telemetry(expert()), NOW)
+    swarm.directory_seen([announced(ALICE)], NOW)
+    swarm.advance(NOW)
+    assert healths(swarm) == dict.fromkeys(range(4), "vacant")
+    assert node.state == "joining"
+
+    assert answer_probes(swarm, NOW) == 1
+    swarm.advance(NOW)
+    assert healths(swarm) == FOUR_SERVING
+    assert kinds(swarm) == ["joined", "serving"]
+
+
+def test_a_node_without_telemetry_is_watched_by_its_announcement_alone():
+    swarm = new_swarm()
+    swarm.directory_seen([announced(ALICE)], NOW)
+    answer_probes(swarm, NOW)
+    swarm.advance(NOW)
+
+    assert healths(swarm) == FOUR_SERVING
+
+
+def test_a_dropped_socket_and_two_silent_probes_orphan_the_experts():
+    swarm = serving_swarm()
+    (node,) = swarm.nodes.values()
+    swarm.node_socket_lost(node, NOW + 1)
+    assert answer_probes(swarm, NOW + 1, answered=False) == 1
+    swarm.advance(NOW + 1)
+    assert healths(swarm) == dict.fromkeys(range(4), "stale")
+
+    assert answer_probes(swarm, NOW + 2, answered=False) == 1
+    swarm.advance(NOW + 2)
+    assert healths(swarm) == dict.fromkeys(range(4), "orphaned")
+    assert node.state == "offline"
+    assert kinds(swarm)[-2:] == ["left", "orphaned"]
+    assert swarm.events[0].text == "4 experts of ffn0 are orphaned: no checkpoint exists"
+
+
+def test_a_dropped_socket_of_a_node_that_answers_changes_nothing():
+    swarm = serving_swarm()
+    (node,) = swarm.nodes.values()
+    swarm.node_socket_lost(node, NOW + 1)
+    answer_probes(swarm, NOW + 1)
+    swarm.advance(NOW + 1)
+
+    assert healths(swarm) == FOUR_SERVING
+
+
+def test_a_silent_socket_is_probed_after_eight_seconds():
+    swarm = serving_swarm()
+    assert answer_probes(swarm, NOW + 7.9) == 0
+
+    assert answer_probes(swarm, NOW + 8.0, answered=False) == 1
+    assert answer_probes(swarm, NOW + 9.0, answered=False) == 1
+    swarm.advance(NOW + 9)
+    assert healths(swarm) == dict.fromkeys(range(4), "orphaned")
+
+
+def test_a_node_that_comes_back_lights_its_cells_again():
+    swarm = serving_swarm()
+    (node,) = swarm.nodes.values()
+    swarm.node_socket_lost(node, NOW)
+    answer_probes(swarm, NOW, answered=False)
+    answer_probes(swarm, NOW + 1, answered=False)
+    swarm.advance(NOW + 1)
+    assert answer_probes(swarm, NOW + 2) == 0
+
+    node = introduce(swarm, ALICE, NOW + 20)
+    swarm.node_told(node, telemetry(expert()), NOW + 20)
+    assert answer_probes(swarm, NOW + 20) == 1
+    swarm.advance(NOW + 20)
+    assert healths(swarm) == FOUR_SERVING
+
+
+def test_a_goodbye_is_no_failure_but_leaves_orphans():
+    swarm = serving_swarm()
+    (node,) = swarm.nodes.values()
+    swarm.node_told(node, telemetry(state="draining"), NOW + 1)
+    swarm.node_socket_lost(node, NOW + 1, in_order=True)
+    swarm.advance(NOW + 1)
+
+    assert answer_probes(swarm, NOW + 1) == 0
+    assert healths(swarm) == dict.fromkeys(range(4), "orphaned")
+    assert "left" in [event.text for event in swarm.events]
+
+
+def test_a_withdrawn_announcement_orphans_at_once():
+    swarm = new_swarm()
+    swarm.directory_seen([announced(ALICE)], NOW)
+    answer_probes(swarm, NOW)
+    swarm.advance(NOW)
+    swarm.directory_seen([], NOW + 1)
+    swarm.advance(NOW + 1)
+
+    assert healths(swarm) == dict.fromkeys(range(4), "orphaned")
+
+
+@pytest.mark.parametrize("later_s, health", [(29.0, "serving"), (31.0, "stale"), (61.0, "orphaned")])
+def test_an_announcement_that_is_not_renewed_ages(later_s, health):
+    swarm = new_swarm()
+    swarm.directory_seen([announced(ALICE)], NOW)
+    answer_probes(swarm, NOW)
+    swarm.advance(NOW)
+    swarm.advance(NOW + later_s)
+
+    assert set(healths(swarm).values()) == {health}
+
+
+def test_of_two_claims_the_older_one_hosts_and_the_other_takes_over_when_it_dies():
+    swarm = new_swarm()
+    swarm.directory_seen([announced(ALICE, claimed_s=NOW - 10), announced(BOB, claimed_s=NOW - 20)], NOW)
+    answer_probes(swarm, NOW)
+    swarm.advance(NOW)
+    assert {cell.host.id for cell in swarm.cells.values()} == {BOB.public_key.hex()}
+
+    bob = swarm.nodes[BOB.public_key.hex()]
+    swarm.node_socket_lost(bob, NOW + 1)
+    for now in (NOW + 1, NOW + 2):
+        for target in swarm.due_probes(now, lambda cells: cells[0]):
+            swarm.probed(target.node, target.cell, now, answered=target.node is not bob, hosts_it=True, jitter=0)
+    swarm.advance(NOW + 2)
+    swarm.advance(NOW + 2)
+    assert {cell.host.id for cell in swarm.cells.values()} == {ALICE.public_key.hex()}
+    assert healths(swarm) == FOUR_SERVING
+
+
+def test_a_cell_that_its_node_denies_is_not_serving_until_it_is_announced_anew():
+    swarm = new_swarm()
+    swarm.directory_seen([announced(ALICE, end=2)], NOW)
+    answer_probes(swarm, NOW, hosts_it=False)
+    swarm.advance(NOW)
+    assert healths(swarm) == {1: "serving"}
+
+    swarm.directory_seen([announced(ALICE, end=3, at_s=NOW + 5)], NOW + 5)
+    answer_probes(swarm, NOW + 5)
+    swarm.advance(NOW + 5)
+    assert set(healths(swarm).values()) == {"serving"}
+
+
+def test_a_cell_that_is_dropped_by_a_living_node_is_orphaned():
+    swarm = serving_swarm()
+    swarm.directory_seen([announced(ALICE, end=3, at_s=NOW + 5)], NOW + 5)
+    swarm.advance(NOW + 5)
+
+    assert healths(swarm) == {0: "serving", 1: "serving", 2: "serving", 3: "orphaned"}
+
+
+def test_claims_outside_the_grid_and_of_foreign_layers_are_ignored():
+    swarm = new_swarm()
+    swarm.directory_seen([announced(ALICE, first=14, end=1_000), announced(BOB, prefix="other")], NOW)
+    answer_probes(swarm, NOW)
+    swarm.advance(NOW)
+
+    assert healths(swarm) == {14: "serving", 15: "serving"}
+
+
+def test_a_slow_expert_is_degraded_after_thirty_seconds_and_its_node_too():
+    swarm = serving_swarm()
+    (node,) = swarm.nodes.values()
+    experts = [expert(cell, p50_ms=1.0, p95_ms=100.0 if cell == 3 else 10.0) for cell in range(4)]
+    for second in (1, 10, 20, 32):
+        swarm.directory_seen([announced(ALICE, at_s=NOW + second)], NOW + second)
+        swarm.node_told(node, telemetry(*experts), NOW + second)
+        answer_probes(swarm, NOW + second)
+        swarm.advance(NOW + second)
+
+    assert healths(swarm) == {0: "serving", 1: "serving", 2: "serving", 3: "degraded"}
+    assert node.state == "degraded"
+    assert swarm.events[0].text == "is degraded: slow or failing for 30 s"
+
+
+def test_totals_outlive_a_restart_of_the_node():
+    swarm = serving_swarm()
+    (node,) = swarm.nodes.values()
+    swarm.node_told(node, telemetry(expert(0, updates=10), expert(1, updates=5)), NOW + 1)
+    swarm.node_told(node, telemetry(expert(0, updates=2), started_s=NOW + 2), NOW + 3)
+
+    assert swarm.totals.updates == 17
+
+
+def test_experts_that_the_project_lacks_count_for_nothing():
+    swarm = serving_swarm()
+    (node,) = swarm.nodes.values()
+    swarm.node_told(node, telemetry(expert(16, updates=10), expert(0, prefix="other", updates=5)), NOW + 1)
+
+    assert swarm.totals.updates == 0
+    assert len(node.experts) == 4
+
+
+def test_a_flapping_node_fills_no_event_list():
+    swarm = serving_swarm()
+    (node,) = swarm.nodes.values()
+    for number in range(1, 101):
+        swarm.node_told(node, telemetry(state="offline" if number % 2 else "online"), NOW + number / 10)
+        answer_probes(swarm, NOW + number / 10)
+        swarm.advance(NOW + number / 10)
+
+    assert len(swarm.events) <= 12
+
+
+def test_a_new_record_forgets_cells_that_are_gone():
+    swarm = serving_swarm()
+    swarm.record_changed(type(DIGITS)(id="digits", layers=(LayerSpec(prefix="ffn0", grid=(2,)),), revision=2))
+    swarm.advance(NOW + 1)
+
+    assert healths(swarm) == {0: "serving", 1: "serving"}
+
+
+def test_strangers_that_never_answered_are_forgotten():
+    swarm = new_swarm()
+    node = introduce(swarm, CAROL, NOW)
+    swarm.node_socket_lost(node, NOW)
+    swarm.advance(NOW + 601)
+
+    assert swarm.nodes == {}
+
+
+def test_probes_go_on_every_fifteen_seconds_for_each_node():
+    swarm = new_swarm()
+    swarm.directory_seen([announced(ALICE), announced(BOB, first=4, end=8)], NOW)
+    assert answer_probes(swarm, NOW) == 2
+    assert answer_probes(swarm, NOW + PROBE_EVERY_S - 1) == 0
+    assert answer_probes(swarm, NOW + PROBE_EVERY_S) == 2
+
+
+def test_the_view_shows_cells_nodes_runs_and_the_one_thing_that_is_wrong():
+    swarm = serving_swarm()
+    (node,) = swarm.nodes.values()
+    trainer = swarm.trainer_introduced(CAROL.public_key, "carol-trains", NOW)
+    swarm.trainer_reported(trainer, report(1, loss=2.5), NOW)
+    swarm.trainer_reported(trainer, report(2, loss=2.0), NOW + 1)
+    for second in (1, 6):
+        rows = 100 * second
+        swarm.node_told(node, telemetry(expert(0, rows_forward=rows), expert(1, rows_forward=rows // 2)), NOW + second)
+    drawn = view(swarm, "http://here", NOW + 6)
+
+    layer = drawn.layers[0]
+    assert [cell.health for cell in layer.cells].count("vacant") == 12
+    assert (layer.cells[0].load, layer.cells[1].load) == (1.0, 0.5)
+    assert layer.cells[0].node == node.id
+    assert drawn.tiles.rows_per_s == pytest.approx(150)
+    assert drawn.nodes[0].experts == 4
+    assert drawn.charts["loss"].lines == {"loss": (2.5, 2.0)}
+    assert (drawn.runs[0].name, drawn.runs[0].trainer, drawn.runs[0].live) == ("first", "carol-trains", True)
+    assert drawn.project.url == "http://here/p/digits"
+    assert drawn.verdict.level == "degraded"
+    assert drawn.verdict.detail == "Nobody serves layer ffn1."
+
+
+@pytest.mark.parametrize(
+    "counts, unserved, level",
+    [
+        ({}, ("ffn0",), "empty"),
+        ({"serving": 32}, (), "healthy"),
+        ({"serving": 31, "stale": 1}, (), "healthy"),
+        ({"serving": 28, "orphaned": 4}, (), "degraded"),
+        ({"serving": 16}, ("ffn1",), "degraded"),
+        ({"serving": 16, "orphaned": 16}, ("ffn1",), "critical"),
+        ({"orphaned": 4}, ("ffn0", "ffn1"), "critical"),
+    ],
+)
+def test_the_verdict_follows_from_the_counts(counts: dict[ExpertHealth, int], unserved, level):
+    from backend.live.verdict import judge
+
+    verdict = judge(counts, experts_total=32, nodes_online=4, unserved_layers=unserved, worst_node=None)
+
+    assert verdict.level == level
+
+
+def test_contributors_are_those_who_answered_us_the_most_generous_first():
+    swarm = new_swarm()
+    swarm.directory_seen([announced(ALICE), announced(BOB, first=4, end=8)], NOW)
+    answer_probes(swarm, NOW)
+    introduce(swarm, CAROL, NOW)
+    bob = introduce(swarm, BOB, NOW)
+    swarm.node_told(bob, telemetry(expert(4, flop=1e9)), NOW)
+
+    assert [each.name for each in contributors(swarm)] == [BOB.name, ALICE.name]
