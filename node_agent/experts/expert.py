@@ -20,6 +20,8 @@ from learning_at_home.project import LayerSpec
 from node_agent.experts.architectures import BACKWARD_FLOP_FACTOR, build_expert, flop_per_row
 from node_agent.experts.optimizers import Optimizer
 
+CLIP_EPSILON = 1e-6  # as torch.nn.utils.clip_grad_norm_ has it, so that a local step is the same step
+
 
 @dataclass(frozen=True, slots=True)
 class Gradients:
@@ -93,8 +95,9 @@ class Expert:
         if not math.isfinite(norm):
             raise ExpertFailed(f"{self.uid}: the gradients of this batch together are not finite; no step was taken")
         clip_norm = self.layer.optimizer.clip_norm
-        if clip_norm is not None and norm > clip_norm:
-            torch._foreach_mul_([gradient for gradient in of_parameters if gradient is not None], clip_norm / norm)
+        scale = 1.0 if clip_norm is None else clip_norm / (norm + CLIP_EPSILON)
+        if scale < 1:
+            torch._foreach_mul_([gradient for gradient in of_parameters if gradient is not None], scale)
         self._optimizer.step(of_parameters)
         self.updates += 1
 
