@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+from enum import Enum, auto
+from functools import lru_cache
 from typing import NamedTuple
 
 from learning_at_home.errors import ConfigError
@@ -31,19 +33,10 @@ def is_worth_asking(contact: Contact, relayed_by: Address) -> bool:
 
     A stranger must not aim our datagrams at this machine, at our home network, or at names that have to be resolved.
     """
-    if "%" in contact.ip:  # an IPv6 zone means something on the teller's machine only
+    place, tellers = _place_of(contact.ip), _place_of(relayed_by[0])
+    if place is None or tellers is None or not 1 <= contact.port <= 65_535:
         return False
-    try:
-        address, teller = ipaddress.ip_address(contact.ip), ipaddress.ip_address(relayed_by[0])
-    except ValueError:
-        return False
-    if not 1 <= contact.port <= 65_535 or address.is_multicast or address.is_unspecified or address.is_reserved:
-        return False
-    if address.is_loopback:
-        return teller.is_loopback
-    if address.is_private:
-        return teller.is_private  # Python counts loopback as private too
-    return True
+    return place is _Place.INTERNET or tellers is _Place.MACHINE or place is tellers
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -64,3 +57,25 @@ def shown_address(address: Address) -> str:
     """ "host:port", with brackets around an IPv6 address."""
     host, port = address
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class _Place(Enum):
+    MACHINE = auto()
+    HOME = auto()
+    INTERNET = auto()
+
+
+@lru_cache(maxsize=4_096)  # every answer tells of 20 addresses, nearly always the same ones
+def _place_of(ip: str) -> _Place | None:
+    """Whence a numeric address can be reached; None for what is no unicast address."""
+    try:
+        address = ipaddress.ip_address(ip)
+    except ValueError:
+        return None
+    if "%" in ip:  # an IPv6 zone means something on the teller's machine only
+        return None
+    if address.is_loopback:
+        return _Place.MACHINE
+    if address.is_multicast or address.is_unspecified or address.is_reserved:
+        return None
+    return _Place.HOME if address.is_private or address.is_link_local else _Place.INTERNET

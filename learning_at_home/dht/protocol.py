@@ -54,6 +54,7 @@ from learning_at_home.errors import WireError
 log = logging.getLogger(__name__)
 
 WAIT_TIMEOUT_S = 1.0  # three times a slow intercontinental round trip
+STALL_S = 0.1  # a timer this late means that we were not looking: the answer may lie unread in the socket
 RESEND_AFTER_S = 0.4  # one lost datagram must not look like a dead peer; every request may be answered twice
 MAX_OUTSTANDING = 256  # requests of ours under way; the others wait for their turn
 MAX_CHECKS = 64  # strangers being pinged back at once; further ones are pinged when they come again
@@ -231,8 +232,7 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
                 if self.transport.is_closing():
                     return None
                 self.transport.sendto(datagram, address)
-                done, _ = await asyncio.wait({answer}, timeout=wait_s)
-                if done:
+                if await _is_done(answer, wait_s):
                     return None if answer.cancelled() else answer.result()
             self.counters["timeouts"] += 1
             return None
@@ -304,3 +304,13 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
     @property
     def _sender(self) -> bytes:
         return b"" if self._client_only else self.node_id
+
+
+async def _is_done(answer: asyncio.Future[bytes], wait_s: float) -> bool:
+    """Whether it came in time. A stalled loop, which reads one datagram per round, gets the same time once more."""
+    loop = asyncio.get_running_loop()
+    until_s = loop.time() + wait_s
+    await asyncio.wait({answer}, timeout=wait_s)
+    if not answer.done() and loop.time() > until_s + STALL_S:
+        await asyncio.wait({answer}, timeout=wait_s)
+    return answer.done()

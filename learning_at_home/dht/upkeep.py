@@ -55,14 +55,15 @@ class Upkeep:
         if self._tasks is None or self._num_spawned >= MAX_SPAWNED:
             work.close()
             return
-        self._num_spawned += 1
+        guarded = _logging_failure(work)
         try:
-            task = self._tasks.create_task(_logging_failure(work))
+            task = self._tasks.create_task(guarded)
         except RuntimeError:  # the group is ending
-            self._num_spawned -= 1
+            guarded.close()
             work.close()
-        else:
-            task.add_done_callback(self._note_done)
+            return
+        self._num_spawned += 1
+        task.add_done_callback(self._note_done)
 
     def welcome(self, contact: Contact) -> None:
         """A new contact is in the table."""

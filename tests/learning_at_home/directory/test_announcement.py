@@ -1,0 +1,76 @@
+"""The announcement's codec: strangers write it."""
+
+import itertools
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learning_at_home.directory.announcement import Announcement, Claim, layer_key, project_key, spans_of
+from learning_at_home.errors import WireError
+
+ANNOUNCEMENT = Announcement(
+    project="digits",
+    name="brisk-heron",
+    endpoints=("tcp://127.0.0.1:4001", "tcp://[2001:db8::1]:4001", "tcp://node.example:4001"),
+    state="online",
+    claims=(Claim("ffn0", ((0, 4), (8, 9)), 1_000), Claim("ffn1", ((3, 4),), 2_000)),
+    issued_ms=5_000,
+)
+
+
+def test_an_announcement_survives_its_bytes():
+    assert Announcement.from_bytes(ANNOUNCEMENT.to_bytes()) == ANNOUNCEMENT
+
+
+def test_an_announcement_cut_off_anywhere_is_a_wire_error():
+    data = ANNOUNCEMENT.to_bytes()
+    for end in range(len(data)):
+        with pytest.raises(WireError):
+            Announcement.from_bytes(data[:end])
+
+
+@given(st.binary(max_size=200))
+def test_garbage_is_a_wire_error(data):
+    with pytest.raises(WireError):
+        Announcement.from_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"endpoints": ("ipc:///tmp/socket",)},
+        {"endpoints": ("inproc://runtime",)},
+        {"endpoints": ("tcp://eth0;10.0.0.1:80",)},
+        {"endpoints": ("tcp://*:80",)},
+        {"endpoints": ("tcp://host:0",)},
+        {"endpoints": ("tcp://host:80\n",)},
+        {"endpoints": ("tcp://a:1",) * 9},
+        {"name": "n" * 33},
+        {"state": "offline"},
+        {"claims": (Claim("ffn0", ((0, (1 << 22) + 1),), 0),)},
+        {"claims": (Claim("ffn0", ((4, 4),), 0),)},
+        {"claims": (Claim("ffn0", ((-1, 4),), 0),)},
+        {"claims": (Claim("ffn0", ((0, 1),), -1),)},
+        {"claims": (Claim("p" * 33, ((0, 1),), 0),)},
+        {"claims": (Claim("ffn0", ((0, 1),) * 129, 0),)},
+    ],
+)
+def test_an_announcement_of_the_impossible_is_a_wire_error(change):
+    with pytest.raises(WireError):
+        Announcement.from_bytes(msgspec.structs.replace(ANNOUNCEMENT, **change).to_bytes())
+
+
+@given(st.sets(st.integers(0, 300)))
+def test_spans_name_every_cell_once(cells):
+    spans = spans_of(cells)
+
+    assert [cell for first, end in spans for cell in range(first, end)] == sorted(cells)
+    assert all(end < following for (_, end), (following, _) in itertools.pairwise(spans))
+
+
+def test_keys_of_different_things_differ():
+    keys = {layer_key("digits", "ffn0"), layer_key("digits", "ffn1"), layer_key("other", "ffn0"), project_key("digits")}
+
+    assert len(keys) == 4
