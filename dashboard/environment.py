@@ -19,7 +19,7 @@ from dashboard.static_files import static_url
 PAGE_HEADERS = {
     # No inline script and no inline style anywhere: a hostile node name that slipped through escaping could not run.
     "Content-Security-Policy": (
-        "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'self'; object-src 'none'"
+        "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",

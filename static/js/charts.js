@@ -9,7 +9,7 @@ import { setText } from "./fields.js";
 import { clock, count, loss, milliseconds, rate, scaled } from "./format.js";
 import { HEALTHS } from "./health.js";
 
-const HEIGHT = 200;
+const LEAST_HEIGHT = 120;
 const MAX_TABLE_ROWS = 60; // more would be read by nobody: the table then takes every n-th point
 const FORMATS = { throughput: rate, latency: milliseconds, experts: count, loss };
 const FONT = "12px ui-sans-serif, system-ui, sans-serif";
@@ -68,7 +68,17 @@ export class Chart {
 
   resize() {
     const width = this.plotElement.clientWidth;
-    if (this.plot && width > 0 && width !== this.plot.width) this.plot.setSize({ width, height: HEIGHT });
+    if (this.plot && width > 0) this.plot.setSize(this.room());
+  }
+
+  /** What the stylesheet leaves inside the padding. */
+  room() {
+    const style = getComputedStyle(this.plotElement);
+    const inside = (size, ...sides) => size - sides.reduce((total, side) => total + (Number.parseFloat(style[side]) || 0), 0);
+    return {
+      width: Math.max(100, inside(this.plotElement.clientWidth, "paddingLeft", "paddingRight")),
+      height: Math.max(LEAST_HEIGHT, inside(this.plotElement.clientHeight, "paddingTop", "paddingBottom")),
+    };
   }
 
   colourOf(position) {
@@ -82,14 +92,13 @@ export class Chart {
     const palette = colours();
     const axis = { stroke: css(palette.faint), font: FONT, grid: { stroke: css(palette.line), width: 1 }, ticks: { show: false } };
     return {
-      width: Math.max(100, this.plotElement.clientWidth),
-      height: HEIGHT,
-      padding: [8, 8, 0, 0],
+      ...this.room(),
+      padding: [8, 24, 0, 0],
       legend: { show: false },
       cursor: { y: false, points: { size: 7 }, drag: { x: false, y: false }, sync: this.bySteps ? undefined : { key: "time" } },
       scales: { x: { time: !this.bySteps, range: (_, low, high) => this.rangeX(low, high) }, y: { range: (_, low, high) => rangeY(low, high) } },
       axes: [
-        { ...axis, grid: { show: false }, size: 30, space: 70, values: (_, ticks) => ticks.map((at) => this.labelX(at)) },
+        { ...axis, grid: { show: false }, size: 34, gap: 12, space: 62, values: (_, ticks) => ticks.map((at) => this.labelX(at)) },
         { ...axis, size: 46, gap: 8, space: 44, values: (_, ticks) => ticks.map(tick) },
       ],
       series: [{}, ...this.lines.map((line, position) => this.line(line, position))],

@@ -185,7 +185,11 @@ export class HeatMap {
     for (const [health] of this.layer.cells) counts.set(health, (counts.get(health) ?? 0) + 1);
     const summary = HEALTHS.filter((health) => counts.get(health)).map((health) => `${count(counts.get(health))} ${health}`);
     setAttribute(this.canvas, "aria-label", `Experts of layer ${this.layer.prefix}: ${summary.join(", ") || "no cells"}. Arrow keys walk over the cells.`);
-    for (const entry of this.figure.querySelectorAll("[data-count]")) setText(entry, count(counts.get(entry.dataset.count) ?? 0));
+    for (const entry of this.figure.querySelectorAll("[data-count]")) {
+      const number = counts.get(entry.dataset.count) ?? 0;
+      setText(entry, count(number));
+      setAttribute(entry.parentElement, "data-zero", number === 0);
+    }
   }
 
   shownHealth(index) {

@@ -13,6 +13,9 @@ export const MODES = ["health", "load", "updates", "age"];
 const OLD_UPDATE_S = 3_600; // an expert that was not trained for an hour is as dim as it gets
 const LEAST_BRIGHTNESS = 0.55; // an idle serving cell still reads as green, with 3:1 against the card
 const LEAST_SCALE = 0.14;
+// A cell with words is a tinted card with an edge in its full colour: the words keep one ink, and 4.5:1, at every level.
+const WORDS_LEAST = 0.16;
+const WORDS_MOST = 0.5;
 const FONT = "ui-sans-serif, system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif";
 
 /** The number from 0 to 1 that a mode shows by brightness. */
@@ -55,8 +58,8 @@ export function wordsOf(mode, cell) {
  */
 export function paint(pen, layout, cells, mode, labelOf, captions) {
   const most = maxima(cells);
-  const gap = layout.cellWidth < 6 ? 0.5 : layout.cellWidth < 14 ? 1 : 2;
-  const radius = Math.min(6, layout.cellWidth / 5, layout.cellHeight / 4);
+  const gap = layout.cellWidth < 6 ? 0.5 : layout.cellWidth < 14 ? 1 : layout.cellWidth < 56 ? 2 : 4;
+  const radius = Math.min(7, layout.cellWidth / 5, layout.cellHeight / 4);
   pen.clearRect(0, 0, layout.width, layout.height);
   paintCaptions(pen, layout, captions);
   for (let index = 0; index < cells.length; index += 1) {
@@ -66,9 +69,17 @@ export function paint(pen, layout, cells, mode, labelOf, captions) {
   }
 }
 
+/** The fill of a serving cell that carries words. */
+function cardFill(mode, cell, most) {
+  const palette = colours();
+  const colour = mode === "health" || mode === "load" ? palette.serving : palette.accent;
+  return blend(colour, palette.surface, WORDS_LEAST + (WORDS_MOST - WORDS_LEAST) * level(mode, cell, most));
+}
+
 function paintCell(pen, [x, y, width, height], radius, cell, mode, most, label) {
   const palette = colours();
-  const fill = fillOf(mode, cell, most);
+  const isCard = width >= 56 && height >= 36;
+  const fill = isCard && cell.health === "serving" ? cardFill(mode, cell, most) : fillOf(mode, cell, most);
   let ink;
   pen.beginPath();
   if (cell.health === "vacant") {
@@ -82,16 +93,27 @@ function paintCell(pen, [x, y, width, height], radius, cell, mode, most, label) 
     pen.roundRect(x, y, width, height, radius);
     pen.fillStyle = css(fill);
     pen.fill();
-    ink = readableOn(fill, palette["cell-dark-ink"], palette["cell-light-ink"]);
+    ink = isCard && cell.health === "serving" ? palette.ink : readableOn(fill, palette["cell-dark-ink"], palette["cell-light-ink"]);
+    if (isCard && cell.health === "serving") paintEdge(pen, x, y, width, height, radius, mode);
   }
   pen.fillStyle = css(ink);
-  if (width >= 56 && height >= 36) paintWords(pen, x, y, width, height, cell, mode, label);
+  if (isCard) paintWords(pen, x, y, width, height, cell, mode, label);
   else if (isDamaged(cell.health) && Math.min(width, height) >= 7) {
     pen.font = `700 ${Math.min(16, Math.min(width, height) * 0.8)}px ${FONT}`;
     pen.textAlign = "center";
     pen.textBaseline = "middle";
     pen.fillText(glyph(cell.health), x + width / 2, y + height / 2 + 0.5);
   }
+}
+
+/** The edge that keeps an idle cell at 3:1 against the card it lies on. */
+function paintEdge(pen, x, y, width, height, radius, mode) {
+  const palette = colours();
+  pen.beginPath();
+  pen.roundRect(x + 0.75, y + 0.75, width - 1.5, height - 1.5, radius);
+  pen.strokeStyle = css(mode === "health" || mode === "load" ? palette.serving : palette.accent);
+  pen.lineWidth = 1.5;
+  pen.stroke();
 }
 
 function paintWords(pen, x, y, width, height, cell, mode, label) {

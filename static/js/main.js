@@ -25,6 +25,7 @@ const parts = [overviewPart(), gridPart(), expertsPart(), nodesPart(), chartsPar
 prepareCopying();
 prepareTheme();
 prepareKeys();
+showWhereWeAre();
 const connection = document.body.dataset.live ? connectPage(document.body.dataset.live) : null;
 // For people with a console open, and for tests: what the page knows, not how it looks.
 globalThis.learningAtHome = { connection };
@@ -94,6 +95,12 @@ function prepareTheme() {
     }
     themeChanged();
   });
+}
+
+/** On a narrow screen the menu scrolls: the page's own entry must be in sight. */
+function showWhereWeAre() {
+  const current = document.querySelector("nav [aria-current]");
+  if (current) current.parentElement.scrollLeft = current.offsetLeft - current.parentElement.offsetLeft - 24;
 }
 
 /** `/` goes to the page's filter, as in other tools of this kind. */

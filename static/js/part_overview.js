@@ -18,7 +18,7 @@ export function overviewPart() {
     if (change === null || change.tiles) writeFields(tiles, view.tiles);
     for (const [field, sparkline] of sparklines) sparkline.add(view.at_s, view.tiles[field]);
     if (change === null || change.events) events?.update(view.events);
-    if (change === null || change.runs || change.points?.loss) writeRun(view);
+    if (change === null || change.runs) writeRun(view);
   };
 }
 

@@ -20,6 +20,7 @@ export function applyChange(view, change, atS) {
   applyCells(view, change.cells ?? {});
   applyNodes(view, change.nodes ?? {}, change.order);
   if (change.events?.length) view.events = mergeEvents(change.events, view.events);
+  for (const [name, series] of Object.entries(change.charts ?? {})) view.charts[name] = series;
   for (const [chart, [x, values]] of Object.entries(change.points ?? {})) appendPoint(view, chart, x, values);
 }
 
