@@ -146,7 +146,7 @@ class ProjectRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         """Raises WireError on anything but a valid record."""
         try:
             return msgspec.msgpack.decode(data, type=cls).check()
-        except (msgspec.DecodeError, RecursionError, LearningAtHomeError) as error:
+        except (msgspec.DecodeError, RecursionError, ValueError, LearningAtHomeError) as error:  # ValueError: not UTF-8
             raise WireError(f"not a project record: {error}") from error
 
     @classmethod

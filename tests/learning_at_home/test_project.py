@@ -24,6 +24,11 @@ def test_garbage_is_a_wire_error(data: bytes) -> None:
         ProjectRecord.from_bytes(data)
 
 
+def test_text_that_is_not_utf8_is_a_wire_error() -> None:
+    with pytest.raises(WireError):
+        ProjectRecord.from_bytes(RECORD.to_bytes().replace(b"digits", b"\xffigits"))
+
+
 def test_a_record_cut_anywhere_is_a_wire_error() -> None:
     data = RECORD.to_bytes()
     for length in range(len(data)):
