@@ -98,8 +98,7 @@ async def serve(start: Start, listener: socket.socket) -> None:
             print(f"Learning@home coordinator: {start.settings.url}/  (projects: {names})", flush=True)
             waiting = tasks.create_task(stopping.wait())
             await asyncio.wait((serving, waiting), return_when=asyncio.FIRST_COMPLETED)
-            for watched in coordinator.projects.values():
-                watched.hub.close()
+            coordinator.stop()
             server.should_exit = True
             waiting.cancel()
 

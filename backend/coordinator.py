@@ -47,6 +47,7 @@ class Coordinator:
     eyes: Eyes
     projects: dict[str, Watched]
     sockets: OpenSockets = field(default_factory=OpenSockets)
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def public_key(self) -> str:
@@ -54,6 +55,12 @@ class Coordinator:
 
     def now(self) -> float:
         return self.time.now()
+
+    def stop(self) -> None:
+        """Let all websockets end; called before the web server is told to stop."""
+        self.stopping.set()
+        for watched in self.projects.values():
+            watched.hub.close()
 
     def watched(self, project_id: str) -> Watched:
         """Raises UnknownProject."""
@@ -113,8 +120,7 @@ async def _run_tasks(
         try:
             yield coordinator
         finally:
-            for each in projects.values():
-                each.hub.close()
+            coordinator.stop()
             for task in running:
                 task.cancel()
     await recorder.flush(last=True)

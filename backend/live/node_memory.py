@@ -88,7 +88,10 @@ class NodeMemory:
         return self.telemetry.started_s, counted
 
     def hears(self, message: NodeTelemetry, record: ProjectRecord, now: float) -> Counters:
-        """Take in telemetry; the answer is what was added to the totals. Experts that the project lacks are ignored."""
+        """Take in telemetry; the answer is what was done lately, to be counted in this minute.
+
+        What a long silence brings counts in the totals only. Experts that the project lacks are ignored.
+        """
         sizes = {layer.prefix: layer.cells.num_cells for layer in record.layers}
         first = self.telemetry is None
         added = Counters()

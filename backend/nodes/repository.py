@@ -59,6 +59,7 @@ def _to_memory(row: NodeModel, now: float) -> NodeMemory:
     node.name, node.agent = row.name, row.agent
     node.hardware = msgspec.json.decode(row.hardware, type=Hardware)
     node.first_seen_s, node.last_seen_s, node.since_s = row.first_seen_s, row.last_seen_s, row.state_since_s
+    node.told_s = row.last_seen_s
     node.state = next((state for state in STATES if state == row.state), "offline")
     node.seconds_online = row.seconds_online
     node.totals = Counters(row.rows_forward, row.rows_backward, row.updates, row.calls, row.failures, row.flop)

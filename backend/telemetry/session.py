@@ -1,7 +1,7 @@
 """One telemetry socket from its challenge to its end. Async; decides nothing but who may speak.
 
-Policy on rates: a peer that sends more than its share is read more slowly (its own socket fills up); one that would
-have to wait longer than MAX_WAIT_S is refused.
+Policy on rates: a peer that sends more than its share is read more slowly, so that its own socket fills up and nothing
+gathers here; its totals come late then, and nothing is lost.
 """
 
 from __future__ import annotations
@@ -30,15 +30,14 @@ from learning_at_home.coordinator_messages import (
     decode_peer,
     encode,
 )
-from learning_at_home.errors import CallTimeout, LearningAtHomeError, NodeOverloaded, PeerUnreachable, WireError
+from learning_at_home.errors import CallTimeout, LearningAtHomeError, PeerUnreachable, WireError
 
 log = logging.getLogger(__name__)
 
 INTRODUCTION_TIMEOUT_S = 10.0
 REFUSAL_TIMEOUT_S = 2.0
-MESSAGES_PER_S, MESSAGES_BURST = 20.0, 200.0  # a trainer that reports every step of a small model stays below
+MESSAGES_PER_S, MESSAGES_BURST = 50.0, 200.0  # a trainer that reports every step of a small model stays below
 BYTES_PER_S, BYTES_BURST = 512 * 1024.0, 4 * 1024 * 1024.0  # 8,192 experts take about 800 KB every 5 s
-MAX_WAIT_S = 10.0
 CLOSED_IN_ORDER = (1000, 1001)  # a close frame of the peer's own will; a killed process sends none
 CLOSE_REFUSED = 1008  # policy violation
 
@@ -134,17 +133,14 @@ async def _messages(websocket: WebSocket, coordinator: Coordinator, speaker: Spe
             raise PeerUnreachable("another connection of the same key took the place of this one")
         now = coordinator.clock.monotonic_s()
         wait_s = max(messages.owe(now), num_bytes.owe(now, len(text)))
-        if wait_s > MAX_WAIT_S:
-            raise NodeOverloaded(
-                f"too much telemetry: at most {MESSAGES_PER_S:.0f} messages and {BYTES_PER_S:,.0f} bytes per second",
-                retry_after_s=MAX_WAIT_S,
-            )
         message = checked(decode_peer(text))
         if isinstance(message, Introduction):
             raise WireError("a peer introduces itself once")
         yield message
         if wait_s > 0:
-            await asyncio.sleep(wait_s)
+            with contextlib.suppress(TimeoutError):  # wakes early when we stop
+                async with asyncio.timeout(wait_s):
+                    await coordinator.stopping.wait()
 
 
 async def _text(websocket: WebSocket) -> str:

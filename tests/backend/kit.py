@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import socket
@@ -14,6 +15,7 @@ from typing import Any
 
 import httpx
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
 
 from backend.app import create_app
 from backend.cli import Server, server_config
@@ -203,7 +205,18 @@ async def serve(folder: Path, eyes: FakeEyes | None = None, **options: Any) -> A
                 try:
                     yield Served(coordinator, eyes, port, http)
                 finally:
+                    coordinator.stop()
                     server.should_exit = True
+
+
+async def read_to_the_end(websocket: ClientConnection) -> list[Any]:
+    """All messages that still come before the other side ends the connection."""
+    messages = []
+    with contextlib.suppress(ConnectionClosed):
+        async with asyncio.timeout(DEADLINE_S):
+            while True:
+                messages.append(await websocket.recv())
+    return messages
 
 
 async def eventually(condition: Any, timeout_s: float = DEADLINE_S) -> None:

@@ -1,5 +1,6 @@
 from backend.live.curves import CHART_SPAN_S, RecentChart, ThinnedCurve
 from backend.live.run_memory import RunMemory
+from learning_at_home.coordinator_messages import Report
 from tests.backend.kit import report
 
 
@@ -16,7 +17,8 @@ def test_a_curve_stays_bounded_and_keeps_its_first_and_latest_point():
 
 
 def test_what_is_taken_rebuilds_the_curve_even_after_thinning():
-    curve, stored = ThinnedCurve(max_points=8), {}
+    curve = ThinnedCurve(max_points=8)
+    stored: dict[int, float] = {}
     for step in range(100):
         curve.add(step, float(step))
         if step % 7 == 0:
@@ -77,6 +79,6 @@ def test_a_report_that_comes_a_little_late_changes_no_curve():
 def test_a_run_has_a_bounded_number_of_metrics():
     run = RunMemory("t", "trainer", "first", started_s=0.0, last_heard_s=0.0)
     for number in range(100):
-        run.hears(report(number, **{f"metric{number}": 1.0}), now=0.0)
+        run.hears(Report(run="first", step=number, metrics={f"metric{number}": 1.0}), now=0.0)
 
     assert len(run.curves) == len(run.metrics) == 32
