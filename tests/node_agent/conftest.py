@@ -1,6 +1,6 @@
 """A caller that speaks to nodes over the real transport, and projects of alice's."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ class Caller:
 
     def call(self, peer: PeerAddress, uid: str, operation: Operation, *tensors: Tensor) -> Tensor:
         """The answer's tensor. Raises what the node answered."""
-        answer = self.ask(peer, [call_of(uid, operation, *tensors)])[0]
+        answer = self.ask(peer, [_call_of(uid, operation, *tensors)])[0]
         if answer.error is not None:
             raise answer.error
         assert answer.reply is not None
@@ -51,16 +51,34 @@ class Caller:
         return [answers[call_id] for call_id in ids]
 
 
-def call_of(uid: str, operation: Operation, *tensors: Tensor) -> Call:
+def _call_of(uid: str, operation: Operation, *tensors: Tensor) -> Call:
     packed = [to_frames(tensor) for tensor in tensors]
     return Call(uid, operation, tuple(spec for spec, _ in packed), tuple(f for _, frames in packed for f in frames))
 
 
 @pytest.fixture
-def caller() -> Iterator[Caller]:
-    caller = Caller()
-    yield caller
-    caller.connections.close()
+def call_of() -> Callable[..., Call]:
+    """`call_of(uid, operation, *tensors)`: a call ready to be sent."""
+    return _call_of
+
+
+@pytest.fixture
+def new_caller() -> Iterator[Callable[[], Caller]]:
+    """Makes callers, each with a key and connections of its own."""
+    callers: list[Caller] = []
+
+    def make() -> Caller:
+        callers.append(Caller())
+        return callers[-1]
+
+    yield make
+    for made in callers:
+        made.connections.close()
+
+
+@pytest.fixture
+def caller(new_caller: Callable[[], Caller]) -> Caller:
+    return new_caller()
 
 
 @pytest.fixture
