@@ -68,7 +68,7 @@ async def _perform(stage: Stage, screen: Screen) -> int:
 
     def leave(number: signal.Signals) -> None:
         if not caught:
-            screen.news("Stopping every process ...")
+            screen.news("Stopping every process (Ctrl-C again: without waiting for them) ...")
         caught.append(number)
         task.cancel()
 

@@ -55,8 +55,8 @@ class Commands:
         return (sys.executable, "-m", module, project_url(port), *numbers, "--exit-with-parent")
 
 
-def child_environment(parent: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """The parent's, with a data folder of its own, one torch thread, and no proxy between processes of one machine.
+def child_environment(parent: Mapping[str, str], folder: Path, temporary: Path) -> dict[str, str]:
+    """The parent's, with folders of the demo's own, one torch thread, and no proxy between processes of one machine.
 
     Settings of the person's own node or coordinator (LAH_NODE_...) are none of the demo's.
     Six processes share the cores already: more threads in each only make them wait for one another.
@@ -66,7 +66,7 @@ def child_environment(parent: Mapping[str, str], folder: Path) -> dict[str, str]
     }
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     kept = {name: value for name, value in parent.items() if not name.startswith(SETTINGS_PREFIX)}
-    return {**kept, **bypassed, **threads, HOME_VARIABLE: str(folder), "PYTHONUNBUFFERED": "1"}
+    return {**kept, **bypassed, **threads, HOME_VARIABLE: str(folder), "TMPDIR": str(temporary)}
 
 
 def _lah(*arguments: str) -> tuple[str, ...]:

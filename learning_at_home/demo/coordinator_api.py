@@ -34,11 +34,9 @@ class CoordinatorApi:
     """
 
     def __init__(self, port: int) -> None:
-        self._client = httpx.AsyncClient(
-            base_url=f"http://{HOST}:{port}/api/v1/projects/{PROJECT_ID}",
-            timeout=ANSWER_TIMEOUT_S,
-            trust_env=False,  # a proxy would look for 127.0.0.1 on its own machine
-        )
+        self._project = f"http://{HOST}:{port}/api/v1/projects/{PROJECT_ID}"
+        # trust_env: a proxy would look for 127.0.0.1 on its own machine
+        self._client = httpx.AsyncClient(timeout=ANSWER_TIMEOUT_S, trust_env=False)
 
     async def __aenter__(self) -> CoordinatorApi:
         return self
@@ -51,7 +49,7 @@ class CoordinatorApi:
     async def serves_project(self) -> bool:
         """Whether it answers for the demo's project."""
         try:
-            return (await self._client.get("")).is_success
+            return (await self._client.get(self._project)).is_success
         except httpx.HTTPError:
             return False
 
@@ -68,7 +66,7 @@ class CoordinatorApi:
 
     async def _count_updates(self) -> int | None:
         try:
-            answer = await self._client.get("")
+            answer = await self._client.get(self._project)
             answer.raise_for_status()
             return msgspec.json.decode(answer.content, type=_ProjectAnswer).updates_total
         except (httpx.HTTPError, msgspec.DecodeError):

@@ -86,7 +86,7 @@ class Stage:
             command = self._options.commands.coordinator(self._port, self._folder / "coordinator", project_file)
             coordinator = await supervisor.start(self._spec("coordinator", command), stop_order=STOP_COORDINATOR)
             if await self._answers(coordinator):
-                if self._port != self._options.port:
+                if self._options.port not in (0, self._port):
                     self._screen.news(f"Port {self._options.port} is taken; using {self._port}.")
                 return coordinator
             preferred = 0
@@ -113,7 +113,7 @@ class Stage:
         return await supervisor.start(self._spec(name, command), stop_order=STOP_NODES)
 
     def _spec(self, name: str, command: tuple[str, ...], *, speaks: bool = False) -> ChildSpec:
-        environment = child_environment(os.environ, self._folder / name)
+        environment = child_environment(os.environ, self._folder / name, self._folder)
         return ChildSpec(name, command, environment, self._folder / "logs" / f"{name}.log", speaks)
 
     async def _follow(self, trainer: Child) -> Finished | None:
@@ -134,17 +134,21 @@ class Stage:
     async def _watch_coordinator(self, coordinator: Child) -> None:
         await coordinator.wait()
         await self._tell_the_end(coordinator)
-        self._screen.news("The training goes on without the coordinator; the page is gone.")
+        self._screen.news(
+            "The page is gone with it." if self.result else "The training goes on without it and the page."
+        )
 
     async def _watch_node(self, supervisor: Supervisor, node: Child, trainer: Child) -> None:
         await node.wait()
         self._living_nodes -= 1
         await self._tell_the_end(node)
+        if self.result is not None:
+            return
         if self._living_nodes:
             self._screen.news(
                 f"The training goes on with {self._living_nodes} of {self._options.commands.num_nodes} nodes."
             )
-        elif self.result is None:
+        else:
             self._screen.news("No node is left: the training stops.")
             await supervisor.stop([trainer])
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-STOP_GRACE_S = 5.0  # from SIGTERM to SIGKILL; a node drains and withdraws in under 2 s
+STOP_GRACE_S = 8.0  # from SIGTERM to SIGKILL; a node leaves in under 2 s, on a machine that is very busy in 6
 MAX_TAIL_BYTES = 64 * 1024
 
 log = logging.getLogger(__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -63,9 +64,9 @@ def finish(process: subprocess.Popen[str], deadline_s: float) -> Outcome:
 
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A demo that has printed its address, on a port that is taken, in a folder with a space in its name."""
+    """A demo that keeps its page up, on a port that is taken, in a folder with a space in its name."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        process = lah_demo(tmp_path / "my files", "--port", str(taken.getsockname()[1]))
+        process = lah_demo(tmp_path / "my files", "--port", str(taken.getsockname()[1]), "--steps", "2")
         with process:
             try:
                 yield process
@@ -114,11 +115,17 @@ def test_with_frozen_experts_the_same_run_stays_far_below(trained, tmp_path):
     assert frozen.code == 1
 
 
-def read_address(process: subprocess.Popen[str]) -> str:
+def read_line(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
-    line = process.stdout.readline()
-    assert line.startswith("dashboard: "), process.stderr.read() if process.stderr and not line else line
-    return line.removeprefix("dashboard: ").strip()
+    return process.stdout.readline().strip()
+
+
+def wait_until_gone(process: psutil.Process) -> None:
+    """Nobody here is its parent, so it may stay as a zombie until init looks; the test's timeout is the deadline."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while process.status() != psutil.STATUS_ZOMBIE:
+            with contextlib.suppress(psutil.TimeoutExpired):
+                process.wait(0.2)
 
 
 def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -130,13 +137,13 @@ def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 @pytest.mark.timeout(START_DEADLINE_S)
 def test_ctrl_c_stops_every_process_and_leaves_no_file(running, tmp_path):
-    read_address(running)
+    assert read_line(running).startswith("dashboard: ")
     children = family(running)
 
     running.send_signal(signal.SIGINT)
     _, err = running.communicate()
 
-    assert running.returncode == 130
+    assert running.returncode in (130, 1)  # 1: the two steps were over already, and the goal missed
     assert "is taken" in err
     assert "Traceback" not in err
     assert psutil.wait_procs(children, timeout=0)[1] == []
@@ -145,25 +152,27 @@ def test_ctrl_c_stops_every_process_and_leaves_no_file(running, tmp_path):
 
 @pytest.mark.timeout(START_DEADLINE_S)
 def test_when_the_demo_is_killed_its_processes_end_by_themselves(running):
-    read_address(running)
+    assert read_line(running).startswith("dashboard: ")
     children = family(running)
 
     running.kill()
 
-    assert psutil.wait_procs(children, timeout=30)[1] == []
+    for child in children:
+        wait_until_gone(child)
 
 
-@pytest.mark.timeout(START_DEADLINE_S + 60)
+@pytest.mark.timeout(DEMO_DEADLINE_S)
 def test_the_readmes_example_trains_on_the_demos_swarm(running):
-    address = read_address(running)
+    address = read_line(running).removeprefix("dashboard: ")
+    assert json.loads(read_line(running))["steps"] == 2  # the demo's own trainer is done: the swarm is ours
 
     example = subprocess.run(
         [sys.executable, str(ROOT / "examples" / "train_digits.py"), address],
         capture_output=True,
         text=True,
-        timeout=START_DEADLINE_S,
+        timeout=DEMO_DEADLINE_S - 60,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
     assert example.returncode == 0, example.stderr
-    assert float(example.stdout.split()[2]) > 0.5, example.stdout
+    assert float(example.stdout.split()[2]) > 0.65, example.stdout  # more than frozen experts ever reach

@@ -43,11 +43,12 @@ def test_every_node_that_can_be_asked_for_has_a_valid_name_of_its_own():
 def test_children_use_one_thread_no_proxy_for_this_machine_and_no_settings_of_the_persons_own_node(tmp_path):
     parent = {"PATH": "/bin", "no_proxy": "intra.example", "LAH_NODE_DEVICE": "cuda:0", "OMP_NUM_THREADS": "64"}
 
-    environment = child_environment(parent, tmp_path)
+    environment = child_environment(parent, tmp_path, tmp_path / "temporary")
 
     assert environment["PATH"] == "/bin"
     assert environment["OMP_NUM_THREADS"] == "1"
     assert environment["no_proxy"] == "intra.example,127.0.0.1,localhost"
     assert environment["NO_PROXY"] == "127.0.0.1,localhost"
     assert environment["LEARNING_AT_HOME_DIR"] == str(tmp_path)
+    assert environment["TMPDIR"] == str(tmp_path / "temporary")  # torch leaves a folder there
     assert "LAH_NODE_DEVICE" not in environment

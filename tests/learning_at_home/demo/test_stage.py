@@ -30,7 +30,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         body = json.dumps({"nodes_online": 2, "updates_total": 96}).encode()
-        self.send_response(200)
+        self.send_response(200 if self.path == "/api/v1/projects/digits" else 404)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
