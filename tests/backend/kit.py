@@ -7,22 +7,26 @@ import contextlib
 import itertools
 import json
 import socket
+import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import httpx
+from sqlalchemy import URL, create_engine
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from backend.app import create_app
 from backend.cli import Server, server_config
 from backend.coordinator import Coordinator, run_coordinator
+from backend.database import upgrade
 from backend.live.eyes import Probe
 from backend.live.swarm import ProjectSwarm, SeenAnnouncement
-from backend.settings import Settings
+from backend.settings import DATABASE_FILE, Settings
 from learning_at_home.clock import SystemClock
 from learning_at_home.coordinator_messages import (
     SIGNING_PURPOSE,
@@ -188,10 +192,25 @@ def settings(folder: Path, **options: Any) -> Settings:
     return Settings(data_dir=folder, **({"from_flags": (DIGITS,)} | options))
 
 
+@cache
+def migrated_database() -> bytes:
+    """An empty database with all tables, made once: migrations take longer than most tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, DATABASE_FILE)
+        engine = create_engine(URL.create("sqlite", database=str(path)))
+        with engine.begin() as connection:
+            upgrade(connection)
+        engine.dispose()
+        return path.read_bytes()
+
+
 @asynccontextmanager
 async def serve(folder: Path, eyes: FakeEyes | None = None, **options: Any) -> AsyncIterator[Served]:
     """A coordinator of the project `digits` behind a real server, on port 0."""
     eyes = eyes if eyes is not None else FakeEyes()
+    if not (folder / DATABASE_FILE).exists():
+        folder.mkdir(exist_ok=True)
+        (folder / DATABASE_FILE).write_bytes(migrated_database())
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen()
@@ -201,7 +220,7 @@ async def serve(folder: Path, eyes: FakeEyes | None = None, **options: Any) -> A
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(server.serve(sockets=[listener]))
             base = f"http://127.0.0.1:{port}"
-            async with httpx.AsyncClient(base_url=base, trust_env=False, timeout=DEADLINE_S) as http:
+            async with httpx.AsyncClient(base_url=base, trust_env=False, verify=False, timeout=DEADLINE_S) as http:
                 try:
                     yield Served(coordinator, eyes, port, http)
                 finally:

@@ -2,18 +2,20 @@
 
 import msgspec
 import pytest
+import pytest_asyncio
 
 from learning_at_home.coordinator_messages import encode
 from learning_at_home.project import ProjectAccess
 from tests.backend.kit import ALICE, DIGITS, announced, eventually, expert, healths, report, serve, telemetry
 
-pytestmark = pytest.mark.timeout(30)
+# One server for all tests of this file: most only read.
+pytestmark = [pytest.mark.timeout(30), pytest.mark.asyncio(loop_scope="module")]
 API = "/api/v1/projects"
 
 
-@pytest.fixture
-async def served(tmp_path):
-    async with serve(tmp_path) as served:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def served(tmp_path_factory):
+    async with serve(tmp_path_factory.mktemp("rest")) as served:
         yield served
 
 

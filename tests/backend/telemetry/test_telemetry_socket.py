@@ -136,9 +136,9 @@ GARBAGE = [
 ]
 
 
-@pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
-async def test_garbage_is_refused_before_and_after_the_introduction(served, garbage, caplog):
-    for introduced in (False, True):
+@pytest.mark.parametrize("introduced", [False, True])
+async def test_garbage_is_refused_and_harms_nobody(served, introduced, caplog):
+    for garbage in GARBAGE:
         async with served.websocket("digits/telemetry") as websocket:
             if introduced:
                 await served.introduced(websocket, ALICE)
@@ -150,22 +150,22 @@ async def test_garbage_is_refused_before_and_after_the_introduction(served, garb
     assert (await served.http.get("/healthz")).status_code == 200
 
 
-@pytest.mark.parametrize(
-    "message",
-    [
-        encode(telemetry(expert(0))).replace('"queue_rows":0', '"queue_rows":NaN'),
-        encode(telemetry(expert(0))).replace('"queue_rows":0', '"queue_rows":-1'),
-        encode(telemetry(expert(0))).replace('"p50_ms":2.0', '"p50_ms":1e999'),
-        encode(telemetry(expert(0))).replace('"p50_ms":2.0', '"p50_ms":1e250'),
-        encode(telemetry(expert(0, updates=10**16))),
-        encode(report(1, loss=0.5)),
-    ],
-)
-async def test_a_node_that_says_what_cannot_be_is_refused_and_changes_nothing(served, message):
-    async with served.websocket("digits/telemetry") as websocket:
-        await served.introduced(websocket, ALICE)
-        await websocket.send(message)
-        assert (await refusal(websocket))["code"] == WireError.code
+LIES = [
+    encode(telemetry(expert(0, updates=3))).replace('"queue_rows":0', '"queue_rows":NaN'),
+    encode(telemetry(expert(0, updates=3))).replace('"queue_rows":0', '"queue_rows":-1'),
+    encode(telemetry(expert(0, updates=3))).replace('"p50_ms":2.0', '"p50_ms":1e999'),
+    encode(telemetry(expert(0, updates=3))).replace('"p50_ms":2.0', '"p50_ms":1e250'),
+    encode(telemetry(expert(0, updates=10**16))),
+    encode(report(1, loss=0.5)),
+]
+
+
+async def test_a_node_that_says_what_cannot_be_is_refused_and_changes_nothing(served):
+    for message in LIES:
+        async with served.websocket("digits/telemetry") as websocket:
+            await served.introduced(websocket, ALICE)
+            await websocket.send(message)
+            assert (await refusal(websocket))["code"] == WireError.code
 
     assert served.swarm.totals.updates == 0
     assert served.swarm.runs == {}
