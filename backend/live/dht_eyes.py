@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
 
 from backend.live.eyes import Probe
 from backend.live.swarm import SeenAnnouncement
@@ -26,6 +27,7 @@ from learning_at_home.transport.connections import Connections
 from learning_at_home.wire.messages import CHUNK_BYTES, TensorSpec
 
 MAX_THREADS = 8
+REFUSAL_TIMEOUT_S = 0.15  # a refusal takes one round trip; no answer in that time proves nothing
 STOP_LOOK_S = 0.2  # how long a thread may overlook that we are closing
 
 
@@ -61,9 +63,17 @@ class DhtEyes:
         return await publish_project(self._dht, record)
 
     async def run_probes(self, probes: Sequence[Probe]) -> None:
-        """One thread makes all these calls at once; each tells its end as soon as it is known."""
+        """One thread makes all these calls at once; each tells its end as soon as it is known.
+
+        Before an urgent call the port itself is tried: a killed process's machine refuses at once, which ends the probe
+        without waiting for its time to pass.
+        """
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._threads, self._exchange, list(probes), loop)
+        refused = await asyncio.gather(*(_refuses(probe) for probe in probes))
+        for probe in [each for each, dead in zip(probes, refused, strict=True) if dead]:
+            probe.finished(False, True)
+        if waiting := [each for each, dead in zip(probes, refused, strict=True) if not dead]:
+            await loop.run_in_executor(self._threads, self._exchange, waiting, loop)
 
     def close(self) -> None:
         """Let threads end within STOP_LOOK_S."""
@@ -96,6 +106,29 @@ class DhtEyes:
                 finish(probe, False, True)
 
 
+async def _refuses(probe: Probe) -> bool:
+    """Whether every endpoint of an urgently probed node refuses connections. What else goes wrong is the call's to
+    find.
+    """
+    if not probe.urgent or not probe.peer.endpoints:
+        return False
+    refused = await asyncio.gather(*(_is_refused(endpoint) for endpoint in probe.peer.endpoints))
+    return all(refused)
+
+
+async def _is_refused(endpoint: str) -> bool:
+    parts = urlsplit(endpoint)
+    try:
+        async with asyncio.timeout(REFUSAL_TIMEOUT_S):
+            _, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    except ConnectionRefusedError:
+        return True
+    except (OSError, TimeoutError, ValueError):
+        return False
+    writer.close()
+    return False
+
+
 def zero_row(probe: Probe) -> Call:
     """A forward call of one row of zeros."""
     spec = TensorSpec(probe.layer.dtype, (1, *probe.layer.row_shape))
@@ -120,11 +153,8 @@ async def open_eyes(settings: Settings, identity: Identity, clock: Clock) -> Asy
     node = DhtNode(identity, settings.host, settings.dht_port, clock=clock, bootstrap=settings.bootstrap)
     try:
         await node.__aenter__()
-    except OSError as error:
-        raise ConfigError(
-            f"UDP port {settings.dht_port} of {settings.host} cannot be used ({error.strerror or error}); "
-            "choose another with --dht-port, or 0 for any"
-        ) from error
+    except ConfigError as error:
+        raise ConfigError(f"{error.message}; choose another port with --dht-port, or 0 for any") from error
     connections = Connections(identity, clock)
     threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="probe")
     eyes = DhtEyes(node, connections, clock, threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from backend.live.node_memory import CellKey, NodeMemory
 from backend.live.run_memory import RunMemory
 from dashboard.view import Event, ExpertHealth
 from learning_at_home.project import ProjectRecord
+
+log = logging.getLogger(__name__)
 
 EventKind = Literal["joined", "left", "serving", "degraded", "stale", "lost", "orphaned", "run", "conflict", "notice"]
 MAX_UNSAVED_EVENTS = 5_000  # while the database cannot be written; the oldest go
@@ -64,6 +67,7 @@ class EventWriter:
 
     def _tell(self, kind: EventKind, subject: str, text: str, now: float) -> None:
         event = Event(id=self.next_id(), at_s=now, kind=kind, subject=subject[:120], text=text)
+        log.info("project %s: %s %s", self.record.id, event.subject, event.text)
         self.shown.appendleft(event)
         self.unsaved.append(event)
         del self.unsaved[:-MAX_UNSAVED_EVENTS]

@@ -23,6 +23,7 @@ class Probe:
     layer: LayerSpec
     cell: int
     timeout_s: float
+    urgent: bool  # its socket dropped or fell silent: a person waits for the verdict
     finished: Callable[[bool, bool], None]  # answered, hosts_it; called on the event loop, exactly once
 
 

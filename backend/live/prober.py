@@ -39,5 +39,6 @@ def _probe(swarm: ProjectSwarm, target: ProbeTarget, now: Callable[[], float]) -
         layer=swarm.record.layer(prefix),
         cell=cell,
         timeout_s=target.timeout_s,
+        urgent=node.schedule.alarmed,
         finished=finished,
     )

@@ -28,6 +28,7 @@ from dashboard.view import Event
 log = logging.getLogger(__name__)
 
 WRITE_EVERY_S = 5.0
+WRITE_NEWS_S = 1.0  # what is worth an event is soon on disk: after a crash of ours the page starts from there
 NODE_ROLLUPS_EVERY_S = 60.0
 PRUNE_EVERY_S = 3_600.0
 MAX_WAITING = 120  # ten minutes
@@ -89,12 +90,14 @@ class Recorder:
         self._swarms = swarms
         self._now = now
         self._waiting: deque[Batch] = deque(maxlen=MAX_WAITING)
-        self._node_rollups_s = self._pruned_s = now()
+        self._flushed_s = self._node_rollups_s = self._pruned_s = now()
 
     async def run(self) -> None:
         """Until cancelled; `flush` once more afterwards."""
         while True:
-            await asyncio.sleep(WRITE_EVERY_S)
+            await asyncio.sleep(WRITE_NEWS_S)
+            if self._now() - self._flushed_s < WRITE_EVERY_S and not self._has_news():
+                continue
             await self.flush()
             if self._now() - self._pruned_s >= PRUNE_EVERY_S:
                 self._pruned_s = self._now()
@@ -102,6 +105,7 @@ class Recorder:
 
     async def flush(self, *, last: bool = False) -> None:
         """Write what is unsaved now."""
+        self._flushed_s = self._now()
         with_nodes = last or self._now() - self._node_rollups_s >= NODE_ROLLUPS_EVERY_S
         if with_nodes:
             self._node_rollups_s = self._now()
@@ -121,6 +125,9 @@ class Recorder:
                         curve.mark_unsaved()
                 return
             self._waiting.popleft()
+
+    def _has_news(self) -> bool:
+        return any(swarm.unsaved_events for swarm in self._swarms())
 
     async def _prune(self) -> None:
         try:

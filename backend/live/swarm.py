@@ -94,7 +94,7 @@ class ProjectSwarm:
         node = self._node(public_key, now)
         node.is_named(name)
         node.agent, node.hardware, node.last_seen_s = agent, hardware, now
-        node.evidence.socket_open, node.evidence.withdrawn, node.evidence.heard_s = True, False, now
+        node.evidence.socket_open, node.evidence.heard_s = True, now
         node.unsaved = self.dirty = self.wants_directory = True
         return node
 
@@ -103,7 +103,10 @@ class ProjectSwarm:
         before = node.telemetry
         added = node.hears(message, self.record, now)
         self.rollups.at(now).count(added)
-        node.evidence.withdrawn = message.state == "offline"
+        # One that said goodbye may connect once more on its way out: it is back when it says more than `draining`.
+        node.evidence.withdrawn = message.state == "offline" or (
+            message.state == "draining" and node.evidence.withdrawn
+        )
         news = before is None or before.state != message.state or len(before.experts) != len(message.experts)
         if news and message.state != "offline":
             self.wants_directory = True

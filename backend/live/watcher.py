@@ -17,7 +17,7 @@ from backend.live.portrait import view
 from backend.live.swarm import ProjectSwarm
 from dashboard.view import ProjectView
 from learning_at_home.directory.publisher import PROJECT_REFRESH_S
-from learning_at_home.errors import LearningAtHomeError
+from learning_at_home.errors import LearningAtHomeError, RecordRefused
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ PUBLISH_AT_LEAST_EVERY_S = 1.5  # browsers count on one every 2 s
 LOOK_EVERY_S = 5.0
 LOOK_AGAIN_S = 0.7  # while a node talks to us that the DHT does not know yet
 LOOK_AT_MOST_EVERY_S = 0.3
-PUBLISH_PROJECT_AGAIN_S = 10.0  # when nobody held it
+PUBLISH_PROJECT_AGAIN_S = 60.0  # when nobody held it
 
 
 @dataclass(slots=True)
@@ -119,7 +119,8 @@ async def run_publishing(eyes: Eyes, projects: Projects, now: Callable[[], float
             try:
                 holders = await eyes.publish(record)
             except LearningAtHomeError as error:
-                log.info("project %s cannot be published yet: %s", record.id, error)
+                level = logging.WARNING if isinstance(error, RecordRefused) else logging.INFO  # the latter mends itself
+                log.log(level, "project %s cannot be published yet: %s", record.id, error)
                 holders = 0
             published[record.id] = (
                 record.revision,

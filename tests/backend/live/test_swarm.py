@@ -116,6 +116,25 @@ def test_a_goodbye_is_no_failure_but_leaves_orphans():
     assert "left" in [event.text for event in swarm.events]
 
 
+def test_a_node_that_connects_once_more_on_its_way_out_has_still_left():
+    swarm = serving_swarm()
+    (node,) = swarm.nodes.values()
+    swarm.node_told(node, telemetry(state="draining"), NOW + 1)
+    swarm.node_socket_lost(node, NOW + 1, in_order=True)
+    introduce(swarm, ALICE, NOW + 1.2)
+    swarm.node_told(node, telemetry(state="draining"), NOW + 1.2)
+    swarm.node_socket_lost(node, NOW + 1.3)
+    swarm.advance(NOW + 1.3)
+    assert answer_probes(swarm, NOW + 1.3) == 0
+    assert node.state == "offline"
+
+    introduce(swarm, ALICE, NOW + 30)
+    swarm.node_told(node, telemetry(expert()), NOW + 30)
+    answer_probes(swarm, NOW + 30)
+    swarm.advance(NOW + 30)
+    assert node.state == "online"
+
+
 def test_a_withdrawn_announcement_orphans_at_once():
     swarm = new_swarm()
     swarm.directory_seen([announced(ALICE)], NOW)
