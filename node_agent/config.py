@@ -96,7 +96,8 @@ def split_coordinator(url: str) -> tuple[str, str | None]:
     parts = urlsplit(url)
     path = parts.path.rstrip("/")
     root, separator, project = path.partition("/p/")
-    if parts.scheme not in ("http", "https") or not parts.hostname or (separator and (not project or "/" in project)):
+    names_one = bool(separator) or path.endswith("/p")
+    if parts.scheme not in ("http", "https") or not parts.hostname or (names_one and (not project or "/" in project)):
         raise ConfigError(
             f"--coordinator {url[:200]!r} is not the address of a project, as in https://coordinator.example/p/digits"
         )

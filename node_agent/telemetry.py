@@ -62,7 +62,7 @@ class TelemetryClient:
         self._snapshot = snapshot
         self._changed = asyncio.Event()
         self._connection: ClientConnection | None = None
-        self.connected = asyncio.Event()
+        self._problem = ""  # what was told last
 
     def send_soon(self) -> None:
         """Something changed that people want to see now. On the loop's thread."""
@@ -78,14 +78,17 @@ class TelemetryClient:
                     pause_s = FIRST_PAUSE_S
                     await self._report(socket, interval_s)
             except (OSError, TimeoutError, WebSocketException, LearningAtHomeError) as error:
-                told_already = pause_s > FIRST_PAUSE_S
-                level = logging.DEBUG if told_already else logging.WARNING
-                log.log(level, "no telemetry for now: %s; the node goes on serving", str(error) or type(error).__name__)
+                self._tell(str(error) or type(error).__name__)
             finally:
                 self._connection = None
-                self.connected.clear()
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _tell(self, problem: str) -> None:
+        """Log what is wrong once, not at every attempt."""
+        if problem != self._problem:
+            self._problem = problem
+            log.warning("no telemetry for now: %s; the node goes on serving", problem)
 
     async def send_last_word(self) -> None:
         """Tell the present state before leaving, if there is a connection."""
@@ -127,7 +130,7 @@ class TelemetryClient:
     async def _report(self, socket: ClientConnection, interval_s: float) -> None:
         """Send until the connection ends; what the coordinator says meanwhile is read and dropped."""
         self._connection = socket
-        self.connected.set()
+        self._problem = ""
         try:
             async with asyncio.TaskGroup() as tasks:
                 reader = tasks.create_task(self._read(socket))

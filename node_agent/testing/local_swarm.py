@@ -7,6 +7,7 @@ on a thread of this process: these start in a fraction of a second, and `expert(
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import tempfile
 import time
@@ -61,8 +62,8 @@ class LocalSwarm:
         self._folder = tempfile.TemporaryDirectory(prefix="local-swarm-")
         self._loop = LoopThread("local-swarm")
         self._dht = DhtNode(Identity.generate(), HOST, 0)
-        self._loop.run(self._dht.__aenter__(), DHT_TIMEOUT_S)
         try:
+            self._loop.run(self._dht.__aenter__(), DHT_TIMEOUT_S)
             project_file = Path(self._folder.name) / "project.toml"
             project_file.write_text(project_toml(self.project), "utf-8")
             self.nodes = [self._node(number, project_file) for number in range(len(self._shares))]
@@ -141,14 +142,12 @@ class LocalSwarm:
         if self._closed:
             return
         self._closed = True
-        nodes, self.nodes = self.nodes, []
-        try:
-            for node in nodes:
-                node.kill()  # the whole swarm ends: there is nobody left to say goodbye to
-            self._loop.run(self._dht.__aexit__(None, None, None), DHT_TIMEOUT_S)
-        finally:
-            self._loop.close()
-            self._folder.cleanup()
+        with contextlib.ExitStack() as ending:  # the last one first, and all of them even if one fails
+            ending.callback(self._folder.cleanup)
+            ending.callback(self._loop.close)
+            ending.callback(lambda: self._loop.run(self._dht.__aexit__(None, None, None), DHT_TIMEOUT_S))
+            for node in self.nodes:
+                ending.callback(node.kill)  # the whole swarm ends: there is nobody left to say goodbye to
 
     def _node(self, number: int, project_file: Path) -> LocalNode:
         config = NodeConfig(

@@ -14,7 +14,7 @@ JOIN_TIMEOUT_S = 10.0
 
 
 class LoopThread:
-    """Runs coroutines from other threads; `close` waits for nothing but the thread."""
+    """Runs coroutines from other threads; `close` waits for its threads."""
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
@@ -33,8 +33,7 @@ class LoopThread:
         self._loop.call_soon_threadsafe(function)
 
     def close(self) -> None:
+        self.run(self._loop.shutdown_default_executor(), JOIN_TIMEOUT_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(JOIN_TIMEOUT_S)
-        if not self._loop.is_running():
-            self._loop.run_until_complete(self._loop.shutdown_default_executor())
-            self._loop.close()
+        self._loop.close()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import logging
 import os
 import signal
 import subprocess
@@ -19,6 +20,8 @@ from learning_at_home.errors import ConfigError, NetworkError
 from node_agent.agent import SERVING_LINE, Agent
 from node_agent.config import NodeConfig
 from node_agent.testing.loop_thread import LoopThread
+
+log = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 10.0
 MAX_LINES = 200
@@ -53,7 +56,8 @@ class ProcessNode:
         self._config = config
         self._process: subprocess.Popen[str] | None = None
         self._lines: collections.deque[str] = collections.deque(maxlen=MAX_LINES)
-        self._serving = threading.Event()
+        self._heard = threading.Event()  # set once it serves, or has ended
+        self._serves = False
         self._reader: threading.Thread | None = None
 
     @property
@@ -62,7 +66,8 @@ class ProcessNode:
         return self._process.pid
 
     def start(self) -> None:
-        self._serving.clear()
+        self._heard.clear()
+        self._serves = False
         self._lines.clear()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "node_agent.cli", *_flags(self._config)],
@@ -76,9 +81,9 @@ class ProcessNode:
         self._reader.start()
 
     def wait_until_serving(self, deadline: float) -> None:
-        if not self._serving.wait(max(0.0, deadline - time.monotonic())):
+        if not self._heard.wait(max(0.0, deadline - time.monotonic())):
             raise TimeoutError(f"the node serves nothing yet:\n{self.output}")
-        if self._process is None or self._process.poll() is not None:
+        if self._process is None or self._process.poll() is not None or not self._serves:
             raise NodeDied(f"the node ended:\n{self.output}")
 
     @property
@@ -120,8 +125,9 @@ class ProcessNode:
         for line in process.stdout:
             self._lines.append(line.rstrip("\n"))
             if SERVING_LINE in line:
-                self._serving.set()
-        self._serving.set()  # it ended: who waits looks at the process
+                self._serves = True
+                self._heard.set()
+        self._heard.set()
 
 
 class AgentNode:
@@ -171,7 +177,9 @@ class AgentNode:
         agent, running = self.agent, self._running
         self._loop.call(lambda: agent.stop(abruptly=abruptly))
         self.agent = self._running = None
-        running.result(STOP_TIMEOUT_S)
+        error = running.exception(STOP_TIMEOUT_S)
+        if error is not None:
+            log.warning("a node had ended by itself: %s", error)
 
 
 def _flags(config: NodeConfig) -> list[str]:

@@ -1,4 +1,4 @@
-"""Bad input against a real node over the real transport: each a typed error, nothing changes, the next good call works."""
+"""Bad input against a real node over the real transport: a typed error each, and nothing changes."""
 
 import math
 import threading

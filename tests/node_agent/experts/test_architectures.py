@@ -117,7 +117,7 @@ def test_making_an_expert_leaves_the_random_numbers_of_others_alone():
 def test_an_unknown_architecture_is_refused_with_the_known_ones():
     layer = LayerSpec(prefix="a", grid=(2,), architecture="maxout")
 
-    with pytest.raises(ConfigError, match="no expert architecture 'maxout'.*ffn, mlp, nop, transformer"):
+    with pytest.raises(ConfigError, match=r"no expert architecture 'maxout'.*ffn, mlp, nop, transformer"):
         build_checked(layer)
 
 

@@ -66,7 +66,7 @@ def test_no_expert_fits_where_not_even_one_batch_does():
 def test_an_expert_larger_than_the_machine_is_refused_before_it_is_made():
     huge = LayerSpec(prefix="ffn0", grid=(2,), hidden_size=500_000)
 
-    with pytest.raises(ConfigError, match="one expert's weights take .* GB, more than this machine has"):
+    with pytest.raises(ConfigError, match=r"one expert's weights take .* GB, more than this machine has"):
         measure(huge, 1)
 
 

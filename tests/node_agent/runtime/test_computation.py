@@ -123,7 +123,8 @@ def test_when_every_request_is_guilty_nothing_is_stepped():
 def test_an_output_that_is_not_finite_fails_its_own_request_only():
     expert, _ = twins(Picky)
     with torch.no_grad():
-        expert.module.linear.weight.fill_(1e10)
+        for parameter in expert.module.parameters():
+            parameter.fill_(1e10)
 
     outcomes = compute(expert, "forward", [[rows(1) * 1e300], [rows(1)]])
 

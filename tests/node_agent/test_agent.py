@@ -1,0 +1,272 @@
+"""Whole nodes: they join, yield to older claims, drain, and end with their parts."""
+
+import asyncio
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import msgspec
+import pytest
+import torch
+
+from learning_at_home.clock import SystemClock
+from learning_at_home.dht.node import DhtNode
+from learning_at_home.directory.directory import Directory
+from learning_at_home.errors import ConfigError, CoordinatorUnreachable, ExpertFailed, UnknownExpert, UnknownProject
+from learning_at_home.identity import Identity
+from learning_at_home.project import ProjectAccess, ProjectRecord
+from node_agent.access import fetch_access
+from node_agent.agent import Agent, NodeFailed
+from node_agent.config import NodeConfig
+from node_agent.testing.project_files import project_toml
+
+TIMEOUT_S = 20.0
+HOST = "127.0.0.1"
+
+
+@pytest.fixture
+def project_file(tmp_path: Path, project: ProjectRecord) -> Path:
+    path = tmp_path / "project.toml"
+    path.write_text(project_toml(project), "utf-8")
+    return path
+
+
+@pytest.fixture
+async def dht():
+    async with DhtNode(Identity.generate(), HOST, 0) as node:
+        yield node
+
+
+@pytest.fixture
+def agent_of(tmp_path: Path, project_file: Path, dht: DhtNode):
+    """`agent_of("alice", "ffn0.0.0", ...)`: an agent that joins the DHT of this test."""
+
+    def make(name: str, *experts: str) -> Agent:
+        config = NodeConfig(
+            project_file=project_file,
+            bootstrap=(dht.address,),
+            experts=experts,
+            name=name,
+            data_dir=tmp_path / name,
+            host=HOST,
+        )
+        return Agent(config.check())
+
+    return make
+
+
+async def directory_of(dht: DhtNode, project: ProjectRecord) -> Directory:
+    directory = Directory(project, dht.clock)
+    await directory.refresh(dht)
+    return directory
+
+
+async def test_a_node_announces_its_experts_and_withdraws_them_when_it_leaves(agent_of, dht, project):
+    agent = agent_of("alice", "ffn0.0.[0:2]")
+    async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(agent.run())
+        await agent.serving.wait()
+        while_serving = await directory_of(dht, project)
+        agent.stop()
+        await running
+        afterwards = await directory_of(dht, project)
+
+    names = [holder.name if holder else None for holder in while_serving.layer("ffn0").holders]
+    assert names == ["alice", "alice", None, None]
+    assert afterwards.layer("ffn0").num_alive == 0
+    assert agent.state == "offline"
+
+
+async def test_of_two_nodes_with_one_cell_the_older_serves_and_the_younger_says_why(agent_of, caller, caplog):
+    alice, bob = agent_of("alice", "ffn0.0.0"), agent_of("bob", "ffn0.0.0", "ffn0.1.1")
+    x = torch.randn(2, 8, dtype=torch.float64)
+    async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as tasks:
+        tasks.create_task(alice.run())
+        await alice.serving.wait()
+        tasks.create_task(bob.run())
+        await bob.serving.wait()
+
+        older = await asyncio.to_thread(caller.call, alice.parts.address, "ffn0.0.0", "forward", x)
+        with pytest.raises(UnknownExpert, match=r"ffn0\.0\.0 is not served by this node: alice"):
+            await asyncio.to_thread(caller.call, bob.parts.address, "ffn0.0.0", "forward", x)
+        uncontested = await asyncio.to_thread(caller.call, bob.parts.address, "ffn0.1.1", "forward", x)
+        telemetry = await bob._snapshot(bob.parts)
+        await alice.parts.announcer.look()
+        alice_yields = dict(alice.parts.host.experts.yielded)
+        alice.stop()
+        bob.stop()
+
+    assert older.shape == uncontested.shape == (2, 8)
+    assert alice_yields == {}
+    assert telemetry.notice.startswith("yielded ffn0.0.0: alice")
+    assert [expert.cell for expert in telemetry.experts] == [3]
+    assert "ffn0.0.0 is yielded: alice" in caplog.text
+
+
+async def test_a_yielded_cell_is_served_again_when_the_older_claim_has_ended(agent_of, caller):
+    alice, bob = agent_of("alice", "ffn0.0.0"), agent_of("bob", "ffn0.0.0")
+    x = torch.randn(2, 8, dtype=torch.float64)
+    async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as tasks:
+        first = tasks.create_task(alice.run())
+        await alice.serving.wait()
+        tasks.create_task(bob.run())
+        await bob.serving.wait()
+        alice.stop()
+        await first
+        await bob.parts.announcer.look()
+
+        answer = await asyncio.to_thread(caller.call, bob.parts.address, "ffn0.0.0", "forward", x)
+        bob.stop()
+
+    assert answer.shape == (2, 8)
+
+
+async def test_without_named_experts_a_node_takes_what_is_vacant(agent_of, dht, project):
+    alice, bob = agent_of("alice", "ffn0.[0:2].0"), agent_of("bob")
+    async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as tasks:
+        tasks.create_task(alice.run())
+        await alice.serving.wait()
+        tasks.create_task(bob.run())
+        await bob.serving.wait()
+        directory = await directory_of(dht, project)
+        alice.stop()
+        bob.stop()
+
+    names = [holder.name if holder else None for holder in directory.layer("ffn0").holders]
+    assert names == ["alice", "bob", "alice", "bob"]
+    assert directory.layer("mlp0").num_alive == 2
+
+
+async def test_telemetry_counts_the_work_that_was_done(agent_of, caller):
+    agent = agent_of("alice", "ffn0.0.0")
+    x = torch.randn(2, 8, dtype=torch.float64)
+    async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as tasks:
+        tasks.create_task(agent.run())
+        await agent.serving.wait()
+        await asyncio.to_thread(caller.call, agent.parts.address, "ffn0.0.0", "forward", x)
+        await asyncio.to_thread(caller.call, agent.parts.address, "ffn0.0.0", "backward", x, x)
+        await asyncio.to_thread(agent.parts.host.drain, TIMEOUT_S)
+        telemetry = await agent._snapshot(agent.parts)
+        agent.stop()
+
+    [expert] = telemetry.experts
+    assert telemetry.state == "online"
+    assert (expert.prefix, expert.cell) == ("ffn0", 0)
+    assert (expert.rows_forward, expert.rows_backward, expert.updates, expert.calls) == (2, 2, 1, 2)
+    assert expert.flop == 2 * 4 * agent.parts.host.experts.by_uid["ffn0.0.0"].forward_flop_per_row
+    assert telemetry.p50_ms is not None
+    assert telemetry.device.memory_used_bytes
+
+
+async def test_a_node_whose_device_thread_dies_ends_with_the_cause(agent_of, caller, monkeypatch, caplog):
+    agent = agent_of("alice", "ffn0.0.0")
+    monkeypatch.setattr("node_agent.runtime.device_thread.device_still_works", lambda device: False)
+    x = torch.full((1, 8), 1e305, dtype=torch.float64)
+    async with asyncio.timeout(TIMEOUT_S):
+        running = asyncio.ensure_future(agent.run())
+        await agent.serving.wait()
+        with pytest.raises(ExpertFailed, match="not finite"):
+            await asyncio.to_thread(caller.call, agent.parts.address, "ffn0.0.0", "backward", x, x)
+        with pytest.raises(NodeFailed, match=r"can no longer serve: cpu fails since ffn0\.0\.0 ran backward"):
+            await running
+
+
+async def test_two_nodes_cannot_share_a_folder(agent_of):
+    alice = agent_of("alice", "ffn0.0.0")
+    async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as tasks:
+        tasks.create_task(alice.run())
+        await alice.serving.wait()
+        with pytest.raises(ConfigError, match=r"another node of this machine uses .*--data-dir"):
+            await agent_of("alice", "ffn0.0.1").run()
+        alice.stop()
+
+
+async def test_a_node_can_be_stopped_while_it_joins(tmp_path):
+    config = NodeConfig(coordinator="http://127.0.0.1:9/p/digits", data_dir=tmp_path).check()
+    agent = Agent(config)
+    async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(agent.run())
+        await asyncio.sleep(0)
+        agent.stop()
+        await running
+
+    assert agent.state == "offline"
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    """A coordinator's HTTP side: answers by path."""
+
+    paths: ClassVar[dict[str, tuple[int, bytes]]] = {}
+
+    def do_GET(self) -> None:
+        status, body = self.paths.get(self.path, (404, b"{}"))
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def coordinator(project) -> Iterator[tuple[str, dict[str, tuple[int, bytes]]]]:
+    """URL of a coordinator, and what it answers."""
+    access = ProjectAccess(
+        record=project,
+        coordinator_public_key="00" * 32,
+        bootstrap=("127.0.0.1:1",),
+        your_address="127.0.0.1",
+        wall_s=SystemClock().wall_s(),
+        dashboard_url="http://127.0.0.1/p/digits",
+    )
+    Answers.paths = {"/api/v1/projects/digits/access": (200, msgspec.json.encode(access))}
+    server = http.server.ThreadingHTTPServer((HOST, 0), Answers)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield f"http://{HOST}:{server.server_port}", Answers.paths
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+async def test_access_is_fetched_by_a_projects_address(coordinator, project):
+    root, _ = coordinator
+
+    assert (await fetch_access(f"{root}/p/digits", None, 5.0))[1].record == project
+
+
+@pytest.mark.parametrize("shape", ['[{"id": "digits"}]', '{"projects": [{"id": "digits", "title": ""}]}'])
+async def test_a_coordinators_root_is_enough_when_it_has_one_project(coordinator, project, shape):
+    root, paths = coordinator
+    paths["/api/v1/projects"] = (200, shape.encode())
+
+    assert (await fetch_access(root, None, 5.0))[1].record == project
+
+
+async def test_a_root_with_several_projects_is_refused_with_their_addresses(coordinator):
+    root, paths = coordinator
+    paths["/api/v1/projects"] = (200, b'[{"id": "digits"}, {"id": "letters"}]')
+
+    with pytest.raises(ConfigError, match=f"2 projects.*{root}/p/digits, {root}/p/letters"):
+        await fetch_access(root, None, 5.0)
+
+
+@pytest.mark.parametrize(
+    "answer,error",
+    [
+        ((404, b"{}"), UnknownProject),
+        ((403, b"no"), CoordinatorUnreachable),
+        ((500, b"oops"), CoordinatorUnreachable),
+        ((200, b"<html>"), CoordinatorUnreachable),
+        ((200, b"{}"), CoordinatorUnreachable),
+    ],
+)
+async def test_an_answer_that_is_no_access_is_an_error(coordinator, answer, error):
+    root, paths = coordinator
+    paths["/api/v1/projects/digits/access"] = answer
+
+    with pytest.raises(error):
+        await fetch_access(f"{root}/p/digits", None, 0.3)
