@@ -31,6 +31,7 @@ from node_agent.experts.hosted import HostedExperts
 from node_agent.joining import Coordinator, ask_the_way, choose_experts, find_project
 from node_agent.node_folder import open_folder
 from node_agent.reports import node_telemetry
+from node_agent.runtime.batcher import Limits
 from node_agent.runtime.host import Host, HostOptions
 from node_agent.telemetry import TelemetryClient
 from node_agent.tensorboard import WRITE_INTERVAL_S, HealthWriter
@@ -77,7 +78,8 @@ class Agent:
         """Leave: cleanly, or, when told so or told twice, without finishing or withdrawing anything."""
         self._abruptly = abruptly or self._stopping.is_set()
         self._stopping.set()
-        if self.state == "joining" and self._task is not None:
+        waits_for_nothing = self.state == "joining" or (self._abruptly and self.state == "draining")
+        if waits_for_nothing and self._task is not None:
             self._task.cancel()
 
     async def run(self) -> None:
@@ -178,7 +180,7 @@ class Agent:
 
     async def _write_tensorboard(self, parts: Parts) -> None:
         assert self.config.tensorboard is not None
-        writer = await asyncio.to_thread(HealthWriter, self.config.tensorboard, self.config.name or "node")
+        writer = await asyncio.to_thread(HealthWriter, self.config.tensorboard, parts.address.name)
         try:
             while True:
                 telemetry = await self._snapshot(parts)
@@ -227,5 +229,10 @@ class Agent:
 def host_options(config: NodeConfig, device: torch.device) -> HostOptions:
     """The part of the configuration that concerns listening and computing."""
     return HostOptions(
-        host=config.host, port=config.port, device=device, num_threads=config.threads, max_rows=config.max_rows
+        host=config.host,
+        port=config.port,
+        device=device,
+        num_threads=config.threads,
+        max_rows=config.max_rows,
+        limits=Limits(batch_rows=config.max_rows),  # what the memory check counted with
     )

@@ -188,10 +188,10 @@ class DeviceThread:
             updates=expert.updates,
             load_ms=self.load_s() * 1e3,
         )
-        self._answers.answer(request.payload.ticket, reply, frames)
         now = self._clock.monotonic_s()
         latency_s = now - request.arrived
         self._statistics.answered(request.uid, request.operation, request.rows, flop, latency_s, expert.updates, now)
+        self._answers.answer(request.payload.ticket, reply, frames)
 
     def _refuse_late(self, late: Sequence[Pending[Job]]) -> None:
         for request in late:

@@ -3,6 +3,7 @@
 The cells of all layers are divided among the nodes in their flat order. A DHT peer inside this process is where nodes
 and trainers bootstrap from, so that any node may be killed. Nodes are subprocesses, or with `in_process=True` agents
 on a thread of this process: these start in a fraction of a second, and `expert(uid)` gives the hosted network itself.
+They share torch's settings with this process, which computes on one CPU thread from then on.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from learning_at_home.project import ProjectAccess, ProjectRecord
 from node_agent.access import fetch_access
 from node_agent.agent import Agent, NodeFailed
 from node_agent.config import NodeConfig
+from node_agent.runtime.host import Host
 from node_agent.testing.project_files import project_toml
 
 TIMEOUT_S = 20.0
@@ -63,6 +64,7 @@ async def directory_of(dht: DhtNode, project: ProjectRecord) -> Directory:
     return directory
 
 
+@pytest.mark.slow
 async def test_a_node_announces_its_experts_and_withdraws_them_when_it_leaves(agent_of, dht, project):
     agent = agent_of("alice", "ffn0.0.[0:2]")
     async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as tasks:
@@ -105,6 +107,7 @@ async def test_of_two_nodes_with_one_cell_the_older_serves_and_the_younger_says_
     assert "ffn0.0.0 is yielded: alice" in caplog.text
 
 
+@pytest.mark.slow
 async def test_a_yielded_cell_is_served_again_when_the_older_claim_has_ended(agent_of, caller):
     alice, bob = agent_of("alice", "ffn0.0.0"), agent_of("bob", "ffn0.0.0")
     x = torch.randn(2, 8, dtype=torch.float64)
@@ -147,7 +150,6 @@ async def test_telemetry_counts_the_work_that_was_done(agent_of, caller):
         await agent.serving.wait()
         await asyncio.to_thread(caller.call, agent.parts.address, "ffn0.0.0", "forward", x)
         await asyncio.to_thread(caller.call, agent.parts.address, "ffn0.0.0", "backward", x, x)
-        await asyncio.to_thread(agent.parts.host.drain, TIMEOUT_S)
         telemetry = await agent._snapshot(agent.parts)
         agent.stop()
 
@@ -270,3 +272,26 @@ async def test_an_answer_that_is_no_access_is_an_error(coordinator, answer, erro
 
     with pytest.raises(error):
         await fetch_access(f"{root}/p/digits", None, 0.3)
+
+
+async def test_a_second_stop_does_not_wait_for_queued_work(agent_of, monkeypatch):
+    agent = agent_of("alice", "ffn0.0.0")
+    draining, released = threading.Event(), threading.Event()
+
+    def drain(host: Host, timeout_s: float) -> bool:
+        draining.set()
+        return released.wait(TIMEOUT_S)
+
+    monkeypatch.setattr(Host, "drain", drain)
+    async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(agent.run())
+        await agent.serving.wait()
+        agent.stop()
+        await asyncio.to_thread(draining.wait, TIMEOUT_S)
+        agent.stop()
+        await running
+        was_released = released.is_set()
+        released.set()
+
+    assert not was_released
+    assert agent.state == "offline"

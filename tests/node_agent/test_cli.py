@@ -94,6 +94,7 @@ def test_a_coordinator_that_does_not_answer_has_a_code_of_its_own(tmp_path, caps
     assert "is the coordinator running?" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_bootstrap_peers_that_do_not_answer_have_a_code_of_their_own(tmp_path, capsys, free_udp_port):
     peer = f"127.0.0.1:{free_udp_port}"
     flags = ["--project", "digits", "--bootstrap", peer, "--join-timeout", "0", "--host", "127.0.0.1"]
