@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from backend.live.health import DegradedWatch, NodeEvidence
 from backend.live.probe_plan import ProbeSchedule
-from backend.live.rates import Counters, CounterTrack, RateWindow
+from backend.live.rates import RATE_WINDOW_S, Counters, CounterTrack, RateWindow, three_digits
 from backend.live.rollups import Heartbeats, RollupBook
 from backend.live.token_bucket import TokenBucket
 from dashboard.view import NodeHealth
@@ -33,6 +33,11 @@ class ExpertMemory:
     watch: DegradedWatch = field(default_factory=DegradedWatch)
     told: ExpertTelemetry | None = None
     heard_s: float = 0.0
+    rows_per_s: float = 0.0  # when it was heard; see rows_per_s_at
+
+    def rows_per_s_at(self, now: float) -> float:
+        """As reckoned when it was heard (a view is drawn far more often), zero when that is too long ago."""
+        return self.rows_per_s if now - self.heard_s < RATE_WINDOW_S else 0.0
 
 
 def counters_of(told: ExpertTelemetry) -> Counters:
@@ -102,6 +107,7 @@ class NodeMemory:
             increment = expert.track.advance(message.started_s, counters_of(told))
             expert.window.add(increment, now, JUDGED_OVER_S)
             expert.told, expert.heard_s = told, now
+            expert.rows_per_s = three_digits(expert.window.per_second(now).rows)
             added += increment
         if first and self.restored is not None and self.restored[0] == message.started_s:
             added = added.since(self.restored[1])

@@ -163,7 +163,7 @@ def _layer(swarm: ProjectSwarm, spec: LayerSpec, now: float) -> Layer:
 
 def _rows_per_s(key: CellKey, memory: CellMemory, now: float) -> float:
     expert = memory.host.experts.get(key)
-    return three_digits(expert.window.per_second(now).rows) if expert is not None else 0.0
+    return expert.rows_per_s_at(now) if expert is not None else 0.0
 
 
 def _cell(key: CellKey, memory: CellMemory, rows_per_s: float, busiest: float, now: float) -> Cell:

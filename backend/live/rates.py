@@ -90,8 +90,13 @@ class RateWindow:
         """Means over the window; zero when nothing was heard for a whole window."""
         if len(self.samples) < 2 or self.samples[-1][0] <= now - RATE_WINDOW_S:
             return NO_RATES
-        recent = [sample for sample in self.samples if sample[0] > self.samples[-1][0] - RATE_WINDOW_S]
-        (first_s, first), (last_s, last) = (recent if len(recent) > 1 else list(self.samples)[-2:])[0], self.samples[-1]
+        last_s, last = self.samples[-1]
+        first_s, first = self.samples[-2]  # however long ago: a rate needs two
+        for at_s, total in reversed(self.samples):
+            if at_s <= last_s - RATE_WINDOW_S:
+                break
+            if at_s < first_s:
+                first_s, first = at_s, total
         if last_s <= first_s:
             return NO_RATES
         added, span_s = last.since(first), last_s - first_s

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from backend.live.curves import CHART_EVERY_S
@@ -25,6 +27,7 @@ TICK_S = 0.2
 ADVANCE_AT_LEAST_EVERY_S = 1.0
 PUBLISH_AT_MOST_EVERY_S = 0.25
 PUBLISH_AT_LEAST_EVERY_S = 1.5  # browsers count on one every 2 s
+RESTS_PER_WORK = 4.0  # a large swarm (16,000 experts: 0.3 s for a look and a drawing) leaves the loop to the others
 LOOK_EVERY_S = 5.0
 LOOK_AGAIN_S = 0.7  # while a node talks to us that the DHT does not know yet
 LOOK_AT_MOST_EVERY_S = 0.3
@@ -41,13 +44,15 @@ class Watched:
     sampled_s: float = 0.0
     looked_s: float = 0.0
     drawn: ProjectView | None = None
+    rested_s: float = 0.0  # until then nothing is done that can wait
 
     def current_view(self, public_url: str, now: float) -> ProjectView:
         """The view, not older than PUBLISH_AT_MOST_EVERY_S: many readers of a page cost one drawing."""
-        if self.drawn is None or now - self.drawn.at_s >= PUBLISH_AT_MOST_EVERY_S:
-            if self.swarm.dirty:
-                self.advance(now)
-            self.drawn = view(self.swarm, public_url, now)
+        if self.drawn is None or (now - self.drawn.at_s >= PUBLISH_AT_MOST_EVERY_S and now >= self.rested_s):
+            with self._then_rest(now):
+                if self.swarm.dirty:
+                    self.advance(now)
+                self.drawn = view(self.swarm, public_url, now)
         return self.drawn
 
     def advance(self, now: float) -> None:
@@ -55,18 +60,21 @@ class Watched:
         self.advanced_s = now
 
     def tick(self, public_url: str, now: float) -> None:
-        """Do what is due."""
-        moved = self.swarm.dirty
-        if moved or now - self.advanced_s >= ADVANCE_AT_LEAST_EVERY_S:
-            self.advance(now)
-        if now - self.sampled_s >= CHART_EVERY_S:
-            self.sampled_s = now
-            sample(self.swarm, now)
-            moved = True
-        since_s = now - self.hub.published_s
-        if self.hub.readers and since_s >= (PUBLISH_AT_MOST_EVERY_S if moved else PUBLISH_AT_LEAST_EVERY_S):
-            self.drawn = view(self.swarm, public_url, now)
-            self.hub.publish(self.drawn, now)
+        """Do what is due, then rest in proportion."""
+        if now < self.rested_s:
+            return
+        with self._then_rest(now):
+            moved = self.swarm.dirty
+            if moved or now - self.advanced_s >= ADVANCE_AT_LEAST_EVERY_S:
+                self.advance(now)
+            if now - self.sampled_s >= CHART_EVERY_S:
+                self.sampled_s = now
+                sample(self.swarm, now)
+                moved = True
+            since_s = now - self.hub.published_s
+            if self.hub.readers and since_s >= (PUBLISH_AT_MOST_EVERY_S if moved else PUBLISH_AT_LEAST_EVERY_S):
+                self.drawn = view(self.swarm, public_url, now)
+                self.hub.publish(self.drawn, now)
 
     def wants_look(self, now: float) -> bool:
         """Whether to ask the directory now."""
@@ -74,6 +82,12 @@ class Watched:
         if self.swarm.wants_directory and since_s >= LOOK_AT_MOST_EVERY_S:
             return True
         return since_s >= (LOOK_AGAIN_S if self.swarm.lacks_announcements else LOOK_EVERY_S)
+
+    @contextmanager
+    def _then_rest(self, now: float) -> Iterator[None]:
+        started_s = time.perf_counter()
+        yield
+        self.rested_s = now + RESTS_PER_WORK * (time.perf_counter() - started_s)
 
 
 Projects = Callable[[], Iterable[Watched]]
