@@ -20,17 +20,19 @@ from node_agent.config import split_coordinator
 
 log = logging.getLogger(__name__)
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
 REQUEST_TIMEOUT_S = 10.0
 MAX_ANSWER_BYTES = 4 << 20  # a record of 256 layers takes about 200 kB
 
 
-class _ProjectEntry(msgspec.Struct):
+class _ProjectHeader(msgspec.Struct):
     id: str
 
 
-class _ProjectList(msgspec.Struct):
-    projects: list[_ProjectEntry]
+class _ProjectEntry(msgspec.Struct):
+    """One entry of the coordinator's list; it says more than this."""
+
+    header: _ProjectHeader
 
 
 async def fetch_access(coordinator: str, project: str | None, timeout_s: float) -> tuple[str, ProjectAccess]:
@@ -55,10 +57,9 @@ async def fetch_access(coordinator: str, project: str | None, timeout_s: float) 
 async def _only_project(client: httpx.AsyncClient, root: str, deadline: float) -> str:
     answer = await _get(client, f"{root}/api/v1/projects", deadline)
     try:
-        entries = msgspec.json.decode(answer, type=list[_ProjectEntry] | _ProjectList)
+        projects = [entry.header.id for entry in msgspec.json.decode(answer, type=list[_ProjectEntry])]
     except msgspec.DecodeError as error:
         raise CoordinatorUnreachable(f"{root} did not answer as a coordinator of this version does: {error}") from error
-    projects = [entry.id for entry in (entries.projects if isinstance(entries, _ProjectList) else entries)]
     if len(projects) != 1:
         choices = ", ".join(f"{root}/p/{project}" for project in projects) or "none yet"
         raise ConfigError(f"this coordinator has {len(projects)} projects; name one by its address: {choices}")

@@ -175,7 +175,7 @@ class Agent:
                 raise NodeFailed(f"this node can no longer serve: {failure}") from failure
             if not has_served and host.statistics.rows:
                 has_served = True
-                told.info("first rows served: this node is helping")
+                told.info("first rows served")
             await asyncio.sleep(WATCH_INTERVAL_S)
 
     async def _write_tensorboard(self, parts: Parts) -> None:

@@ -240,17 +240,16 @@ async def test_access_is_fetched_by_a_projects_address(coordinator, project):
     assert (await fetch_access(f"{root}/p/digits", None, 5.0))[1].record == project
 
 
-@pytest.mark.parametrize("shape", ['[{"id": "digits"}]', '{"projects": [{"id": "digits", "title": ""}]}'])
-async def test_a_coordinators_root_is_enough_when_it_has_one_project(coordinator, project, shape):
+async def test_a_coordinators_root_is_enough_when_it_has_one_project(coordinator, project):
     root, paths = coordinator
-    paths["/api/v1/projects"] = (200, shape.encode())
+    paths["/api/v1/projects"] = (200, b'[{"header": {"id": "digits", "title": ""}, "nodes_online": 0}]')
 
     assert (await fetch_access(root, None, 5.0))[1].record == project
 
 
 async def test_a_root_with_several_projects_is_refused_with_their_addresses(coordinator):
     root, paths = coordinator
-    paths["/api/v1/projects"] = (200, b'[{"id": "digits"}, {"id": "letters"}]')
+    paths["/api/v1/projects"] = (200, b'[{"header": {"id": "digits"}}, {"header": {"id": "letters"}}]')
 
     with pytest.raises(ConfigError, match=f"2 projects.*{root}/p/digits, {root}/p/letters"):
         await fetch_access(root, None, 5.0)
