@@ -184,7 +184,7 @@ export class HeatMap {
     const counts = new Map();
     for (const [health] of this.layer.cells) counts.set(health, (counts.get(health) ?? 0) + 1);
     const summary = HEALTHS.filter((health) => counts.get(health)).map((health) => `${count(counts.get(health))} ${health}`);
-    setAttribute(this.canvas, "aria-label", `Experts of layer ${this.layer.prefix}: ${summary.join(", ") || "no cells"}. Arrow keys walk over the cells.`);
+    setAttribute(this.canvas, "aria-label", `Experts of layer ${this.layer.prefix}: ${summary.join(", ") || "no cells"}. Arrow keys move between cells.`);
     for (const entry of this.figure.querySelectorAll("[data-count]")) {
       const number = counts.get(entry.dataset.count) ?? 0;
       setText(entry, count(number));

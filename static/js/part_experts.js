@@ -50,9 +50,9 @@ function writeBadges(group, layers) {
     const badge = item?.querySelector(".tab-badge");
     if (!badge) continue;
     const damaged = layer.cells.filter(([health]) => isDamaged(health)).length;
-    setText(badge, damaged ? count(damaged) : "");
-    badge.hidden = damaged === 0;
-    badge.title = damaged ? `${count(damaged)} not serving` : "";
+    setText(badge, damaged ? count(damaged) : "✓");
+    setAttribute(badge, "data-damaged", damaged > 0);
+    setAttribute(badge, "title", `${count(damaged)} not serving`);
   }
 }
 

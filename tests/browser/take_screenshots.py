@@ -34,7 +34,9 @@ def scenes() -> dict[str, ProjectView]:
 def wanted() -> list[tuple[str, str, str, str]]:
     """(scene, page, width, theme)"""
     both = ("dark", "light")
-    list_ = [(scene, page, "wide", theme) for scene in ("healthy", "damaged", "empty") for page in PAGES for theme in both]
+    list_ = [
+        (scene, page, "wide", theme) for scene in ("healthy", "damaged", "empty") for page in PAGES for theme in both
+    ]
     list_ += [("damaged", page, "narrow", theme) for page in PAGES for theme in both]
     list_ += [("healthy", "overview", "narrow", "dark"), ("empty", "overview", "narrow", "light")]
     list_ += [(scene, "overview", "wide", "dark") for scene in ("cube", "row")]

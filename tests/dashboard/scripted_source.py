@@ -68,7 +68,9 @@ def node_row(number: int, *, at_s: float = NOW_S, **changes: object) -> NodeRow:
     return NodeRow(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def layer(prefix: str, grid: tuple[int, ...], nodes: tuple[NodeRow, ...], damage: dict[int, str] | None = None) -> Layer:
+def layer(
+    prefix: str, grid: tuple[int, ...], nodes: tuple[NodeRow, ...], damage: dict[int, str] | None = None
+) -> Layer:
     """A layer hosted by the given nodes in turn; all cells vacant when there are none."""
     dice = random.Random(prefix)
     total = math.prod(grid)
@@ -91,7 +93,10 @@ def charts(at_s: float = NOW_S, serving: int = 32, steps: int = 600) -> dict[Cha
     wave = [10_000 + 2_000 * math.sin(i / 20) + 600 * dice.random() - (5_000 if 80 < i < 88 else 0) for i in range(151)]
     return {
         "throughput": Series(
-            "throughput", "rows/s", x, {"forward": tuple(w * 0.55 for w in wave), "backward": tuple(w * 0.45 for w in wave)}
+            "throughput",
+            "rows/s",
+            x,
+            {"forward": tuple(w * 0.55 for w in wave), "backward": tuple(w * 0.45 for w in wave)},
         ),
         "latency": Series(
             "latency",
@@ -157,8 +162,19 @@ def damaged_view(at_s: float = NOW_S, grid: tuple[int, ...] = (16, 32)) -> Proje
     sparse = {"p50_ms": None, "p95_ms": None, "load_percent": None, "memory_used_bytes": None, "temperature_c": None}
     rows = (
         *rows[:8],
-        node_row(8, at_s=at_s, state="offline", rows_per_s=0.0, power_w=None, memory_total_bytes=None, last_heard_s=at_s - 7_400, notice="Its telemetry ended without a goodbye; two probes went unanswered.", beats=("online",) * 20 + ("offline",) * 4, **sparse),
-    )  # fmt: skip
+        node_row(
+            8,
+            at_s=at_s,
+            state="offline",
+            rows_per_s=0.0,
+            power_w=None,
+            memory_total_bytes=None,
+            last_heard_s=at_s - 7_400,
+            notice="Its telemetry ended without a goodbye; two probes went unanswered.",
+            beats=("online",) * 20 + ("offline",) * 4,
+            **sparse,
+        ),
+    )
     total = 2 * math.prod(grid)
     return ProjectView(
         at_s=at_s,
@@ -196,11 +212,18 @@ def empty_view(at_s: float = NOW_S) -> ProjectView:
 def contributors(view: ProjectView) -> list[Contributor]:
     return [
         Contributor(
-            row.id, row.name, row.flop_total, row.rows_total, 91_204, 86_400.0 * 3.2, row.first_seen_s, row.last_heard_s,
+            row.id,
+            row.name,
+            row.flop_total,
+            row.rows_total,
+            91_204,
+            86_400.0 * 3.2,
+            row.first_seen_s,
+            row.last_heard_s,
             row.state != "offline",
         )
         for row in view.nodes
-    ]  # fmt: skip
+    ]
 
 
 @dataclass
