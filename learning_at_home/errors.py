@@ -1,16 +1,16 @@
 """Every error that Learning@home raises, as one tree; the docs page `docs/errors.md` lists the same codes.
 
-    LearningAtHomeError
-    ├── UsageError             the caller's mistake, found before sending or refused by the node for the same reason
+    LearningAtHomeError        100
+    ├── UsageError             110   the caller's mistake, found here or by the node
     │   ├── InvalidUid         101   ├── SpecMismatch   102   ├── EmptyBatch      103   ├── BatchTooLarge  104
     │   └── NonFiniteTensor    105   ├── UnknownLayer   106   └── ConfigError     107
-    ├── PeerError              what a node answered
+    ├── PeerError              210   what a node answered
     │   ├── UnknownExpert      201   ├── ExpertFailed   202   ├── NodeOverloaded  203   ├── DeadlinePassed 204
     │   └── NodeDraining       205   ├── StaleRequest   206   ├── VersionMismatch 207   └── GreetingRequired 208
     ├── WireError              301   bytes that break the wire format, whoever sent them
-    ├── NetworkError           nobody's mistake: time, distance, machines that left
+    ├── NetworkError           410   nobody's mistake: time, distance, machines that left
     │   ├── CallTimeout        401   ├── PeerUnreachable 402  ├── BootstrapFailed 403   └── CoordinatorUnreachable 404
-    └── DirectoryError         what the swarm holds is not enough for what was asked
+    └── DirectoryError         510   what the swarm holds is not enough for what was asked
         ├── NotEnoughExperts   501   ├── AmbiguousProject 502 ├── UnknownProject  503   └── RecordRefused 504
 
 A code is a number that crosses the wire; the class is what the caller catches. `from_wire` turns one into the other.
@@ -134,7 +134,7 @@ class VersionMismatch(PeerError):
 
 
 class GreetingRequired(PeerError):
-    """The node does not know this connection yet (it may have restarted); the transport greets and sends again."""
+    """The node has forgotten this connection. It is closed; the next call opens and greets a new one."""
 
     code = 208
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -92,12 +93,16 @@ class Identity:
     @classmethod
     def _create(cls, path: Path) -> Identity:
         identity = cls.generate()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(bytes(identity._signing_key).hex() + "\n")
-        temporary.rename(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name) as file:  # its mode is 0600
+                file.write(bytes(identity._signing_key).hex() + "\n")
+                file.flush()
+                os.link(file.name, path)  # whole or not at all, and never over a key that is there
+        except FileExistsError:  # another process was faster; its key is the one that counts
+            return cls.load_or_create(path)
+        except OSError as error:
+            raise ConfigError(f"the key file {path} cannot be made: {error}") from error
         return identity
 
     @property

@@ -58,7 +58,7 @@ class LayerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     architecture: str = "ffn"
     hidden_size: int = 64
     sequence_length: int | None = None  # a row is [hidden_size], or [sequence_length, hidden_size] where this is given
-    dtype: DtypeName = "float32"
+    dtype: Literal["float32", "float64"] = "float32"  # what experts are trained in; the wire carries more
     optimizer: OptimizerSpec = OptimizerSpec()
     deadline_s: float = 10.0
     k_min: int = 1

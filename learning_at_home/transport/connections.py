@@ -25,7 +25,7 @@ from learning_at_home.transport.link import Link
 from learning_at_home.version import AGENT
 from learning_at_home.wire.messages import Failure, Request, Work
 
-MAX_LINKS_PER_CHANNEL = 512  # least recently used ones are closed; a process has 1,024 descriptors by default
+MAX_LINKS_PER_CHANNEL = 128  # of four descriptors each: half of a process's usual 1,024
 MONITOR_INTERVAL_S = 0.05  # how often a wait looks for lost connections
 
 
@@ -144,6 +144,9 @@ class Exchange:
                 now = self._clock.monotonic_s()
                 if isinstance(message, Failure):
                     self._table.failed(link.peer, message, now)
+                    if message.call_id is None:  # it refuses what the connection says as a whole: begin anew
+                        self._unlink(link.peer)
+                        return
                 else:
                     self._table.replied(link.peer, message, frames, now)
         except WireError as error:

@@ -6,6 +6,8 @@ backward long after its caller gave up; so reconnecting is off, and a lost link 
 
 from __future__ import annotations
 
+import contextlib
+
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
@@ -41,20 +43,19 @@ class Link:
     ) -> None:
         self.peer = peer
         self.welcome: Welcome | None = None
-        self.socket = context.socket(zmq.DEALER)
-        self._monitor = self.socket.get_monitor_socket(_WATCHED)
-        try:
-            bound(self.socket)
-            self.socket.setsockopt(zmq.RECONNECT_IVL, -1)
-            secure_caller(self.socket, identity, peer.public_key)
-            self.socket.connect(self._endpoint())
-            self.socket.send(encode(Greeting(PROTOCOL_VERSIONS, identity.public_key, agent)))
-        except zmq.ZMQError as error:
-            self.close()
-            raise PeerUnreachable(f"{list(peer.endpoints)}: {error}", peer=peer.name) from error
-        except BaseException:
-            self.close()
-            raise
+        with contextlib.ExitStack() as opened:
+            try:
+                self.socket = opened.enter_context(context.socket(zmq.DEALER))
+                bound(self.socket)
+                self.socket.setsockopt(zmq.RECONNECT_IVL, -1)
+                self._monitor = opened.enter_context(self.socket.get_monitor_socket(_WATCHED))
+                opened.callback(self.socket.disable_monitor)
+                secure_caller(self.socket, identity, peer.public_key)
+                self.socket.connect(self._endpoint())
+                self.socket.send(encode(Greeting(PROTOCOL_VERSIONS, identity.public_key, agent)))
+            except zmq.ZMQError as error:  # among them EMFILE: this process has no descriptor left
+                raise PeerUnreachable(f"{list(peer.endpoints)}: {error}", peer=peer.name) from error
+            self._opened = opened.pop_all()
 
     def _endpoint(self) -> str:
         for endpoint in self.peer.endpoints:
@@ -110,6 +111,4 @@ class Link:
                 return PeerUnreachable(f"{self.peer.endpoints[0]}: {reason}", peer=self.peer.name)
 
     def close(self) -> None:
-        self.socket.disable_monitor()
-        self._monitor.close(linger=0)
-        self.socket.close(linger=0)
+        self._opened.close()

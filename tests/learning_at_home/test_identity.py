@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,19 @@ def test_a_broken_key_file_is_named_and_never_overwritten(tmp_path: Path, conten
     with pytest.raises(ConfigError, match=r"identity\.key"):
         Identity.load_or_create(path)
     assert path.read_bytes() == content
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"identity\.key"):
+        Identity.load_or_create(tmp_path / "file" / "identity.key")
+
+
+def test_processes_that_make_one_key_at_once_end_with_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "identity.key"
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: Identity.load_or_create(path).public_key, range(8)))
+    assert set(made) == {Identity.load_or_create(path).public_key}
 
 
 def test_names_and_ids_follow_from_the_key() -> None:

@@ -259,6 +259,13 @@ def test_a_request_without_a_greeting_is_refused(echo: Echo, stranger: zmq.Socke
     assert echo.seen == []
 
 
+def test_a_connection_that_the_node_forgot_is_replaced(echo: Echo, connections: Connections) -> None:
+    assert ask(connections, address(echo), call())[0].error is None
+    echo.server._greeted.clear()
+    assert isinstance(ask(connections, address(echo), call())[0].error, GreetingRequired)
+    assert ask(connections, address(echo), call())[0].error is None
+
+
 def test_a_greeting_with_a_strangers_key_is_refused(stranger: zmq.Socket[bytes]) -> None:
     stranger.send(encode(Greeting((1, 1), Identity.generate().public_key, "test")))
     assert failure_code(stranger) == WireError.code
