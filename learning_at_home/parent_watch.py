@@ -30,8 +30,8 @@ def terminate_this_process() -> None:
 def exit_when_stdin_closes(stop: Callable[[], None] = terminate_this_process) -> None:
     """Call `stop` once standard input is at its end; leave by force if the process still runs EXIT_GRACE_S later.
 
-    Returns at once. `stop` runs on a thread of its own, so it must be safe to call from there, as
-    `loop.call_soon_threadsafe(...)`, `event.set` and `terminate_this_process` are. What arrives on stdin is thrown away.
+    Returns at once. `stop` runs on a thread of its own and must be safe to call from there, as
+    `loop.call_soon_threadsafe(...)`, `event.set` and `terminate_this_process` are. What arrives on stdin is ignored.
     """
     threading.Thread(target=_watch, args=(stop,), name="parent-watch", daemon=True).start()
 

@@ -37,7 +37,7 @@ class Commands:
 
     def coordinator(self, port: int, folder: Path, project_file: Path) -> tuple[str, ...]:
         """A coordinator of one project, its database in `folder`."""
-        place = ["--host", HOST, "--port", str(port), "--data-dir", str(folder)]
+        place = ["--host", HOST, "--port", str(port), "--dht-port", "0", "--data-dir", str(folder)]
         return _lah("coordinator", *place, "--project-file", str(project_file), "--exit-with-parent")
 
     def node(self, number: int, port: int, folder: Path) -> tuple[str, ...]:
