@@ -1,19 +1,30 @@
-"""A project's web address to what a trainer needs to join it. Synchronous; one HTTP request."""
+"""From what a researcher types (an address, an id, a file, a key) to what joining needs.
+
+Synchronous; at most one HTTP request.
+"""
 
 from __future__ import annotations
 
+import logging
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import msgspec
 
+from learning_at_home.clock import CLOCK_SKEW_TOLERATED_S, SystemClock
 from learning_at_home.errors import ConfigError, CoordinatorUnreachable, LearningAtHomeError, UnknownProject
-from learning_at_home.project import ProjectAccess
+from learning_at_home.identity import PUBLIC_KEY_BYTES
+from learning_at_home.project import ProjectAccess, ProjectRecord
 from learning_at_home.version import AGENT
 
+log = logging.getLogger(__name__)
+
 MAX_ACCESS_BYTES = 4 << 20  # a project of 256 layers takes about 100 KB
+CORRECT_CLOCK_S = 1.0  # below it the time hint's own error, half a round trip, may be the larger one
 _PROJECT_URL = re.compile(
     r"(?P<root>https?://[^/?#\s]+(?:/[^?#\s]+?)?)/p/(?P<project>[a-z][a-z0-9-]{1,39})(?:[/?#].*)?"
 )
@@ -74,6 +85,62 @@ def fetch_access(url: ProjectUrl, timeout_s: float) -> tuple[ProjectAccess, floa
             "project, of a version that this one can talk to?"
         ) from error
     return access, access.wall_s - ahead_of
+
+
+def check_way_in(url: str | None, bootstrap: Sequence[str], project: str | Path | ProjectRecord | None) -> None:
+    """Raises ConfigError when what was given leads into no swarm, or into two."""
+    if url is not None and project is not None:
+        raise ConfigError("the address already names the project: leave project= away, or connect by bootstrap= alone")
+    if url is None and not bootstrap:
+        raise ConfigError(
+            "no way into the swarm: give a coordinator's project address, or bootstrap=['host:port', ...]"
+        )
+    if isinstance(bootstrap, str):
+        raise ConfigError(f"bootstrap= takes a list of addresses: bootstrap=[{bootstrap!r}]")
+
+
+def reach_coordinator(address: ProjectUrl, clock: SystemClock, others: bool, timeout_s: float) -> ProjectAccess | None:
+    """The coordinator's answer, the clock corrected by its hint; None when it is down and there are `others` to ask."""
+    try:
+        access, ahead_s = fetch_access(address, timeout_s)
+    except CoordinatorUnreachable as error:
+        if not others:
+            raise
+        log.warning("%s; going on with the bootstrap peers alone", error)
+        return None
+    if abs(ahead_s) > CORRECT_CLOCK_S:
+        clock.offset_s = ahead_s
+        if abs(ahead_s) > CLOCK_SKEW_TOLERATED_S:
+            log.warning(
+                "this machine's clock differs by %.0f s from the coordinator's; corrected here, please set it", ahead_s
+            )
+    return access
+
+
+def wanted_project(project: str | Path | ProjectRecord | None, address: ProjectUrl | None) -> ProjectRecord | str:
+    """The record that was given, or the id under which the DHT has it. Raises ConfigError."""
+    if address is not None:
+        return address.project
+    if isinstance(project, ProjectRecord):
+        return project.check()
+    if isinstance(project, Path) or (isinstance(project, str) and project.endswith(".toml")):
+        return ProjectRecord.from_toml(Path(project))
+    if not project:
+        raise ConfigError("which project? Give project= its id, its record or its TOML file, or connect by its address")
+    return project
+
+
+def key_bytes(key: str | bytes | None) -> bytes | None:
+    """A coordinator's public key, from its hexadecimal form too. Raises ConfigError."""
+    if key is None:
+        return None
+    try:
+        raw = bytes.fromhex(key) if isinstance(key, str) else key
+    except ValueError:
+        raw = b""
+    if len(raw) != PUBLIC_KEY_BYTES:
+        raise ConfigError("coordinator_key must be an Ed25519 public key: 64 hexadecimal digits")
+    return raw
 
 
 def _is_ours(response: httpx.Response) -> bool:

@@ -20,12 +20,22 @@ from learning_at_home.client.living import LivingExperts
 from learning_at_home.client.quorum import Ask, Done, Quorum, Rows, Wait
 from learning_at_home.client.selection import next_best_cells
 from learning_at_home.directory.directory import LayerView
-from learning_at_home.errors import CallTimeout, LearningAtHomeError, NodeOverloaded, NotEnoughExperts
+from learning_at_home.errors import (
+    CallTimeout,
+    LearningAtHomeError,
+    NetworkError,
+    NodeDraining,
+    NodeOverloaded,
+    NotEnoughExperts,
+    UnknownExpert,
+)
 from learning_at_home.peer_address import PeerAddress
 from learning_at_home.project import LayerSpec
 from learning_at_home.wire.messages import TensorSpec
 
 PATIENCE_SHARE = 0.25  # of the deadline: when a row's experts are silent for so long, the next best is asked as well
+LOOK_AGAIN_S = 0.05  # how often a row without anyone to ask looks into the directory
+MOVED = (NetworkError, NodeDraining, UnknownExpert)  # failures after which a cell may soon be served again
 MAX_CAUSES_SHOWN = 4  # in a message; the error's `causes` has all
 
 
@@ -72,6 +82,9 @@ class ForwardRound:
         self._results: list[Result] = []
         self._causes: dict[str, LearningAtHomeError] = {}
         self._full: list[tuple[Task, float]] = []  # refused for want of room, and when to ask again
+        self._gone: dict[
+            int, tuple[PeerAddress, bool]
+        ] = {}  # cell -> who failed to serve it, and whether by the network
 
     def run(self, view: LayerView, chosen_RK: Tensor, deadline: float) -> Answers:
         """The answers. Raises NotEnoughExperts when a row has fewer than k_min by the deadline, or all have failed."""
@@ -84,12 +97,12 @@ class ForwardRound:
             rows = np.repeat(np.arange(len(self._x)), chosen_RK.shape[1])
             self._ask(fanout, quorum, view, rows, self._asked_RA.reshape(-1))
             while not isinstance(decision := quorum.decide(clock.monotonic_s()), Done):
-                match decision:
-                    case Ask(rows=short):
-                        self._ask_next_best(fanout, quorum, short)
-                    case Wait(until=until):
-                        if result := fanout.next_result(until):
-                            self._take(quorum, result)
+                # What has arrived counts before anybody else is asked.
+                until = decision.until if isinstance(decision, Wait) else clock.monotonic_s()
+                if result := fanout.next_result(until):
+                    self._take(quorum, result)
+                elif isinstance(decision, Ask):
+                    self._ask_next_best(fanout, quorum, decision.rows)
             for task in fanout.leave_behind(terms.grace_s):
                 self._causes.setdefault(task.uid, silence(task.uid, task.holder))
         short_rows = quorum.short_rows()
@@ -125,10 +138,16 @@ class ForwardRound:
         quorum.failed(result.task.rows)
         if isinstance(result.error, NodeOverloaded):
             self._full.append((result.task, retry_at(result.error, now)))
+        elif isinstance(result.error, MOVED):
+            self._gone[result.task.cell] = result.task.holder, isinstance(result.error, NetworkError)
 
     def _ask_next_best(self, fanout: FanOut, quorum: Quorum, rows: Rows) -> None:
-        """One more expert for each row: the next best living one, else one that was full, else the row is exhausted."""
+        """One more expert for each row: the next best living one, else one that was full.
+
+        Failing that, a row waits for hosts that moved or come back, if there are such, or is exhausted.
+        """
         view, index = self._living.now()
+        self._allow_those_back(view)
         asked_rA = torch.from_numpy(self._asked_RA[rows])
         cells = next_best_cells(self._lines_RL[torch.from_numpy(rows)], index, asked_rA).numpy()
         found = cells >= 0
@@ -138,7 +157,18 @@ class ForwardRound:
             self._asked_RA = np.concatenate([self._asked_RA, column_R], axis=1)
             self._ask(fanout, quorum, view, rows[found], cells[found])
         left = self._ask_full_ones_again(fanout, quorum, rows[~found])
-        quorum.exhausted(left)
+        if self._gone:
+            quorum.postpone(left, self._context.clock.monotonic_s() + LOOK_AGAIN_S)
+        else:
+            quorum.exhausted(left)
+
+    def _allow_those_back(self, view: LayerView) -> None:
+        """Cells that may be asked once more: the directory has their unreachable host back, or another host."""
+        for cell, (holder, by_network) in list(self._gone.items()):
+            now_held_by = view.holders[cell]
+            if now_held_by is not None and (by_network or now_held_by != holder):
+                self._asked_RA = np.where(self._asked_RA == cell, -1, self._asked_RA)
+                del self._gone[cell]
 
     def _ask_full_ones_again(self, fanout: FanOut, quorum: Quorum, rows: Rows) -> Rows:
         """The rows that are left when those that a full node refused will be sent to it again."""

@@ -74,7 +74,7 @@ class DMoE(torch.nn.Module):
         self.gate = GatingFunction.of_layer(swarm, layer, k_best)
         self._calls: CallContext = swarm.calls
         self._living: LivingExperts = swarm.living(layer)
-        self._balance_loss: Tensor | None = None
+        self._last_use: tuple[Tensor, Tensor, Tensor] | None = None  # weights, their cells, the living cells
 
     def forward(self, x: Tensor) -> Tensor:
         """The mixture of each row's experts, of the shape of x."""
@@ -90,13 +90,13 @@ class DMoE(torch.nn.Module):
         Zero when all living experts weigh the same over the batch (Shazeer et al., 2017). Raises UsageError before a
         forward.
         """
-        if self._balance_loss is None:
+        if self._last_use is None:
             raise UsageError(f"layer {self.layer.prefix}: balance_loss() belongs to a forward; call the layer first")
-        return self._balance_loss
+        return importance_loss(*self._last_use)
 
     def __getstate__(self) -> dict[str, object]:
-        """For copies: the last batch's loss stays behind, since its graph cannot be copied."""
-        return {**self.__dict__, "_balance_loss": None}
+        """For copies: the last batch's use stays behind, since its graph cannot be copied."""
+        return {**self.__dict__, "_last_use": None}
 
     def extra_repr(self) -> str:
         terms = self.terms
@@ -115,8 +115,7 @@ class DMoE(torch.nn.Module):
         scores_RS = cell_scores(lines_RL, self.layer.grid, cells_RS.clamp_min(0))
         weights_RS = mixture_weights(scores_RS, cells_RS >= 0)
         if torch.is_grad_enabled():
-            living_C = self._living.now()[1].cells_N.to(cells_RS.device)
-            self._balance_loss = importance_loss(weights_RS, cells_RS, living_C)
+            self._last_use = weights_RS, cells_RS, self._living.now()[1].cells_N.to(cells_RS.device)
         return mix(answers_RSx, weights_RS)
 
 

@@ -117,25 +117,22 @@ class FanOut:
         heapq.heappush(self._later, (at, next(self._order), task))
 
     def next_result(self, until: float) -> Result | None:
-        """The next result, or None when `until` has passed or nothing is open."""
+        """The next result, or None when `until` has passed."""
+        clock = self.context.clock
         while True:
-            now = self.context.clock.monotonic_s()
-            self._ask_what_is_due(now)
+            self._ask_what_is_due(clock.monotonic_s())
             wake = min(until, self._later[0][0]) if self._later else until
-            if not self._pending:
-                if not self._later or now >= until:
-                    return None
-                time.sleep(max(0.0, wake - now))  # nothing can arrive: the hint of an overloaded node is all there is
+            answer = self.exchange.next_answer(wake) if self._pending else None
+            if answer is not None:
+                result = self._judge(self._pending.pop(answer.call_id)[0], answer)
+                if not (self.retry_overloaded and self._retry(result)):
+                    return result
                 continue
-            answer = self.exchange.next_answer(wake)
-            if answer is None:
-                if self.context.clock.monotonic_s() >= until:
-                    return None
-                continue
-            task, _ = self._pending.pop(answer.call_id)
-            result = self._judge(task, answer)
-            if not (self.retry_overloaded and self._retry(result)):
-                return result
+            now = clock.monotonic_s()
+            if now >= until:
+                return None
+            if not self._pending and wake > now:
+                time.sleep(wake - now)  # nothing can arrive: somebody's hint, or the directory, is all there is
 
     def leave_behind(self, patience_s: float) -> list[Task]:
         """Give up on what is open. Returns the tasks that were silent for `patience_s`, and suspects their peers."""

@@ -64,6 +64,7 @@ class Quorum:
         self._pending = np.zeros(num_rows, np.int64)
         self._content_at = np.full(num_rows, math.inf)
         self._patient_until = np.full(num_rows, -math.inf)
+        self._nobody_until = np.full(num_rows, -math.inf)
         self._exhausted = np.zeros(num_rows, bool)
 
     def asked(self, rows: Rows, now: float) -> None:
@@ -81,12 +82,16 @@ class Quorum:
         """One of the experts that were asked will not answer for these rows."""
         self._pending[rows] -= 1
 
+    def postpone(self, rows: Rows, until: float) -> None:
+        """Nobody can be asked for these rows before this moment."""
+        self._nobody_until[rows] = until
+
     def exhausted(self, rows: Rows) -> None:
         """Nobody is left to be asked for these rows."""
         self._exhausted[rows] = True
 
     def decide(self, now: float) -> Wait | Ask | Done:
-        """What to do now. `Ask` is repeated until `asked` or `exhausted` was told for its rows."""
+        """What to do now. `Ask` is repeated until `asked`, `postpone` or `exhausted` was told for its rows."""
         short = self._answered < self._k_min
         waiting = self._pending > 0
         lost = short & self._exhausted & ~waiting
@@ -96,12 +101,11 @@ class Quorum:
         if not short.any():
             return self._wait_for_the_others(now)
         hopeless = self._answered + self._pending < self._k_min
-        need = short & ~self._exhausted & (hopeless | (self._patient_until <= now))
-        if need.any():
-            return Ask(np.flatnonzero(need))
-        patient = short & ~self._exhausted
-        until = float(self._patient_until[patient].min()) if patient.any() else math.inf
-        return Wait(min(until, self._deadline))
+        ask_at = np.maximum(np.where(hopeless, -math.inf, self._patient_until), self._nobody_until)
+        ask_at[~short | self._exhausted] = math.inf
+        if (ask_at <= now).any():
+            return Ask(np.flatnonzero(ask_at <= now))
+        return Wait(min(float(ask_at.min()), self._deadline))
 
     def short_rows(self) -> Rows:
         """The rows with fewer than k_min answers."""

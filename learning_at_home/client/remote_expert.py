@@ -42,6 +42,7 @@ class RemoteExpert(torch.nn.Module):
         if not self.deadline_s > 0:
             raise ConfigError(f"{self.uid}: deadline_s is {self.deadline_s}; it must be positive")
         self._cell = self.layer.cells.cell(self.uid)
+        self._swarm = swarm  # keeps the connections open for as long as somebody holds the expert
         self._calls: CallContext = swarm.calls
         self._last_holder: PeerAddress | None = None
 

@@ -16,27 +16,26 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, SupportsFloat
 
-from learning_at_home.client.access import ProjectUrl, fetch_access
+from learning_at_home.client.access import ProjectUrl, check_way_in, key_bytes, reach_coordinator, wanted_project
 from learning_at_home.client.fanout import CallContext
 from learning_at_home.client.living import POLL_S, LivingExperts
 from learning_at_home.client.membership import Membership
 from learning_at_home.client.remote_expert import RemoteExpert
 from learning_at_home.client.reporting import CoordinatorLink, ReportQueue
 from learning_at_home.client.stats import CallStats, SwarmStats
-from learning_at_home.clock import CLOCK_SKEW_TOLERATED_S, SystemClock
+from learning_at_home.clock import SystemClock
 from learning_at_home.coordinator_messages import Report, TrainerTelemetry
 from learning_at_home.directory.directory import LayerView
-from learning_at_home.errors import ConfigError, CoordinatorUnreachable, NotEnoughExperts, UsageError
+from learning_at_home.errors import NotEnoughExperts, UsageError
 from learning_at_home.expert_uid import ExpertUid
-from learning_at_home.identity import PUBLIC_KEY_BYTES, Identity
-from learning_at_home.project import LayerSpec, ProjectAccess, ProjectRecord
+from learning_at_home.identity import Identity
+from learning_at_home.project import LayerSpec, ProjectRecord
 from learning_at_home.transport.connections import Connections
 
 log = logging.getLogger(__name__)
 
 MAX_METRICS = 16  # of one report; coordinator_messages says the same
 MAX_NAME_CHARS = 80
-CORRECT_CLOCK_S = 1.0  # below it the time hint's own error, half a round trip, may be the larger one
 MISSING_SHOWN = 8
 
 
@@ -66,7 +65,8 @@ class Swarm:
         self.dashboard_url = dashboard_url
         self._reports = reports or ReportQueue()
         self._living = {layer.prefix: LivingExperts(calls, layer) for layer in project.layers}
-        self._experts: dict[ExpertUid, RemoteExpert] = {}  # bounded by the project's cells
+        # Weak, because experts keep their swarm alive and not the other way round.
+        self._experts: weakref.WeakValueDictionary[ExpertUid, RemoteExpert] = weakref.WeakValueDictionary()
         self._finalizer = weakref.finalize(self, _close, membership, calls.connections, os.getpid())
 
     @classmethod
@@ -91,26 +91,13 @@ class Swarm:
         BootstrapFailed.
         """
         deadline = time.monotonic() + timeout_s
-        key = _key_bytes(coordinator_key)
+        check_way_in(url, bootstrap, project)
+        key, clock = key_bytes(coordinator_key), SystemClock()
         me = Identity.load_or_create(identity) if isinstance(identity, Path) else identity or Identity.generate()
-        clock = SystemClock()
-        wanted: ProjectRecord | str
-        address, access = None, None
-        if url is not None:
-            if project is not None:
-                raise ConfigError(
-                    "the address already names the project: leave project= away, or connect by bootstrap= alone"
-                )
-            address = ProjectUrl.parse(url)
-            access = _access(address, clock, bool(bootstrap), timeout_s)
-            wanted = access.record if access else address.project
-        else:
-            wanted = _wanted(project)
+        address = ProjectUrl.parse(url) if url is not None else None
+        access = reach_coordinator(address, clock, bool(bootstrap), timeout_s) if address else None
+        wanted = access.record if access else wanted_project(project, address)
         peers = tuple(dict.fromkeys([*(access.bootstrap if access else ()), *bootstrap]))
-        if not peers:
-            raise ConfigError(
-                "no way into the swarm: give a coordinator's project address, or bootstrap=['host:port', ...]"
-            )
         calls_stats, reports = CallStats(), ReportQueue()
         connections = Connections(me, clock)
         membership = Membership(me, clock, peers, wanted, key)
@@ -148,11 +135,11 @@ class Swarm:
         return self._living[prefix]
 
     def expert(self, uid: ExpertUid | str) -> RemoteExpert:
-        """One expert, the same object each time. Raises InvalidUid or UnknownLayer."""
+        """One expert, the same object for as long as somebody holds it. Raises InvalidUid or UnknownLayer."""
         parsed = uid if isinstance(uid, ExpertUid) else ExpertUid.parse(uid)
         expert = self._experts.get(parsed)
         if expert is None:
-            expert = self._experts.setdefault(parsed, RemoteExpert(self, parsed))
+            expert = self._experts[parsed] = RemoteExpert(self, parsed)
         return expert
 
     def wait_until_alive(
@@ -246,48 +233,8 @@ class _TelemetrySource:
         )
 
 
-def _access(address: ProjectUrl, clock: SystemClock, others: bool, timeout_s: float) -> ProjectAccess | None:
-    """The coordinator's answer, the clock corrected by its hint; None when it is down and there are `others` to ask."""
-    try:
-        access, ahead_s = fetch_access(address, timeout_s)
-    except CoordinatorUnreachable as error:
-        if not others:
-            raise
-        log.warning("%s; going on with the bootstrap peers alone", error)
-        return None
-    if abs(ahead_s) > CORRECT_CLOCK_S:
-        clock.offset_s = ahead_s
-        if abs(ahead_s) > CLOCK_SKEW_TOLERATED_S:
-            log.warning(
-                "this machine's clock differs by %.0f s from the coordinator's; corrected here, please set it", ahead_s
-            )
-    return access
-
-
-def _wanted(project: str | Path | ProjectRecord | None) -> ProjectRecord | str:
-    if isinstance(project, ProjectRecord):
-        return project.check()
-    if isinstance(project, Path) or (isinstance(project, str) and project.endswith(".toml")):
-        return ProjectRecord.from_toml(Path(project))
-    if not project:
-        raise ConfigError("which project? Give project= its id, its record or its TOML file, or connect by its address")
-    return project
-
-
 def _wanted_experts(spec: LayerSpec, num_experts: int | None, fraction: float) -> int:
     return math.ceil(fraction * spec.cells.num_cells) if num_experts is None else num_experts
-
-
-def _key_bytes(key: str | bytes | None) -> bytes | None:
-    if key is None:
-        return None
-    try:
-        raw = bytes.fromhex(key) if isinstance(key, str) else key
-    except ValueError:
-        raw = b""
-    if len(raw) != PUBLIC_KEY_BYTES:
-        raise ConfigError("coordinator_key must be an Ed25519 public key: 64 hexadecimal digits")
-    return raw
 
 
 def _number(name: str, value: SupportsFloat) -> float:

@@ -122,6 +122,16 @@ def test_an_exhausted_row_waits_for_those_it_asked_until_the_deadline():
     assert list(q.short_rows()) == [0]
 
 
+def test_a_postponed_row_asks_again_later():
+    q = quorum(2)
+    q.asked(rows(0, 1), 0.0)
+    q.failed(rows(1))
+    q.postpone(rows(1), 0.2)
+
+    assert q.decide(0.1) == Wait(0.2)
+    assert asked(q.decide(0.2)) == [1]
+
+
 def test_one_lost_row_ends_a_round_that_needs_every_row():
     q = quorum(2)
     q.asked(rows(0, 1), 0.0)

@@ -141,6 +141,17 @@ def test_a_swarm_that_is_forgotten_closes_itself(coordinator):
     assert swarm_threads() == []
 
 
+def test_an_expert_keeps_its_swarm(coordinator, alice):
+    expert = Swarm.connect(coordinator.url).expert("ffn0.0.0")
+    gc.collect()
+    x = rows()
+    torch.testing.assert_close(expert(x), 2 * x)
+
+    del expert
+    gc.collect()
+    assert swarm_threads() == []
+
+
 @pytest.mark.slow
 def test_a_program_that_never_closes_its_swarm_still_ends(coordinator):
     code = f"import learning_at_home as lah\nswarm = lah.Swarm.connect({coordinator.url!r})\nprint(swarm.project.id)"
@@ -245,6 +256,8 @@ def test_errors_of_connecting_say_what_to_do(coordinator, free_tcp_port, free_ud
         Swarm.connect(project="test")
     with pytest.raises(ConfigError, match="which project"):
         Swarm.connect(bootstrap=["127.0.0.1:1"])
+    with pytest.raises(ConfigError, match=r"bootstrap=\['127"):
+        Swarm.connect(bootstrap="127.0.0.1:1", project="test")
     with pytest.raises(ConfigError, match="already names"):
         Swarm.connect(coordinator.url, project="test")
     with pytest.raises(ConfigError, match="coordinator_key"):
