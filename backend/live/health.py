@@ -20,7 +20,7 @@ FAILURES_THAT_DECIDE = 2
 DEGRADED_P95_RATIO = 4.0
 DEGRADED_FAILED_SHARE = 0.05
 DEGRADED_AFTER_S = 30.0
-MIN_CALLS_TO_JUDGE = 20  # below this one failed call would already be over 5 %
+MIN_CALLS_TO_JUDGE = 20  # below this one failed call is already over 5 %, and the p95 is the latency of one slow call
 MIN_EXPERTS_FOR_MEDIAN = 3  # a median of two is one of the two
 
 
@@ -97,6 +97,8 @@ def median_p95_ms(values: Iterable[float | None]) -> float | None:
 
 
 def is_slow_or_failing(p95_ms: float | None, median_ms: float | None, calls: int, failures: int) -> bool:
-    """Over 4 times the layer's median, or over 5 % of its calls failing."""
+    """Over 4 times the layer's median, or over 5 % of its calls failing; of an expert at rest nobody can say."""
+    if calls < MIN_CALLS_TO_JUDGE:
+        return False
     slow = p95_ms is not None and median_ms is not None and p95_ms > DEGRADED_P95_RATIO * median_ms
-    return slow or (calls >= MIN_CALLS_TO_JUDGE and failures > DEGRADED_FAILED_SHARE * calls)
+    return slow or failures > DEGRADED_FAILED_SHARE * calls

@@ -42,7 +42,7 @@ def judge(
 def _worst(counts: dict[ExpertHealth, int], unserved_layers: tuple[str, ...], worst_node: str | None) -> str:
     if unserved_layers:
         return f"Nobody serves layer {unserved_layers[0]}."
-    whose = f", most of them of {worst_node}" if worst_node else ""
+    whose = f"; most were on {worst_node}" if worst_node else ""
     told: tuple[tuple[ExpertHealth, str], ...] = (
         ("orphaned", f"orphaned{whose}"),
         ("lost", f"lost{whose}"),

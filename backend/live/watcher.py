@@ -44,6 +44,7 @@ class Watched:
     sampled_s: float = 0.0
     looked_s: float = 0.0
     drawn: ProjectView | None = None
+    moved: bool = False  # something changed that no reader was told of
     rested_s: float = 0.0  # until then nothing is done that can wait
 
     def current_view(self, public_url: str, now: float) -> ProjectView:
@@ -64,15 +65,16 @@ class Watched:
         if now < self.rested_s:
             return
         with self._then_rest(now):
-            moved = self.swarm.dirty
-            if moved or now - self.advanced_s >= ADVANCE_AT_LEAST_EVERY_S:
+            self.moved |= self.swarm.dirty
+            if self.swarm.dirty or now - self.advanced_s >= ADVANCE_AT_LEAST_EVERY_S:
                 self.advance(now)
             if now - self.sampled_s >= CHART_EVERY_S:
                 self.sampled_s = now
                 sample(self.swarm, now)
-                moved = True
+                self.moved = True
             since_s = now - self.hub.published_s
-            if self.hub.readers and since_s >= (PUBLISH_AT_MOST_EVERY_S if moved else PUBLISH_AT_LEAST_EVERY_S):
+            if self.hub.readers and since_s >= (PUBLISH_AT_MOST_EVERY_S if self.moved else PUBLISH_AT_LEAST_EVERY_S):
+                self.moved = False
                 self.drawn = view(self.swarm, public_url, now)
                 self.hub.publish(self.drawn, now)
 

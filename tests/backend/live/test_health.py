@@ -64,9 +64,10 @@ def test_an_experts_health_follows_from_its_host(node, options, health):
     "p95_ms, median_ms, calls, failures, bad",
     [
         (None, None, 0, 0, False),
-        (40.0, 10.0, 0, 0, False),
-        (41.0, 10.0, 0, 0, True),
-        (41.0, None, 0, 0, False),
+        (40.0, 10.0, 20, 0, False),
+        (41.0, 10.0, 20, 0, True),
+        (41.0, None, 20, 0, False),
+        pytest.param(41.0, 10.0, 3, 0, False, id="one slow probe of an expert at rest"),
         (None, None, 100, 5, False),
         (None, None, 100, 6, True),
         pytest.param(None, None, 3, 1, False, id="too few calls to judge"),
