@@ -175,4 +175,4 @@ def test_the_readmes_example_trains_on_the_demos_swarm(running):
     )
 
     assert example.returncode == 0, example.stderr
-    assert float(example.stdout.split()[2]) > 0.65, example.stdout  # more than frozen experts ever reach
+    assert float(example.stdout.split()[2]) > 0.65, example.stdout  # frozen experts stand at 0.61 by then
