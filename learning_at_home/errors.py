@@ -21,6 +21,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
+from learning_at_home.text import printable
+
 
 class LearningAtHomeError(Exception):
     """Root of all errors of this project. `code` is the number that stands in docs/errors.md."""
@@ -223,7 +225,7 @@ MAX_REMOTE_MESSAGE_CHARS = 2_000  # enough for a traceback's last lines; a hosti
 def from_wire(code: int, message: str, *, peer: str, retry_after_s: float | None = None) -> LearningAtHomeError:
     """The error that a peer's code and words stand for; an unknown code becomes a PeerError that names it."""
     error = CATALOGUE.get(code)
-    words = "".join(c if c.isprintable() or c == "\n" else "?" for c in message[:MAX_REMOTE_MESSAGE_CHARS])
+    words = "\n".join(printable(line, len(line)) for line in message[:MAX_REMOTE_MESSAGE_CHARS].split("\n"))
     if error is None:
         return PeerError(f"error code {code}, unknown to this version: {words}", peer=peer, retry_after_s=retry_after_s)
     if issubclass(error, NotEnoughExperts):

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import msgspec
 
 from learning_at_home.errors import ConfigError, InvalidUid, LearningAtHomeError, UnknownLayer, WireError
-from learning_at_home.expert_uid import Grid, check_prefix
+from learning_at_home.expert_uid import MAX_CELLS, Grid, check_prefix
 
 DtypeName = Literal["float32", "float64", "float16", "bfloat16"]
 DTYPE_BYTES: dict[str, int] = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -128,6 +128,8 @@ class ProjectRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise ConfigError(f"{self.id[:64]!r} is not a project id: {PROJECT_ID_RULE}")
         if len(self.title) > 120 or len(self.description) > 4_000:
             raise ConfigError(f"project {self.id}: the title takes up to 120 characters, the description 4,000")
+        if not (self.title + self.description.replace("\n", " ")).isprintable():
+            raise ConfigError(f"project {self.id}: title or description has control characters")
         if len(self.layers) > MAX_LAYERS:
             raise ConfigError(f"project {self.id}: more than {MAX_LAYERS} layers")
         prefixes = [layer.prefix for layer in self.layers]
@@ -135,6 +137,9 @@ class ProjectRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise ConfigError(f"project {self.id}: two layers share a prefix")
         for layer in self.layers:
             layer.check()
+        num_cells = sum(layer.cells.num_cells for layer in self.layers)
+        if num_cells > MAX_CELLS:  # every peer keeps a place for each
+            raise ConfigError(f"project {self.id}: {num_cells:,} experts in all layers; {MAX_CELLS:,} are allowed")
         return self
 
     def to_bytes(self) -> bytes:

@@ -14,7 +14,7 @@ from learning_at_home.errors import ConfigError, LearningAtHomeError
 from learning_at_home.expert_uid import ExpertUid, UidPattern
 from learning_at_home.project import ProjectRecord
 
-FindRivals = Callable[[str, int], Sequence[RivalClaim]]  # prefix, cell -> who else claims it, the strongest first
+FindRivals = Callable[[str, Sequence[int]], Mapping[int, RivalClaim]]  # prefix, cells -> the strongest other claims
 
 
 def named_cells(project: ProjectRecord, patterns: Iterable[str]) -> list[ExpertUid]:
@@ -39,7 +39,8 @@ def choose_vacant(project: ProjectRecord, taken: Mapping[str, frozenset[int]], m
         grid = layer.cells
         free = [cell for cell in range(grid.num_cells) if cell not in taken.get(layer.prefix, frozenset())]
         start = seed % len(free) if free else 0
-        vacant.append([grid.uid(layer.prefix, cell) for cell in (*free[start:], *free[:start])][:most])
+        nearest = [*free[start : start + most], *free[:start]][:most]
+        vacant.append([grid.uid(layer.prefix, cell) for cell in nearest])
     chosen: list[ExpertUid] = []
     for turn in range(max(map(len, vacant), default=0)):
         chosen += [cells[turn] for cells in vacant if turn < len(cells)]
@@ -50,14 +51,17 @@ def find_yields(
     project: ProjectRecord, uids: Iterable[ExpertUid], claimed_ms: int, public_key: bytes, rivals: FindRivals
 ) -> dict[str, str]:
     """Which of our experts an older claim outranks, and why, in words: uid -> reason."""
-    yielded = {}
+    ours: dict[str, list[int]] = {}
     for uid in uids:
-        claims = rivals(uid.prefix, project.layer(uid.prefix).cells.cell(uid))
-        winner = next((claim for claim in claims if not outranks(claimed_ms, public_key, claim)), None)
-        if winner is not None:
-            older_s = (claimed_ms - winner.claimed_ms) / 1000
-            why = f"claimed it {older_s:.0f} s earlier" if older_s >= 1 else "has the older claim"
-            yielded[str(uid)] = f"{winner.name} {why}"
+        ours.setdefault(uid.prefix, []).append(project.layer(uid.prefix).cells.cell(uid))
+    yielded = {}
+    for prefix, cells in ours.items():
+        grid = project.layer(prefix).cells
+        for cell, rival in rivals(prefix, cells).items():
+            if not outranks(claimed_ms, public_key, rival):
+                older_s = (claimed_ms - rival.claimed_ms) / 1000
+                why = f"claimed it {older_s:.0f} s earlier" if older_s >= 1 else "has the older claim"
+                yielded[str(grid.uid(prefix, cell))] = f"{rival.name} {why}"
     return yielded
 
 

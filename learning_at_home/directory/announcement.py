@@ -6,6 +6,7 @@ One announcement per node covers all its experts. Pure: bytes and values, no soc
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import re
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal
@@ -13,15 +14,16 @@ from typing import Annotated, Literal
 import msgspec
 
 from learning_at_home.errors import WireError
+from learning_at_home.expert_uid import MAX_CELLS
 
 ANNOUNCEMENT_LIFE_S = 60.0  # two refreshes may be lost; a dead host is gone from the DHT within a minute
 ANNOUNCEMENT_REFRESH_S = 20.0
 REFRESH_JITTER = 0.2
 STALE_AFTER_S = 1.5 * ANNOUNCEMENT_REFRESH_S
-# Callers connect to what a stranger wrote here: no ipc://, no inproc://, no ZeroMQ syntax beyond host and port.
-_ENDPOINT = re.compile(r"tcp://(?:\[[0-9a-fA-F:.]{2,45}\]|[A-Za-z0-9.-]{1,60}):[1-9][0-9]{0,4}")
+_ENDPOINT = re.compile(r"tcp://(?:\[([0-9a-fA-F:.]{2,45})\]|([0-9.]{7,15})):([1-9][0-9]{0,4})")
 MAX_CLAIMS = 64
 MAX_SPANS = 128  # per claim; the DHT's bound on a record is tighter still for a node that scatters all its claims
+MAX_CLAIMED_CELLS = 8_192  # of one node: a stranger must not make every reader walk millions of cells
 
 
 class Claim(msgspec.Struct, frozen=True, array_like=True):
@@ -61,12 +63,45 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
             announcement = msgspec.msgpack.decode(data, type=cls)
         except (msgspec.DecodeError, RecursionError, ValueError) as error:
             raise WireError(f"not an announcement: {error}") from error
-        if not all(_ENDPOINT.fullmatch(endpoint) for endpoint in announcement.endpoints):
-            raise WireError("an announcement has an endpoint that is not tcp://host:port")
-        for claim in announcement.claims:
-            if claim.claimed_ms < 0 or any(not 0 <= first < end <= 1 << 22 for first, end in claim.spans):
-                raise WireError(f"an announcement claims impossible cells of {claim.prefix!r}")
+        if not all(map(is_endpoint, announcement.endpoints)):
+            raise WireError("an announcement has an endpoint that is not tcp://number:port")
+        _check_claims(announcement.claims)
         return announcement
+
+
+def is_endpoint(text: str) -> bool:
+    """Whether callers may connect to it though a stranger wrote it: `tcp://`, a numeric unicast address, a port.
+
+    No other transport, no further ZeroMQ syntax, and no names: libzmq looks them up in the one thread that serves all
+    connections of a process, so that a name server which never answers would stop them all.
+    """
+    match = _ENDPOINT.fullmatch(text)
+    if match is None or int(match[3]) > 65_535:
+        return False
+    try:
+        address = ipaddress.ip_address(match[1] or match[2])
+    except ValueError:
+        return False
+    return not (address.is_multicast or address.is_unspecified or address.is_reserved)
+
+
+def _check_claims(claims: tuple[Claim, ...]) -> None:
+    """Raises WireError unless each cell is claimed once, by spans that cost little to walk."""
+    spans: dict[str, list[tuple[int, int]]] = {}
+    for claim in claims:
+        if claim.claimed_ms < 0:
+            raise WireError(f"an announcement claims cells of {claim.prefix!r} since before 1970")
+        spans.setdefault(claim.prefix, []).extend(claim.spans)
+    num_cells = 0
+    for prefix, of_layer in spans.items():
+        end_before = 0
+        for first, end in sorted(of_layer):
+            if not end_before <= first < end <= MAX_CELLS:
+                raise WireError(f"an announcement claims impossible cells of {prefix!r}, or some twice")
+            end_before = end
+            num_cells += end - first
+    if num_cells > MAX_CLAIMED_CELLS:
+        raise WireError(f"an announcement claims {num_cells:,} cells; {MAX_CLAIMED_CELLS:,} are allowed")
 
 
 def spans_of(cells: Iterable[int]) -> tuple[tuple[int, int], ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -183,11 +183,11 @@ class Directory:
             if entry.announcement is not None
         )
 
-    def rivals(self, prefix: str, cell: int, public_key: bytes) -> tuple[RivalClaim, ...]:
-        """Who else claims this cell and is online, the strongest claim first; see `outranks`. Raises UnknownLayer."""
+    def strongest_rivals(self, prefix: str, cells: Collection[int], public_key: bytes) -> dict[int, RivalClaim]:
+        """The strongest claim of anybody else, who is online, to each of these cells; see `outranks`."""
         self.project.layer(prefix)
         with self._lock:
-            return self._claims[prefix].rivals(cell, public_key, self._clock.wall_s() * 1000)
+            return self._claims[prefix].strongest_rivals(cells, public_key, self._clock.wall_s() * 1000)
 
     # -- with the lock held
 

@@ -5,15 +5,12 @@ Of two nodes that claim a cell the one whose claim is older holds it, then the o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 from learning_at_home.directory.announcement import Announcement, Claim
 from learning_at_home.identity import peer_id
 from learning_at_home.peer_address import PeerAddress
-
-# Of one node in one layer; further ones are ignored. A stranger must not make every reader walk millions of cells.
-MAX_CLAIMED_CELLS = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,31 +80,27 @@ class LayerClaims:
                     holders[cell] = entry.address
         return tuple(holders)
 
-    def rivals(self, cell: int, public_key: bytes, wall_ms: float) -> tuple[RivalClaim, ...]:
-        """The others who claim the cell and are online, the strongest claim first."""
-        claims = [
-            (claimed_ms, entry.node_id, entry.address)
-            for key, entry in self.entries.items()
-            if key != public_key and entry.is_serving(wall_ms)
-            for claimed, claimed_ms in self._cells(entry)
-            if claimed == cell
-        ]
-        return tuple(
-            RivalClaim(address.public_key, address.name, claimed_ms, address.endpoints)
-            for claimed_ms, _, address in sorted(claims, key=lambda claim: claim[:2])
-        )
+    def strongest_rivals(self, cells: Collection[int], public_key: bytes, wall_ms: float) -> dict[int, RivalClaim]:
+        """For each of these cells that somebody else, who is online, claims: the strongest such claim. One pass."""
+        wanted = frozenset(cells)
+        best: dict[int, tuple[int, bytes]] = {}
+        rivals: dict[int, RivalClaim] = {}
+        for key, entry in self.entries.items():
+            if key == public_key or not entry.is_serving(wall_ms):
+                continue
+            for cell, claimed_ms in self._cells(entry):
+                rank = (claimed_ms, entry.node_id)
+                if cell in wanted and (cell not in best or rank < best[cell]):
+                    best[cell] = rank
+                    rivals[cell] = RivalClaim(key, entry.address.name, claimed_ms, entry.address.endpoints)
+        return rivals
 
     def _cells(self, entry: Entry) -> Iterator[tuple[int, int]]:
         """Cells of the grid that it claims, each once, with the time of the claim."""
-        seen: set[int] = set()
         for claim in self.claims_of(entry):
             for first, end in claim.spans:
                 for cell in range(first, min(end, self.num_cells)):
-                    if len(seen) >= MAX_CLAIMED_CELLS:
-                        return
-                    if cell not in seen:
-                        seen.add(cell)
-                        yield cell, claim.claimed_ms
+                    yield cell, claim.claimed_ms
 
     def claims_of(self, entry: Entry) -> list[Claim]:
         """What it claims of this layer, the oldest claim first."""

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 import zmq
 
 from learning_at_home.clock import Clock
-from learning_at_home.errors import LearningAtHomeError, UsageError, WireError
+from learning_at_home.errors import LearningAtHomeError, PeerUnreachable, UsageError, WireError
 from learning_at_home.identity import Identity
 from learning_at_home.peer_address import PeerAddress
 from learning_at_home.transport.calls import Answer, Call, CallTable
@@ -47,9 +47,12 @@ class Channel:
             self.drop(peer.public_key)
         link = Link(self._context, self._identity, peer, AGENT)
         self.links[peer.public_key] = link
-        if len(self.links) > MAX_LINKS_PER_CHANNEL:
-            self.links.popitem(last=False)[1].close()
         return link
+
+    def trim(self) -> None:
+        """Close the least recently used links over the limit. Between exchanges: one under way may wait on any link."""
+        while len(self.links) > MAX_LINKS_PER_CHANNEL:
+            self.links.popitem(last=False)[1].close()
 
     def drop(self, public_key: bytes) -> None:
         if link := self.links.pop(public_key, None):
@@ -89,6 +92,7 @@ class Exchange:
             Work(call_id, call.uid, call.operation, call.tensors) for call_id, call in zip(call_ids, calls, strict=True)
         )
         timeout_ms = min(3_600_000, max(1, round((deadline - now) * 1000)))
+        self._forget_dead_link(peer)
         try:
             link = self._channel.link(peer)
             self._poll(link)
@@ -117,6 +121,18 @@ class Exchange:
     def close(self) -> None:
         """Abandon what is pending."""
         self._table.abandon()
+
+    def _forget_dead_link(self, peer: PeerAddress) -> None:
+        """End what waits on a link that the channel is about to replace: one that was lost, or whose peer has moved."""
+        link = self._channel.links.get(peer.public_key)
+        if link is None or link.socket not in self._polled:
+            return
+        error = link.lost()
+        if error is None and link.peer.endpoints != peer.endpoints:
+            error = PeerUnreachable(f"it has moved to {list(peer.endpoints)}", peer=peer.name)
+        if error is not None:
+            self._drain(link)
+            self._lose(link.peer, error)
 
     def _poll(self, link: Link) -> None:
         if link.socket not in self._polled:
@@ -216,6 +232,7 @@ class Connections:
         return Channel(self._context, self._identity)
 
     def _give_back(self, channel: Channel, late: int) -> None:
+        channel.trim()
         with self._lock:
             self._leased -= 1
             self.late_answers += late

@@ -206,6 +206,7 @@ class Server:
             caller = self._greeted.get(routing_id)
             if caller is None or curve_public_key(caller) != caller_key(header):
                 raise GreetingRequired("this connection has not been greeted; greet first")
+            self._greeted.move_to_end(routing_id)
             if message.project != self._project:
                 raise UnknownProject(f"this node serves project {self._project}, not {message.project[:40]!r}")
             tensors = split_frames([work.tensors for work in message.work], frames)

@@ -8,7 +8,7 @@ or torch.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -23,6 +23,7 @@ MAX_DIMENSIONS = 8
 MAX_MESSAGE_CHARS = 2_000
 
 Operation = Literal["forward", "backward"]
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 
 
 class TensorSpec(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -88,10 +89,10 @@ class Reply(msgspec.Struct, frozen=True, tag="reply", forbid_unknown_fields=True
 
     call_id: int
     tensors: tuple[TensorSpec, ...]
-    queued_us: int  # admission to start of compute
-    computed_us: int
-    updates: int  # optimizer steps of this expert so far
-    load_ms: float  # hint: how long new work would wait now
+    queued_us: Count  # admission to start of compute
+    computed_us: Count
+    updates: Count  # optimizer steps of this expert so far
+    load_ms: Annotated[float, msgspec.Meta(ge=0, le=3.6e6)]  # hint: how long new work would wait now
 
 
 class Failure(msgspec.Struct, frozen=True, tag="failure", forbid_unknown_fields=True):
@@ -100,7 +101,7 @@ class Failure(msgspec.Struct, frozen=True, tag="failure", forbid_unknown_fields=
     call_id: int | None
     code: int
     message: str
-    retry_after_ms: int | None = None
+    retry_after_ms: Count | None = None
 
 
 CallerMessage = Greeting | Request

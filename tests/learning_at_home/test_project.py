@@ -70,6 +70,18 @@ def test_an_impossible_id_is_refused(id_: str) -> None:
         ProjectRecord(id=id_).check()
 
 
+def test_a_title_that_steers_terminals_is_refused() -> None:
+    with pytest.raises(ConfigError, match="control characters"):
+        ProjectRecord(id="digits", title="\x1b]0;gone\x07").check()
+    ProjectRecord(id="digits", description="two\nlines").check()
+
+
+def test_more_cells_in_all_than_peers_can_hold_are_refused() -> None:
+    layers = tuple(LayerSpec(prefix=f"ffn{number}", grid=(2_048, 2_048)) for number in range(2))
+    with pytest.raises(ConfigError, match="8,388,608"):
+        ProjectRecord(id="digits", layers=layers).check()
+
+
 def test_two_layers_of_one_prefix_are_refused() -> None:
     with pytest.raises(ConfigError, match="share a prefix"):
         ProjectRecord(id="digits", layers=(RECORD.layers[0], RECORD.layers[0])).check()

@@ -66,33 +66,35 @@ def test_vacant_cells_are_taken_evenly_from_all_layers(taken, most, seed, expect
 
 
 @pytest.mark.parametrize(
-    "rivals,reason",
+    "claimed_ms,reason",
     [
-        ([], None),
-        ([rival(BOB, 5_000)], "bob claimed it 5 s earlier"),
-        ([rival(BOB, 9_900)], "bob has the older claim"),
-        ([rival(BOB, 10_001)], None),  # ours is older
-        ([rival(BOB, 10_000)], None),  # the same moment: the lower node id serves
-        ([rival(BOB, 20_000), rival(BOB, 30_000)], None),
+        (None, None),
+        (5_000, "bob claimed it 5 s earlier"),
+        (9_900, "bob has the older claim"),
+        (10_001, None),  # ours is older
+        (10_000, None),  # the same moment: the lower node id serves
+        (20_000, None),
     ],
 )
-def test_the_younger_claim_yields_and_says_to_whom(rivals, reason):
-    found = find_yields(PROJECT, [UID], 10_000, ALICE.public_key, lambda prefix, cell: rivals)
+def test_the_younger_claim_yields_and_says_to_whom(claimed_ms, reason):
+    rivals = {} if claimed_ms is None else {1: rival(BOB, claimed_ms)}
+
+    found = find_yields(PROJECT, [UID], 10_000, ALICE.public_key, lambda prefix, cells: rivals)
 
     assert found == ({} if reason is None else {"ffn0.0.1": reason})
 
 
 def test_of_two_claims_of_one_moment_the_higher_node_id_yields():
-    found = find_yields(PROJECT, [UID], 10_000, BOB.public_key, lambda prefix, cell: [rival(ALICE, 10_000)])
+    found = find_yields(PROJECT, [UID], 10_000, BOB.public_key, lambda prefix, cells: {1: rival(ALICE, 10_000)})
 
     assert list(found) == ["ffn0.0.1"]
 
 
 def test_only_the_contested_cell_is_yielded():
-    contested = {("ffn1", 2): [rival(BOB, 1)]}
+    contested = {"ffn1": {2: rival(BOB, 1)}}
 
     found = find_yields(
-        PROJECT, uids("ffn1.1", "ffn1.2"), 10_000, ALICE.public_key, lambda *cell: contested.get(cell, [])
+        PROJECT, uids("ffn1.1", "ffn1.2"), 10_000, ALICE.public_key, lambda prefix, cells: contested[prefix]
     )
 
     assert list(found) == ["ffn1.2"]

@@ -13,7 +13,7 @@ from learning_at_home.errors import WireError
 ANNOUNCEMENT = Announcement(
     project="digits",
     name="brisk-heron",
-    endpoints=("tcp://127.0.0.1:4001", "tcp://[2001:db8::1]:4001", "tcp://node.example:4001"),
+    endpoints=("tcp://127.0.0.1:4001", "tcp://[2001:db8::1]:4001", "tcp://203.0.113.7:65535"),
     state="online",
     claims=(Claim("ffn0", ((0, 4), (8, 9)), 1_000), Claim("ffn1", ((3, 4),), 2_000)),
     issued_ms=5_000,
@@ -44,8 +44,14 @@ def test_garbage_is_a_wire_error(data):
         {"endpoints": ("inproc://runtime",)},
         {"endpoints": ("tcp://eth0;10.0.0.1:80",)},
         {"endpoints": ("tcp://*:80",)},
-        {"endpoints": ("tcp://host:0",)},
-        {"endpoints": ("tcp://host:80\n",)},
+        {"endpoints": ("tcp://10.0.0.1:0",)},
+        {"endpoints": ("tcp://10.0.0.1:65536",)},
+        {"endpoints": ("tcp://10.0.0.1:80\n",)},
+        {"endpoints": ("tcp://node.example:80",)},  # libzmq would look the name up where all connections wait
+        {"endpoints": ("tcp://localhost:80",)},
+        {"endpoints": ("tcp://0.0.0.0:80",)},
+        {"endpoints": ("tcp://224.0.0.1:80",)},
+        {"endpoints": ("tcp://10.0.0.256:80",)},
         {"endpoints": ("tcp://a:1",) * 9},
         {"name": "n" * 33},
         {"state": "offline"},
@@ -55,6 +61,9 @@ def test_garbage_is_a_wire_error(data):
         {"claims": (Claim("ffn0", ((0, 1),), -1),)},
         {"claims": (Claim("p" * 33, ((0, 1),), 0),)},
         {"claims": (Claim("ffn0", ((0, 1),) * 129, 0),)},
+        {"claims": (Claim("ffn0", ((0, 4), (3, 8)), 0),)},  # walked twice: see MAX_CLAIMED_CELLS
+        {"claims": (Claim("ffn0", ((0, 4),), 0), Claim("ffn0", ((2, 3),), 9))},
+        {"claims": (Claim("ffn0", ((0, 5_000),), 0), Claim("ffn1", ((0, 5_000),), 0))},
     ],
 )
 def test_an_announcement_of_the_impossible_is_a_wire_error(change):

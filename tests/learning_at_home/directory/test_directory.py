@@ -68,18 +68,18 @@ def test_of_two_claims_the_older_wins_then_the_lower_node_id(
     assert holders(directory)[:3] == [swarm.alice.public_key, key, swarm.bob.public_key]
 
 
-def test_rivals_are_told_the_strongest_first_without_the_asker(directory, swarm):
+def test_the_strongest_rival_of_each_cell_is_told_without_the_asker(directory, swarm):
     directory.feed(swarm.record(swarm.alice, {1}, claimed_ms=9, name="heron"))
     directory.feed(swarm.record(swarm.bob, {1}, claimed_ms=5, name="otter"))
     directory.feed(swarm.record(swarm.carol, {1}, claimed_ms=1, state="draining"))
 
-    rivals = directory.rivals("ffn0", 1, swarm.carol.public_key)
+    rivals = directory.strongest_rivals("ffn0", [0, 1, 2], swarm.carol.public_key)
 
-    assert [(rival.name, rival.claimed_ms) for rival in rivals] == [("otter", 5), ("heron", 9)]
-    assert [rival.name for rival in directory.rivals("ffn0", 1, swarm.bob.public_key)] == ["heron"]
-    assert directory.rivals("ffn0", 2, swarm.bob.public_key) == ()
-    assert not outranks(6, swarm.carol.public_key, rivals[0])
-    assert outranks(4, swarm.carol.public_key, rivals[0])
+    assert {cell: (rival.name, rival.claimed_ms) for cell, rival in rivals.items()} == {1: ("otter", 5)}
+    assert directory.strongest_rivals("ffn0", [1], swarm.bob.public_key)[1].name == "heron"
+    assert directory.strongest_rivals("ffn0", [2], swarm.bob.public_key) == {}
+    assert not outranks(6, swarm.carol.public_key, rivals[1])
+    assert outranks(4, swarm.carol.public_key, rivals[1])
 
 
 def test_of_equally_old_claims_exactly_one_outranks_the_other(swarm):
@@ -142,14 +142,15 @@ def test_what_is_forged_foreign_or_malformed_changes_nothing(directory, swarm, c
     assert directory.num_malformed == 1
 
 
-def test_a_greedy_claim_of_every_cell_over_and_over_is_walked_once(directory, swarm):
+def test_a_claim_of_the_same_cells_over_and_over_is_refused_unwalked(directory, swarm):
     greedy = Claim("ffn0", ((0, 1 << 22),) * 100, 0)
     value = msgspec.structs.replace(swarm.announcement({}), claims=(greedy,) * 3).to_bytes()
     like = swarm.record(swarm.alice, set())
 
     directory.feed(sign_record(swarm.alice, like.key, value, sequence=like.sequence, expires_ms=like.expires_ms))
 
-    assert directory.layer("ffn0").num_alive == 6
+    assert directory.layer("ffn0").num_alive == 0
+    assert directory.num_malformed == 1
 
 
 def test_all_announcements_join_what_a_node_claims_in_every_layer(directory, swarm, clock):
