@@ -127,11 +127,10 @@ class ContributorsPage(Page):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinPage(Page):
-    """What a volunteer and a researcher type. `coordinator` is the address, `pattern` a block of cells with room."""
+    """What a volunteer and a researcher type. `layer` stands in the researcher's example; None: there is none yet."""
 
-    coordinator: str
     layer: Layer | None
-    pattern: str
+    unhosted: int  # cells that no living node holds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,17 +212,15 @@ def contributors_page(
 
 
 def join_page(view: ProjectView) -> JoinPage:
-    layer = view.layers[0] if view.layers else None
-    coordinator, _, _ = view.project.url.rpartition("/p/")
+    hosted = sum(cell.health in ("serving", "degraded") for layer in view.layers for cell in layer.cells)
     return JoinPage(
         title="Join",
         section="join",
         project=view.project,
         at_s=view.at_s,
         live=True,
-        coordinator=coordinator or view.project.url,
-        layer=layer,
-        pattern=_pattern_with_room(layer) if layer else "",
+        layer=view.layers[0] if view.layers else None,
+        unhosted=view.tiles.experts_total - hosted,
     )
 
 
@@ -263,15 +260,3 @@ def cell_rows(layer: Layer, names: Mapping[str, str]) -> list[CellRow]:
 def node_name(cell: Cell, names: Mapping[str, str]) -> str | None:
     """The readable name of a cell's host; eight digits of its id when the node is no longer listed."""
     return None if cell.node is None else names.get(cell.node, cell.node[:8])
-
-
-def _pattern_with_room(layer: Layer) -> str:
-    """A block that a newcomer may take: the first line of dimension 0 that is not wholly hosted, else the first."""
-    per_line = max(1, len(layer.cells) // layer.grid[0])
-    hosted = [cell.health in ("serving", "degraded") for cell in layer.cells]
-    lines = range(layer.grid[0])
-    line = next((i for i in lines if not all(hosted[i * per_line : (i + 1) * per_line])), 0)
-    if len(layer.grid) == 1:
-        return f"{layer.prefix}.[{line}:{min(line + 4, layer.grid[0])}]"
-    spans = "".join(f".[0:{size}]" for size in layer.grid[1:])
-    return f"{layer.prefix}.{line}{spans}"

@@ -12,6 +12,7 @@ import { HEALTHS } from "./health.js";
 const LEAST_HEIGHT = 120;
 const MAX_TABLE_ROWS = 60; // more would be read by nobody: the table then takes every n-th point
 const FORMATS = { throughput: rate, latency: milliseconds, experts: count, loss };
+const STACKED = new Set(["throughput"]); // forward and backward are often equal: side by side one would hide the other
 const FONT = "12px ui-sans-serif, system-ui, sans-serif";
 
 /** 15k, 1.5k, 0.25 on an axis. @param {number} value */
@@ -32,14 +33,15 @@ export class Chart {
     this.lines = [];
     this.spanS = 300;
     onThemeChange(() => this.rebuild());
-    new ResizeObserver(() => this.resize()).observe(this.plotElement);
+    // In the next frame: a size set inside the observer would call it again in the same one, which browsers complain of.
+    new ResizeObserver(() => requestAnimationFrame(() => this.resize())).observe(this.plotElement);
     this.details?.addEventListener("toggle", () => this.writeTable());
   }
 
   /** @param {{x: number[], lines: Record<string, ?number[]>}} series @param {number} spanS of the time axis */
   update(series, spanS) {
     this.series = series;
-    const lines = Object.keys(series.lines);
+    const lines = Object.keys(series.lines).filter((line) => this.isShown(line));
     const empty = series.x.length === 0;
     this.figure.dataset.empty = String(empty);
     this.figure.dataset.points = String(series.x.length);
@@ -54,8 +56,17 @@ export class Chart {
     if (this.details?.open) this.writeTable();
   }
 
+  /** A state that no expert was in draws no line: five flat ones at zero would hide the sixth. */
+  isShown(line) {
+    return this.name !== "experts" || line === "serving" || this.series.lines[line].some((value) => value > 0);
+  }
+
+  /** What uPlot draws: the lines, or their running sums, the last line lowest. */
   data() {
-    return [this.series.x, ...this.lines.map((line) => this.series.lines[line])];
+    const values = this.lines.map((line) => this.series.lines[line]);
+    if (!STACKED.has(this.name)) return [this.series.x, ...values];
+    const below = (line, index) => values.slice(line).reduce((sum, each) => (each[index] === null ? sum : (sum ?? 0) + each[index]), null);
+    return [this.series.x, ...values.map((_, line) => this.series.x.map((_, index) => below(line, index)))];
   }
 
   rebuild() {
@@ -108,8 +119,9 @@ export class Chart {
 
   line(label, position) {
     const colour = this.colourOf(position);
-    const fill = position === 0 && this.name === "throughput" ? css(colour, 0.12) : undefined;
-    return { label, stroke: css(colour), width: 1.75, fill, points: { show: this.series.x.length < 2, size: 5, fill: css(colour) }, spanGaps: false };
+    const fill = STACKED.has(this.name) ? css(colour, 0.14) : undefined;
+    const points = { show: (plot) => plot.data[0].length < 2, size: 5, fill: css(colour) };
+    return { label, stroke: css(colour), width: 1.75, fill, points, spanGaps: false };
   }
 
   /** Time: always the whole span, so that charts side by side compare; steps: what there is. */

@@ -25,6 +25,7 @@ const WRITERS = {
   state: writeState,
   meter: writeMeter,
   beats: writeBeats,
+  href: (element, value) => setAttribute(element, "href", element.dataset.to + encodeURIComponent(value ?? "")),
   at: (element, value) => setAttribute(element, "data-at", value),
   short_id: (element, value) => {
     setText(element, `${String(value ?? "").slice(0, 8)}…`);

@@ -57,6 +57,7 @@ export function nodesPart() {
   const total = document.getElementById("nodes-online");
   return (view, change) => {
     if (change !== null && !change.nodes && !change.order) return;
+    if (view.nodes.length > 0) document.getElementById("welcome")?.remove();
     table.update(view.nodes, change === null || change.order ? null : new Set(Object.keys(change.nodes)));
     if (total) setText(total, `${plural(view.nodes.filter((node) => node.state !== "offline").length, "node")} here now`);
   };

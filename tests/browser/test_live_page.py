@@ -126,7 +126,12 @@ async def test_a_lost_connection_is_said_and_heals_by_itself(
 
     await expect(page.locator("#banner")).to_contain_text("Disconnected, showing data of ")
     await expect(page.locator("#banner .banner-at")).to_have_text(
-        await page.evaluate("new Date(learningAtHome.connection.view.at_s * 1000).toTimeString().slice(0, 8)")
+        await page.evaluate(
+            """() => {
+              const { view, clockOffsetS } = learningAtHome.connection;
+              return new Date((view.at_s + clockOffsetS) * 1000).toTimeString().slice(0, 8);
+            }"""
+        )
     )
     await until(page, "Number(getComputedStyle(document.querySelector('main')).opacity) < 0.7")
     ages = "[...document.querySelectorAll('#events time')].map((time) => time.textContent).join()"
@@ -281,6 +286,21 @@ async def test_damage_is_listed_worst_first_and_leaves_the_list_when_healed(
     await site.server.push(Change(cells={"ffn1": {"5": healed}}))
 
     await expect(rows).to_have_count(6)
+
+
+async def test_a_nodes_name_leads_to_its_line_and_from_there_to_its_experts(
+    page: Page, site: Site, source: ScriptedSource
+):
+    await site.open(page)
+    name = source.views["digits"].nodes[2].name
+
+    await page.click(f"#nodes-table >> text={name}")
+    await page.wait_for_selector("html[data-connection=live]")
+    await expect(page.locator("#nodes-table tbody tr:visible")).to_have_count(1)
+    await page.click(f"#nodes-table >> text={name}")
+    await page.wait_for_selector("html[data-connection=live]")
+
+    await expect(page.locator("#experts-table tbody tr:visible")).to_have_count(4)
 
 
 async def test_a_whole_id_is_copied_by_a_click(page: Page, site: Site, source: ScriptedSource):

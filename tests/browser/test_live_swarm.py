@@ -114,6 +114,7 @@ async def test_a_node_that_starts_lights_its_cells_and_one_that_is_killed_leaves
     swarm.start_node()
     await all_cells_are(page, "serving", START_TIMEOUT_S, swarm)
     await expect(page.locator("#nodes-table tbody th")).to_have_text(NODE)
+    await expect(page.locator(".welcome")).to_have_count(0)
     await expect(page.locator("h1")).to_contain_text("16 of 32 experts are serving on 1 node")
 
     swarm.kill(NODE)
