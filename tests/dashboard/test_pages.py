@@ -144,13 +144,18 @@ async def test_an_empty_project_names_the_one_command(pages: httpx.AsyncClient, 
     assert "– / – ms" in text
 
 
-async def test_the_join_page_offers_a_block_that_has_room(pages: httpx.AsyncClient, source: ScriptedSource):
+async def test_the_join_page_says_what_to_type_and_how_much_room_there_is(
+    pages: httpx.AsyncClient, source: ScriptedSource
+):
+    full = words_of((await pages.get("/p/digits/join")).text)
     source.views["digits"] = empty_view()
 
-    text = words_of((await pages.get("/p/digits/join")).text)
+    empty = words_of((await pages.get("/p/digits/join")).text)
 
-    assert "lah node --coordinator https://coordinator.example/p/digits --experts 'ffn0.0.[0:4]'" in text
-    assert 'lah.DMoE(swarm, layer="ffn0", k_best=4)' in text
+    assert "lah node --coordinator https://coordinator.example/p/digits" in empty
+    assert 'lah.DMoE(swarm, layer="ffn0", k_best=4)' in empty
+    assert "up to 16 of the 32 cells that nobody hosts now" in empty
+    assert "Every cell is hosted now" in full
 
 
 async def test_the_only_project_opens_at_once(pages: httpx.AsyncClient):
