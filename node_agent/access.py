@@ -49,7 +49,7 @@ async def fetch_access(coordinator: str, project: str | None, timeout_s: float) 
     try:
         access = msgspec.json.decode(answer, type=ProjectAccess)
         access.record.check()
-    except (msgspec.DecodeError, LearningAtHomeError) as error:
+    except (ValueError, RecursionError, LearningAtHomeError) as error:  # ValueError: also text that is not UTF-8
         raise CoordinatorUnreachable(f"{root} did not answer as a coordinator of this version does: {error}") from error
     return root, access
 
@@ -58,7 +58,7 @@ async def _only_project(client: httpx.AsyncClient, root: str, deadline: float) -
     answer = await _get(client, f"{root}/api/v1/projects", deadline)
     try:
         projects = [entry.header.id for entry in msgspec.json.decode(answer, type=list[_ProjectEntry])]
-    except msgspec.DecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise CoordinatorUnreachable(f"{root} did not answer as a coordinator of this version does: {error}") from error
     if len(projects) != 1:
         choices = ", ".join(f"{root}/p/{project}" for project in projects) or "none yet"

@@ -1,13 +1,17 @@
 """Under which host a node can be reached by the others, as far as it can tell by itself.
 
 Opens no connection: a UDP socket that is only connected tells which of this machine's addresses leads to a peer.
+Announcements carry numbers: nobody who reads one looks up a stranger's name.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
 from collections.abc import Sequence
+
+from learning_at_home.errors import ConfigError
 
 WILDCARDS = ("0.0.0.0", "::", "")  # noqa: S104 - what they are compared with
 ANYWHERE = ("192.0.2.1", 9)  # reserved for documentation: nothing is sent there, only the route is asked for
@@ -32,6 +36,16 @@ def announced_host(bind_host: str, your_address: str | None, bootstrap: Sequence
     if hosts:
         return "127.0.0.1"
     return _route_to(*ANYWHERE) or "127.0.0.1"
+
+
+async def numeric(host: str) -> str:
+    """The address that a name stands for now, IPv4 where there is one. Raises ConfigError when it has none."""
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise ConfigError(f"no address is known for the host {host[:80]!r}: {error}") from error
+    addresses = [str(address[0]).partition("%")[0] for _, _, _, _, address in found]
+    return min(addresses, key=lambda address: ":" in address)
 
 
 def endpoint(host: str, port: int) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from learning_at_home.clock import SystemClock
-from learning_at_home.coordinator_messages import NodeState, NodeTelemetry
+from learning_at_home.coordinator_messages import Hardware, NodeState, NodeTelemetry
 from learning_at_home.data_folders import data_folder
 from learning_at_home.dht.node import DhtNode
 from learning_at_home.directory.directory import Directory
@@ -22,7 +22,7 @@ from learning_at_home.errors import LearningAtHomeError
 from learning_at_home.identity import Identity
 from learning_at_home.peer_address import PeerAddress
 from learning_at_home.project import ProjectRecord
-from node_agent.addresses import announced_host, endpoint
+from node_agent.addresses import announced_host, endpoint, numeric
 from node_agent.announcer import Announcer
 from node_agent.config import NodeConfig
 from node_agent.device_gauges import DeviceGauges
@@ -41,7 +41,9 @@ told = logging.getLogger("node_agent.told")  # what the person at the terminal s
 
 SERVING_LINE = "the swarm knows of this node and can send it work"
 WATCH_INTERVAL_S = 0.25  # how soon a dead thread ends the process
-DRAIN_TIMEOUT_S = 5.0  # for work that is queued when the node leaves
+NOTICE_S = 1.0  # after withdrawing, what still arrives is served for so long at most
+QUIET_S = 0.3  # ... or until nothing arrived for this long: longer than most steps of a trainer
+LEAVE_TIMEOUT_S = 3.5  # withdrawing, notice and the queue together; what then still waits is refused
 
 
 class NodeFailed(Exception):
@@ -96,7 +98,7 @@ class Agent:
 
     async def _join_and_serve(self, identity: Identity) -> None:
         config = self.config
-        device = find_device(config.device)
+        device = await asyncio.to_thread(find_device, config.device)
         name = config.name or identity.name
         invitation = await ask_the_way(config, self.clock)
         dht_node = DhtNode(identity, config.host, config.dht_port, clock=self.clock, bootstrap=invitation.bootstrap)
@@ -104,16 +106,17 @@ class Agent:
             project = await find_project(config, invitation, dht)
             told.info("joined project %s%s", project.id, f" ({project.title})" if project.title else "")
             directory = Directory(project, self.clock)
-            uids = await choose_experts(config, project, directory, dht, device)
+            uids, fit = await choose_experts(config, project, directory, dht, device)
+            told.info("hosting %d experts: %s", len(uids), fit)
             started = time.monotonic()
             experts = await asyncio.to_thread(HostedExperts.create, uids, project, device)
-            told.info("hosting %d experts on %s, made in %.1f s", len(experts), device, time.monotonic() - started)
+            log.info("made %d experts on %s in %.1f s", len(experts), device, time.monotonic() - started)
             host = Host(identity, project, experts, self.clock, host_options(config, device))
             port = host.start()
             try:
                 your_address = invitation.coordinator.your_address if invitation.coordinator else None
                 reachable_at = config.announce_host or announced_host(config.host, your_address, invitation.bootstrap)
-                address = PeerAddress(identity.public_key, (endpoint(reachable_at, port),), name)
+                address = PeerAddress(identity.public_key, (endpoint(await numeric(reachable_at), port),), name)
                 told.info("reachable at %s, name %s; DHT port %d", address.endpoints[0], name, dht.port)
                 announcer = Announcer(
                     dht,
@@ -125,8 +128,9 @@ class Agent:
                     load_ms=lambda: host.device_thread.load_s() * 1e3,
                     on_change=self._changed,
                 )
-                gauges = DeviceGauges(device)
-                telemetry = self._telemetry_client(invitation.coordinator, project, identity, name, gauges)
+                gauges = await asyncio.to_thread(DeviceGauges, device)
+                hardware = await asyncio.to_thread(gauges.hardware)
+                telemetry = self._telemetry_client(invitation.coordinator, project, identity, name, hardware)
                 self.parts = Parts(project, host, address, announcer, gauges, telemetry)
                 await self._serve(self.parts)
             finally:
@@ -137,35 +141,47 @@ class Agent:
         self.state = "online"
         try:
             async with asyncio.TaskGroup() as tasks:
-                running = [tasks.create_task(parts.announcer.run()), tasks.create_task(self._watch(parts.host))]
+                announcing = tasks.create_task(parts.announcer.run())
+                running = [announcing, tasks.create_task(self._watch(parts.host))]
                 if parts.telemetry is not None:
                     running.append(tasks.create_task(parts.telemetry.run()))
                 if self.config.tensorboard is not None:
                     running.append(tasks.create_task(self._write_tensorboard(parts)))
                 await self._stopping.wait()
                 if not self._abruptly:
-                    await self._leave(parts)
+                    await self._leave(parts, announcing)
                 for task in running:
                     task.cancel()
         except ExceptionGroup as group:
             cause = group.exceptions[0]
             raise cause if isinstance(cause, NodeFailed | LearningAtHomeError) else NodeFailed(str(cause)) from cause
         finally:
-            parts.gauges.close()
+            await asyncio.to_thread(parts.gauges.close)
 
-    async def _leave(self, parts: Parts) -> None:
-        """Withdraw first, so that no new work comes; then finish what is queued."""
+    async def _leave(self, parts: Parts, announcing: asyncio.Task[None]) -> None:
+        """Withdraw, serve what trainers who do not know yet still send, take nothing new, finish what is queued."""
+        deadline = self.clock.monotonic_s() + LEAVE_TIMEOUT_S
         self.state = "draining"
         told.info("leaving: finishing the work that is queued")
-        finished, _ = await asyncio.gather(
-            asyncio.to_thread(parts.host.drain, DRAIN_TIMEOUT_S), self._say_goodbye(parts)
-        )
-        told.info("left the swarm%s", "" if finished else "; some queued work was refused")
-
-    async def _say_goodbye(self, parts: Parts) -> None:
+        if parts.telemetry is not None:
+            parts.telemetry.leave()
+        announcing.cancel()
+        await asyncio.wait({announcing})  # else it could announce again what is withdrawn
+        await parts.announcer.withdraw()
+        await self._wait_until_quiet(parts.host)
+        finished = await asyncio.to_thread(parts.host.drain, max(0.0, deadline - self.clock.monotonic_s()))
         if parts.telemetry is not None:
             await parts.telemetry.send_last_word()
-        await parts.announcer.withdraw()
+        told.info("left the swarm%s", "" if finished else "; some queued work was refused")
+
+    async def _wait_until_quiet(self, host: Host) -> None:
+        """Until no work came for QUIET_S, but NOTICE_S at most. Returns at once when none came lately."""
+        until = self.clock.monotonic_s() + NOTICE_S
+        while True:
+            rest_s = min(until, host.last_work_s + QUIET_S) - self.clock.monotonic_s()
+            if rest_s <= 0:
+                return
+            await asyncio.sleep(rest_s)
 
     async def _watch(self, host: Host) -> None:
         """Say when the first rows were served; raise when a thread has died."""
@@ -187,7 +203,7 @@ class Agent:
                 await asyncio.to_thread(writer.write, telemetry, time.time())
                 await asyncio.sleep(WRITE_INTERVAL_S)
         finally:
-            writer.close()
+            await asyncio.to_thread(writer.close)
 
     def _telemetry_client(
         self,
@@ -195,7 +211,7 @@ class Agent:
         project: ProjectRecord,
         identity: Identity,
         name: str,
-        gauges: DeviceGauges,
+        hardware: Hardware,
     ) -> TelemetryClient | None:
         if coordinator is None:
             return None
@@ -206,7 +222,7 @@ class Agent:
 
         told.info("watch it at %s", coordinator.dashboard_url)
         return TelemetryClient(
-            coordinator.root_url, project.id, coordinator.public_key, identity, name, gauges.hardware(), snapshot
+            coordinator.root_url, project.id, coordinator.public_key, identity, name, hardware, snapshot
         )
 
     async def _snapshot(self, parts: Parts) -> NodeTelemetry:

@@ -1,16 +1,17 @@
 """Tell the swarm what this node serves, again and again, and yield what an older claim has. Async.
 
-Publishes at once on a change, else every 20 s with 20 % jitter, and withdraws on a clean stop. Before it announces it
-looks who else claims the same cells; at first it looks again soon, because two nodes may start in the same moment.
+Publishes every 20 s with 20 % jitter, and withdraws on a clean stop. Between two announcements it looks who else claims
+the same cells; at first soon, because two nodes may start in the same moment. What it then yields, or takes back, is
+announced at once. A look that takes long never holds up an announcement: it is broken off when the next one is due.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterator
 
 from learning_at_home.clock import Clock
 from learning_at_home.dht.node import DhtNode
@@ -30,9 +31,9 @@ from node_agent.experts.hosted import HostedExperts
 log = logging.getLogger(__name__)
 
 FIRST_LOOKS_S = (1.0, 3.0)  # after the first announcement: another that was under way has arrived by then
+LOOK_INTERVAL_S = 8.0  # twice between two announcements; each look costs a lookup per layer
 RETRY_S = 2.0  # when nobody could be told
-
-State = Literal["online", "draining", "paused"]
+WITHDRAW_TIMEOUT_S = 1.5  # finding the holders among peers that leave too takes one timeout of the DHT, 1 s
 
 
 class Announcer:
@@ -60,39 +61,37 @@ class Announcer:
         self._on_change = on_change
         self._claimed_ms = round(clock.wall_s() * 1000)
         self._published: Announcement | None = None
-        self._wake = asyncio.Event()
-        self.state: State = "online"
         self.announced = asyncio.Event()  # set once the swarm knows of us
 
     @property
     def _project(self) -> ProjectRecord:
         return self._directory.project
 
-    def announce_soon(self) -> None:
-        """Publish now instead of at the next refresh. On the loop's thread."""
-        self._wake.set()
-
     async def run(self) -> None:
         """Until cancelled."""
-        looks = iter(FIRST_LOOKS_S)
+        await self.look()  # so that what is claimed already is not announced at all
+        pauses = iter(FIRST_LOOKS_S)
         while True:
-            pause_s = ANNOUNCEMENT_REFRESH_S * random.uniform(1 - REFRESH_JITTER, 1 + REFRESH_JITTER)
+            due = asyncio.get_running_loop().time()
             try:
-                await self.look()
                 await self.publish()
-                pause_s = next(looks, pause_s)
+                due += ANNOUNCEMENT_REFRESH_S * random.uniform(1 - REFRESH_JITTER, 1 + REFRESH_JITTER)
             except (DirectoryError, NetworkError) as error:
                 log.warning("the swarm could not be told what this node serves: %s", error)
-                pause_s = RETRY_S
-            try:
-                async with asyncio.timeout(pause_s):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
-            self._wake.clear()
+                due += RETRY_S
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(due):
+                    await self._look_until_changed(pauses)
 
-    async def look(self) -> None:
-        """Find older claims of our cells: yield to them; take back what is no longer claimed."""
+    async def _look_until_changed(self, first_pauses: Iterator[float]) -> None:
+        while True:
+            await asyncio.sleep(next(first_pauses, LOOK_INTERVAL_S))
+            if await self.look():
+                return
+
+    async def look(self) -> bool:
+        """Find older claims of our cells: yield to them; take back what is no longer claimed. Whether that changed
+        what is served."""
         await self._directory.refresh(self._dht)
         key = self._dht.identity.public_key
         yielded = find_yields(
@@ -100,15 +99,17 @@ class Announcer:
             (expert.uid for expert in self._experts.by_uid.values()),
             self._claimed_ms,
             key,
-            lambda prefix, cell: self._directory.rivals(prefix, cell, key),
+            lambda prefix, cells: self._directory.strongest_rivals(prefix, cells, key),
         )
         before, self._experts.yielded = self._experts.yielded, yielded
         for uid in yielded.keys() - before.keys():
             log.warning("%s is yielded: %s", uid, yielded[uid])
         for uid in before.keys() - yielded.keys():
             log.warning("%s is served again: the older claim has ended", uid)
-        if yielded.keys() != before.keys():
+        changed = yielded.keys() != before.keys()
+        if changed:
             self._on_change()
+        return changed
 
     async def publish(self) -> None:
         """Announce what is served now. Raises DirectoryError or NetworkError."""
@@ -117,7 +118,7 @@ class Announcer:
             project=self._project.id,
             name=self._name,
             endpoints=self._endpoints,
-            state=self.state,
+            state="online",
             claims=claims_of(self._project, uids, self._claimed_ms),
             issued_ms=round(self._clock.wall_s() * 1000),
             load_ms=self._load_ms(),
@@ -125,15 +126,23 @@ class Announcer:
         )
         before = {claim.prefix for claim in self._published.claims} if self._published else set()
         now = {claim.prefix for claim in announcement.claims}
+        self._published = announcement  # from here on somebody may hold it, also when this fails or is cancelled
         held_by = await publish(self._dht, announcement, dropped=before - now)
-        self._published = announcement
         log.info("announced %d experts; held by %d peers", len(uids), held_by)
         if not self.announced.is_set():
             self.announced.set()
             self._on_change()
 
     async def withdraw(self) -> None:
-        """Take the announcement back, so that nobody calls a node that is gone."""
-        if self._published is not None:
-            await withdraw(self._dht, self._published)
-            self._published = None
+        """Take the announcement back, so that nobody calls a node that is gone. Not while `run` runs.
+
+        Gives up after a while: peers that cannot be told see it expire.
+        """
+        if self._published is None:
+            return
+        try:
+            async with asyncio.timeout(WITHDRAW_TIMEOUT_S):
+                await withdraw(self._dht, self._published)
+        except TimeoutError:
+            log.info("not every peer heard in %.1f s that this node leaves", WITHDRAW_TIMEOUT_S)
+        self._published = None

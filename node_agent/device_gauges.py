@@ -6,6 +6,7 @@ NVML for a GPU; for the CPU the load of the machine and the memory of this proce
 from __future__ import annotations
 
 import contextlib
+import logging
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -21,23 +22,26 @@ try:
 except ImportError:  # a machine without NVIDIA's library still trains on its CPU
     pynvml = None
 
+log = logging.getLogger(__name__)
 
-_GAUGES: dict[str, Callable[[Any], float]] = {
-    "load_percent": lambda handle: float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu),
-    "temperature_c": lambda handle: float(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)),
-    "power_w": lambda handle: pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
+# What NVML tells of a device; `nvml` is its module.
+_GAUGES: dict[str, Callable[[Any, Any], float]] = {
+    "load_percent": lambda nvml, handle: float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
+    "temperature_c": lambda nvml, handle: float(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
+    "power_w": lambda nvml, handle: nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
 }
 
 
 class DeviceGauges:
-    """Reads one device. `close` when done."""
+    """Reads one device. `close` when done. `nvml`: the module of that interface, None where it is not installed."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, nvml: Any = pynvml) -> None:
         self._device = device
         self._process = psutil.Process()
+        self._nvml = nvml
         self._handle: Any = None  # what NVML calls a device
-        if device.type == "cuda" and pynvml is not None:
-            self._handle = _nvml_handle(device)
+        if device.type == "cuda" and nvml is not None:
+            self._handle = _nvml_handle(nvml, device)
         psutil.cpu_percent()  # the first reading is what later ones are compared with
 
     def hardware(self) -> Hardware:
@@ -64,8 +68,9 @@ class DeviceGauges:
 
     def close(self) -> None:
         if self._handle is not None:
-            pynvml.nvmlShutdown()
             self._handle = None
+            with contextlib.suppress(self._nvml.NVMLError):
+                self._nvml.nvmlShutdown()
 
     def _read_cuda(self) -> DeviceTelemetry:
         free, total = torch.cuda.mem_get_info(self._device)
@@ -74,8 +79,8 @@ class DeviceGauges:
         readings: dict[str, float | None] = {}
         for name, read in _GAUGES.items():
             try:
-                readings[name] = read(self._handle)
-            except pynvml.NVMLError:  # not every card tells everything
+                readings[name] = read(self._nvml, self._handle)
+            except self._nvml.NVMLError:  # not every card tells everything, nor everybody
                 readings[name] = None
         return DeviceTelemetry(memory_used_bytes=total - free, memory_total_bytes=total, **readings)
 
@@ -90,13 +95,14 @@ def _processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _nvml_handle(device: torch.device) -> Any:
+def _nvml_handle(nvml: Any, device: torch.device) -> Any:
     """NVML's handle of a torch device, found by its UUID: NVML does not follow CUDA_VISIBLE_DEVICES."""
     try:
-        pynvml.nvmlInit()
+        nvml.nvmlInit()
         uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
         if uuid is not None:
-            return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-        return pynvml.nvmlDeviceGetHandleByIndex(device.index or 0)
-    except pynvml.NVMLError:
+            return nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+        return nvml.nvmlDeviceGetHandleByIndex(device.index or 0)
+    except nvml.NVMLError as error:  # no driver, or no permission
+        log.info("%s: no load, temperature or power: %s", device, error)
         return None

@@ -19,7 +19,7 @@ from learning_at_home.project import ProjectRecord
 from node_agent.access import fetch_access
 from node_agent.cells import choose_vacant, named_cells
 from node_agent.config import NodeConfig
-from node_agent.experts.memory import check_fits, count_fitting, free_device_bytes, measure
+from node_agent.experts.memory import Fit, check_fits, count_fitting, free_device_bytes, measure
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ async def ask_the_way(config: NodeConfig, clock: SystemClock) -> Invitation:
     """The invitation; sets the clock by the coordinator's time hint. Raises CoordinatorUnreachable, UnknownProject or
     ConfigError."""
     if config.coordinator is None:
-        record = ProjectRecord.from_toml(config.project_file) if config.project_file else None
+        record = await asyncio.to_thread(ProjectRecord.from_toml, config.project_file) if config.project_file else None
         return Invitation(record, config.bootstrap, None)
     root_url, access = await fetch_access(config.coordinator, config.project, config.join_timeout_s)
     lag_s = access.wall_s - time.time()
@@ -81,27 +81,36 @@ async def find_project(config: NodeConfig, invitation: Invitation, dht: DhtNode)
 
 async def choose_experts(
     config: NodeConfig, project: ProjectRecord, directory: Directory, dht: DhtNode, device: torch.device
-) -> list[ExpertUid]:
-    """The cells to host: those named, or vacant ones. Raises ConfigError when there are none or they do not fit."""
+) -> tuple[list[ExpertUid], Fit]:
+    """The cells to host, those named or vacant ones, and what they take. Raises ConfigError when there are none or they
+    do not fit."""
+    if not config.experts:
+        await directory.refresh(dht)
+    # In a thread: an expert of each layer is made and tried, which may take seconds.
+    seed = int.from_bytes(dht.identity.peer_id[:8], "big")
+    return await asyncio.to_thread(_choose_experts, config, project, directory, seed, device)
+
+
+def _choose_experts(
+    config: NodeConfig, project: ProjectRecord, directory: Directory, seed: int, device: torch.device
+) -> tuple[list[ExpertUid], Fit]:
     free_bytes = config.memory_limit_bytes or free_device_bytes(device)
     if config.experts:
         uids = named_cells(project, config.experts)
     else:
-        await directory.refresh(dht)
         taken = {layer.prefix: _taken(directory, layer.prefix) for layer in project.layers}
         kinds = [measure(layer, min(config.max_rows, layer.max_rows)) for layer in project.layers]
         most = min(config.max_experts, count_fitting(kinds, free_bytes))
         if most == 0 and kinds:
             check_fits([(layer, 1) for layer in project.layers], config.max_rows, free_bytes, str(device))
-        uids = choose_vacant(project, taken, most, int.from_bytes(dht.identity.peer_id[:8], "big"))
+        uids = choose_vacant(project, taken, most, seed)
         if not uids:
             raise ConfigError(
                 f"every cell of project {project.id} is served already; name cells to stand by for with --experts"
             )
     counts = [(layer, sum(uid.prefix == layer.prefix for uid in uids)) for layer in project.layers]
     used = [(layer, count) for layer, count in counts if count]
-    check_fits(used, config.max_rows, free_bytes, str(device))
-    return uids
+    return uids, check_fits(used, config.max_rows, free_bytes, str(device))
 
 
 def _taken(directory: Directory, prefix: str) -> frozenset[int]:

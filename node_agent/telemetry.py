@@ -37,7 +37,8 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 HANDSHAKE_TIMEOUT_S = 10.0
-LAST_WORD_TIMEOUT_S = 1.0
+CLOSE_TIMEOUT_S = 0.5  # for the coordinator's half of closing; nothing depends on it
+LAST_WORD_TIMEOUT_S = 0.5
 
 
 class TelemetryClient:
@@ -63,17 +64,23 @@ class TelemetryClient:
         self._changed = asyncio.Event()
         self._connection: ClientConnection | None = None
         self._problem = ""  # what was told last
+        self._leaving = False
 
     def send_soon(self) -> None:
         """Something changed that people want to see now. On the loop's thread."""
         self._changed.set()
 
     async def run(self) -> None:
-        """Until cancelled. Raises nothing."""
+        """Until cancelled, or until the connection ends while leaving. Raises nothing."""
         pause_s = FIRST_PAUSE_S
-        while True:
+        while not self._leaving:
             try:
-                async with connect(self._url, max_size=MAX_TELEMETRY_BYTES, open_timeout=HANDSHAKE_TIMEOUT_S) as socket:
+                async with connect(
+                    self._url,
+                    max_size=MAX_TELEMETRY_BYTES,
+                    open_timeout=HANDSHAKE_TIMEOUT_S,
+                    close_timeout=CLOSE_TIMEOUT_S,
+                ) as socket:
                     interval_s = await self._introduce(socket)
                     pause_s = FIRST_PAUSE_S
                     await self._report(socket, interval_s)
@@ -81,8 +88,14 @@ class TelemetryClient:
                 self._tell(str(error) or type(error).__name__)
             finally:
                 self._connection = None
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            if not self._leaving:
+                await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def leave(self) -> None:
+        """Report the new state at once; from here on a connection that ends is not made again. On the loop's thread."""
+        self._leaving = True
+        self.send_soon()
 
     def _tell(self, problem: str) -> None:
         """Log what is wrong once, not at every attempt."""
@@ -91,7 +104,8 @@ class TelemetryClient:
             log.warning("no telemetry for now: %s; the node goes on serving", problem)
 
     async def send_last_word(self) -> None:
-        """Tell the present state before leaving, if there is a connection."""
+        """Tell the present state and close, if there is a connection; a coordinator that does not listen is left."""
+        self.leave()
         connection = self._connection
         if connection is None:
             return
@@ -101,6 +115,7 @@ class TelemetryClient:
                 await connection.close()
         except (OSError, TimeoutError, WebSocketException):
             log.info("the coordinator did not hear that this node is leaving")
+            connection.transport.abort()
 
     async def _introduce(self, socket: ClientConnection) -> float:
         """Answer the challenge; the seconds between reports. Raises CoordinatorUnreachable or what the refusal says."""

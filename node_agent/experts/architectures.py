@@ -11,8 +11,10 @@ is refused.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 
@@ -22,9 +24,9 @@ from torch import Tensor, nn
 from learning_at_home.errors import ConfigError
 from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.project import LayerSpec
+from learning_at_home.tensors.frames import DTYPES
 
 ENTRY_POINT_GROUP = "learning_at_home.experts"
-DTYPES = {"float32": torch.float32, "float64": torch.float64}  # halves need loss scaling, which no optimizer here has
 INNER_FACTOR = 4  # the paper's blocks are four times wider inside
 BACKWARD_FLOP_FACTOR = 3  # forward again, then one product for the inputs and one for the weights of each product
 HEAD_SIZE = 64  # of the transformer's attention, where the hidden size allows
@@ -43,6 +45,7 @@ class Architecture:
 
 
 _registry: dict[str, Architecture] = {}
+_random_numbers = threading.Lock()  # torch's modules draw their weights from one generator of the whole process
 
 
 def register_expert(name: str, *, flop_per_row: FlopPerRow | None = None) -> Callable[[Build], Build]:
@@ -77,18 +80,9 @@ def find_architecture(name: str) -> Architecture:
 def build_expert(layer: LayerSpec, project: str, uid: ExpertUid) -> nn.Module:
     """The network of one cell with its initial weights: the same on every machine for the same project and uid."""
     seed = int.from_bytes(hashlib.sha256(f"{project}/{uid}".encode()).digest()[:8], "big") >> 1
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return find_architecture(layer.architecture).build(layer).to(layer_dtype(layer))
-
-
-def layer_dtype(layer: LayerSpec) -> torch.dtype:
-    """Raises ConfigError when experts cannot be trained in the layer's dtype."""
-    if layer.dtype not in DTYPES:
-        raise ConfigError(
-            f"layer {layer.prefix}: experts train in {' or '.join(DTYPES)}, not in {layer.dtype}; change its dtype"
-        )
-    return DTYPES[layer.dtype]
+    architecture = find_architecture(layer.architecture)
+    with _random_numbers_from(seed):
+        return architecture.build(layer).to(DTYPES[layer.dtype])
 
 
 def build_checked(layer: LayerSpec) -> nn.Module:
@@ -97,10 +91,11 @@ def build_checked(layer: LayerSpec) -> nn.Module:
     Not on the meta device: a forward there makes torch import its compiler (2 s). Raises ConfigError that names the
     layer and both shapes.
     """
-    dtype = layer_dtype(layer)
+    dtype = DTYPES[layer.dtype]
     rows = torch.zeros(2, *layer.row_shape, dtype=dtype)
-    with torch.random.fork_rng(devices=[]):
-        module = find_architecture(layer.architecture).build(layer).to(dtype)
+    architecture = find_architecture(layer.architecture)
+    with _random_numbers_from(0):
+        module = architecture.build(layer).to(dtype)
     try:
         with torch.no_grad():
             answer = module(rows)
@@ -118,9 +113,8 @@ def build_checked(layer: LayerSpec) -> nn.Module:
 
 def weight_bytes(layer: LayerSpec) -> int:
     """Bytes of one expert's weights, counted on the meta device: nothing is allocated."""
-    dtype = layer_dtype(layer)
     with torch.device("meta"):
-        return count_parameters(find_architecture(layer.architecture).build(layer)) * dtype.itemsize
+        return count_parameters(find_architecture(layer.architecture).build(layer)) * DTYPES[layer.dtype].itemsize
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -132,7 +126,18 @@ def flop_per_row(layer: LayerSpec) -> int:
     architecture = find_architecture(layer.architecture)
     if architecture.flop_per_row is not None:
         return architecture.flop_per_row(layer)
-    return 2 * weight_bytes(layer) // layer_dtype(layer).itemsize * _positions(layer)
+    return 2 * weight_bytes(layer) // DTYPES[layer.dtype].itemsize * _positions(layer)
+
+
+@contextlib.contextmanager
+def _random_numbers_from(seed: int) -> Iterator[None]:
+    """torch's CPU generator, seeded, for one thread at a time; afterwards it goes on where it was.
+
+    Only that one: torch.manual_seed would also seed every GPU's.
+    """
+    with _random_numbers, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def _rows(tensor: Tensor) -> str:

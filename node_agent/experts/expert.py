@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from learning_at_home.errors import ExpertFailed
 from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.project import LayerSpec
+from learning_at_home.tensors.finite import is_finite
 from node_agent.experts.architectures import BACKWARD_FLOP_FACTOR, build_expert, flop_per_row
 from node_agent.experts.optimizers import Optimizer
 
@@ -98,16 +99,8 @@ class Expert:
         scale = 1.0 if clip_norm is None else clip_norm / (norm + CLIP_EPSILON)
         if scale < 1:
             torch._foreach_mul_([gradient for gradient in of_parameters if gradient is not None], scale)
-        self._optimizer.step(of_parameters)
-        self.updates += 1
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor infinity.
-
-    One pass without a copy: a sum of finite numbers can overflow, one with NaN or infinity in it is never finite.
-    """
-    return math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
+        if self._optimizer.step(of_parameters):
+            self.updates += 1
 
 
 def total_norm(gradients: Sequence[Tensor | None]) -> float:

@@ -6,7 +6,7 @@ memory, so that they can be served again when the other claim ends.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 import torch
@@ -27,19 +27,9 @@ class HostedExperts:
         self.yielded: Mapping[str, str] = {}  # uid -> why it is not served here
 
     @classmethod
-    def create(
-        cls,
-        uids: Iterable[ExpertUid],
-        project: ProjectRecord,
-        device: torch.device,
-        on_progress: Callable[[int], None] = lambda made: None,
-    ) -> HostedExperts:
+    def create(cls, uids: Iterable[ExpertUid], project: ProjectRecord, device: torch.device) -> HostedExperts:
         """Make the experts of these cells on a device. Raises UnknownLayer or ConfigError."""
-        experts: list[Expert] = []
-        for uid in uids:
-            experts.append(Expert.create(uid, project.layer(uid.prefix), project.id, device))
-            on_progress(len(experts))
-        return cls(experts)
+        return cls(Expert.create(uid, project.layer(uid.prefix), project.id, device) for uid in uids)
 
     def __len__(self) -> int:
         return len(self.by_uid)

@@ -82,17 +82,28 @@ def total_bytes(kinds: Sequence[tuple[ExpertMemory, int]]) -> int:
     return lasting + max((memory.passing_bytes for memory, count in kinds if count), default=0)
 
 
-def check_fits(layers: Sequence[tuple[LayerSpec, int]], max_rows: int, free_bytes: int, device: str) -> int:
-    """Bytes that the given number of experts of each layer takes. Raises ConfigError that says how many do fit."""
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What the experts that a node is about to make take of its device."""
+
+    needed_bytes: int
+    free_bytes: int
+    would_fit: int  # experts of these layers, taken evenly
+
+    def __str__(self) -> str:
+        return f"{shown(self.needed_bytes)} of {shown(self.free_bytes)}; {self.would_fit:,} would fit"
+
+
+def check_fits(layers: Sequence[tuple[LayerSpec, int]], max_rows: int, free_bytes: int, device: str) -> Fit:
+    """What the given number of experts of each layer takes. Raises ConfigError that says how many do fit."""
     kinds = [(measure(layer, min(max_rows, layer.max_rows)), count) for layer, count in layers]
-    needed = total_bytes(kinds)
-    if needed <= free_bytes:
-        return needed
+    fit = Fit(total_bytes(kinds), free_bytes, count_fitting([memory for memory, _ in kinds], free_bytes))
+    if fit.needed_bytes <= free_bytes:
+        return fit
     wanted = sum(count for _, count in layers)
-    fitting = count_fitting([memory for memory, _ in kinds], free_bytes)
     raise ConfigError(
-        f"{wanted} experts take {shown(needed)}, but {device} has {shown(free_bytes)} for them; "
-        f"{min(fitting, wanted)} fit. Host fewer (--experts, --max-experts), take smaller batches (--max-rows), "
+        f"{wanted} experts take {shown(fit.needed_bytes)}, but {device} has {shown(free_bytes)} for them; "
+        f"{min(fit.would_fit, wanted)} fit. Host fewer (--experts, --max-experts), take smaller batches (--max-rows), "
         f"or allow more (--memory-limit)"
     )
 

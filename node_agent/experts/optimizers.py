@@ -31,17 +31,18 @@ class Optimizer:
         self._fused = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in self.parameters)
 
     @torch.no_grad()
-    def step(self, gradients: Sequence[Tensor | None]) -> None:
-        """One step, in place. A parameter without a gradient stays as it is."""
+    def step(self, gradients: Sequence[Tensor | None]) -> bool:
+        """One step, in place; whether there was anything to step. A parameter without a gradient stays as it is."""
         positions = [position for position, gradient in enumerate(gradients) if gradient is not None]
         if not positions:
-            return
+            return False
         parameters = [self.parameters[position] for position in positions]
         present = [gradient for gradient in gradients if gradient is not None]
         if self.spec.name == "sgd":
             self._step_sgd(positions, parameters, present)
         else:
             self._step_adam(positions, parameters, present)
+        return True
 
     def _step_adam(self, positions: list[int], parameters: list[Tensor], gradients: list[Tensor]) -> None:
         for position in positions:

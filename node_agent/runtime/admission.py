@@ -13,9 +13,10 @@ from torch import Tensor
 
 from learning_at_home.errors import BatchTooLarge, EmptyBatch, NonFiniteTensor, SpecMismatch
 from learning_at_home.project import LayerSpec
+from learning_at_home.tensors.finite import is_finite
 from learning_at_home.tensors.frames import from_frames
 from learning_at_home.wire.messages import Operation, TensorSpec, Work
-from node_agent.experts.expert import Expert, is_finite
+from node_agent.experts.expert import Expert
 
 TENSOR_NAMES: dict[Operation, tuple[str, ...]] = {
     "forward": ("the inputs",),

@@ -77,16 +77,8 @@ class Batcher(Generic[PayloadT]):
         self._next_deadline = float("inf")  # no later than the earliest deadline that waits
 
     def add(self, request: Pending[PayloadT]) -> None:
-        """Queue a request. Raises NodeOverloaded, with a hint when to come again, when it does not fit."""
-        if self.queued_rows and (
-            self.queued_rows + request.rows > self.limits.queued_rows
-            or self.queued_bytes + request.size_bytes > self.limits.queued_bytes
-        ):
-            raise NodeOverloaded(
-                f"{request.uid}: this node's queue is full ({self.queued_rows:,} rows wait); ask again later or "
-                f"another expert",
-                retry_after_s=min(MAX_RETRY_S, max(MIN_RETRY_S, self.wait_s() / 2)),
-            )
+        """Queue a request. Raises NodeOverloaded when it does not fit."""
+        self.check_room(request.uid, request.rows, request.size_bytes)
         lane = (request.uid, request.operation)
         waiting = self._lanes.get(lane)
         if waiting is None:
@@ -96,6 +88,17 @@ class Batcher(Generic[PayloadT]):
         self.queued_rows += request.rows
         self.queued_bytes += request.size_bytes
         self._next_deadline = min(self._next_deadline, request.deadline)
+
+    def check_room(self, uid: str, rows: int, size_bytes: int) -> None:
+        """Raises NodeOverloaded, with a hint when to come again, when a request of this size does not fit."""
+        if self.queued_rows and (
+            self.queued_rows + rows > self.limits.queued_rows
+            or self.queued_bytes + size_bytes > self.limits.queued_bytes
+        ):
+            raise NodeOverloaded(
+                f"{uid}: this node's queue is full ({self.queued_rows:,} rows wait); ask again later or another expert",
+                retry_after_s=min(MAX_RETRY_S, max(MIN_RETRY_S, self.wait_s() / 2)),
+            )
 
     def next_batch(self, now: float) -> Batch[PayloadT] | None:
         """The batch to compute now; None when nothing waits."""

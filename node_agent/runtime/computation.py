@@ -2,12 +2,14 @@
 
 The requests' rows are computed together. When that fails, each is computed alone: the guilty ones get their errors, the
 others their answers. A backward steps the optimizer once per batch, with the gradients of the requests that were sound.
-Runs in the device thread.
+Runs in the device thread. An expert's code, which may be anyone's, ends here: whatever it raises is the answer to the
+request that provoked it. Whether the device itself has failed, `device_still_works` tells.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import reduce
 
 import torch
@@ -20,16 +22,12 @@ from node_agent.experts.expert import Expert, Gradients
 Outcome = Tensor | LearningAtHomeError  # a tensor on the CPU, or why there is none
 MAX_CAUSE_CHARS = 300
 
-# What a network's own code may raise on some input; a failure of the device itself shows in `device_still_works`.
-EXPERT_ERRORS = (LearningAtHomeError, RuntimeError, ValueError, TypeError, ArithmeticError, LookupError)
-
 
 def compute(expert: Expert, operation: Operation, requests: Sequence[Sequence[Tensor]]) -> list[Outcome]:
     """One outcome per request, in their order. `requests` holds each one's tensors on the CPU."""
-    on_device = [[tensor.to(expert.device, non_blocking=True) for tensor in tensors] for tensors in requests]
     if operation == "forward":
-        return _forward(expert, [tensors[0] for tensors in on_device])
-    return _backward(expert, [(tensors[0], tensors[1]) for tensors in on_device])
+        return _forward(expert, [tensors[0] for tensors in requests])
+    return _backward(expert, [(tensors[0], tensors[1]) for tensors in requests])
 
 
 def device_still_works(device: torch.device) -> bool:
@@ -45,8 +43,8 @@ def device_still_works(device: torch.device) -> bool:
 
 def _forward(expert: Expert, requests: list[Tensor]) -> list[Outcome]:
     try:
-        answers = expert.forward(_joined(requests)).to("cpu")
-    except EXPERT_ERRORS as error:
+        answers = expert.forward(_joined(expert, requests)).to("cpu")
+    except Exception as error:  # noqa: BLE001 - the edge: see above
         if len(requests) == 1:
             return [_explained(expert, error)]
         return [outcome for rows in requests for outcome in _forward(expert, [rows])]
@@ -69,21 +67,24 @@ def _backward(expert: Expert, requests: list[tuple[Tensor, Tensor]]) -> list[Out
         together = reduce(Gradients.plus, sound)
     try:
         expert.step(together.of_parameters)
-    except EXPERT_ERRORS as error:
+    except Exception as error:  # noqa: BLE001 - the edge: see above
         failure = _explained(expert, error)
         return [failure if isinstance(outcome, Gradients) else outcome for outcome in outcomes]
-    return [outcome.of_rows.to("cpu") if isinstance(outcome, Gradients) else outcome for outcome in outcomes]
+    return [outcome.of_rows if isinstance(outcome, Gradients) else outcome for outcome in outcomes]
 
 
 def _gradients(expert: Expert, rows: list[Tensor], gradients: list[Tensor]) -> Gradients | LearningAtHomeError:
+    """Of the parameters on the device, of the rows on the CPU."""
     try:
-        return expert.gradients(_joined(rows), _joined(gradients))
-    except EXPERT_ERRORS as error:
+        found = expert.gradients(_joined(expert, rows), _joined(expert, gradients))
+        return replace(found, of_rows=found.of_rows.to("cpu"))
+    except Exception as error:  # noqa: BLE001 - the edge: see above
         return _explained(expert, error)
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def _joined(expert: Expert, parts: list[Tensor]) -> Tensor:
+    """All rows as one tensor on the expert's device."""
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(expert.device)
 
 
 def _explained(expert: Expert, error: Exception) -> LearningAtHomeError:

@@ -26,6 +26,8 @@ from node_agent.runtime.statistics import Statistics
 
 log = logging.getLogger(__name__)
 
+STOP_TIMEOUT_S = 1.0  # for the batch that is being computed; the thread is a daemon and holds nobody up
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -84,23 +86,26 @@ class DeviceThread:
         """How long a request that came now would wait."""
         return self._batcher.wait_s()
 
-    def submit(self, request: Pending[Job]) -> None:
-        """Queue admitted work, from any thread. Raises NodeOverloaded, or NodeDraining after `stop`."""
+    def check_room(self, uid: str, rows: int, size_bytes: int) -> None:
+        """Raises NodeOverloaded when a request of this size does not fit. What is late then makes room."""
         late: list[Pending[Job]] = []
         try:
             with self._changed:
-                if self._stopping:
-                    raise NodeDraining("this node is stopping")
                 try:
-                    self._batcher.add(request)
+                    self._batcher.check_room(uid, rows, size_bytes)
                 except NodeOverloaded:
                     late = self._batcher.drop_late(self._clock.monotonic_s())
-                    if not late:
-                        raise
-                    self._batcher.add(request)
-                self._changed.notify_all()
+                    self._batcher.check_room(uid, rows, size_bytes)
         finally:
             self._refuse_late(late)
+
+    def submit(self, request: Pending[Job]) -> None:
+        """Queue admitted work, from any thread. Raises NodeOverloaded, or NodeDraining after `stop`."""
+        with self._changed:
+            if self._stopping:
+                raise NodeDraining("this node is stopping")
+            self._batcher.add(request)
+            self._changed.notify_all()
 
     def wait_until_idle(self, timeout_s: float) -> bool:
         """Whether everything queued was computed within the time."""
@@ -110,7 +115,7 @@ class DeviceThread:
                 timeout_s,
             )
 
-    def stop(self, timeout_s: float = 5.0) -> None:
+    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """End after the batch that is being computed; what still waits is refused. May be called twice."""
         with self._changed:
             self._stopping = True

@@ -12,7 +12,7 @@ import torch
 import zmq
 
 from learning_at_home.clock import Clock
-from learning_at_home.errors import LearningAtHomeError, NodeDraining
+from learning_at_home.errors import NodeDraining
 from learning_at_home.identity import Identity
 from learning_at_home.project import MAX_BYTES_PER_REQUEST, MAX_ROWS_PER_REQUEST, ProjectRecord
 from learning_at_home.transport.server import Server, Ticket
@@ -64,6 +64,7 @@ class Host:
             max_bytes=MAX_BYTES_PER_REQUEST,
         )
         self._draining = threading.Event()
+        self.last_work_s = 0.0  # monotonic; written by the data plane
 
     def start(self) -> int:
         """Listen and compute; the port. Raises ConfigError when the port is taken."""
@@ -72,32 +73,34 @@ class Host:
         return self.server.port
 
     def on_work(self, ticket: Ticket, work: Work, frames: list[list[zmq.Frame]]) -> None:
-        """Admit one piece of work and queue it. What it raises is answered to this caller only."""
-        try:
-            if self._draining.is_set():
-                raise NodeDraining("this node is leaving and takes nothing new; ask another")
-            expert = self.experts.find(work.uid)
-            rows = check_specs(expert, work, self.options.max_rows)
-            job = Job(ticket, unpack(expert, work, frames))
-            self.device_thread.submit(
-                Pending(
-                    uid=work.uid,
-                    operation=work.operation,
-                    rows=rows,
-                    size_bytes=size_bytes(work.tensors),
-                    arrived=ticket.received,
-                    deadline=ticket.deadline,
-                    payload=job,
-                )
+        """Admit one piece of work and queue it. What it raises is answered to this caller only, and counted there.
+
+        A full node refuses by the header alone: it neither copies nor reads the tensors.
+        """
+        if self._draining.is_set():
+            raise NodeDraining("this node is leaving and takes nothing new; ask another")
+        self.last_work_s = ticket.received
+        expert = self.experts.find(work.uid)
+        rows = check_specs(expert, work, self.options.max_rows)
+        num_bytes = size_bytes(work.tensors)
+        self.device_thread.check_room(work.uid, rows, num_bytes)
+        self.device_thread.submit(
+            Pending(
+                uid=work.uid,
+                operation=work.operation,
+                rows=rows,
+                size_bytes=num_bytes,
+                arrived=ticket.received,
+                deadline=ticket.deadline,
+                payload=Job(ticket, unpack(expert, work, frames)),
             )
-        except LearningAtHomeError:
-            self.statistics.refuse()
-            raise
+        )
 
     @property
     def refused(self) -> int:
-        """Requests that were not computed, and messages that were none."""
-        return self.statistics.refused + self.server.counters.malformed
+        """Requests refused at the door or dropped from the queue, messages that were none, answers nobody took."""
+        at_the_door = self.server.counters
+        return self.statistics.refused + at_the_door.refused + at_the_door.malformed + at_the_door.dropped_answers
 
     def drain(self, timeout_s: float) -> bool:
         """Take nothing new and finish the queue; whether it was finished in time. Blocks."""

@@ -45,7 +45,7 @@ class ExpertSnapshot:
 
 
 class Statistics:
-    """Thread-safe. `refused` counts what was not computed: malformed, too much, too late, unknown."""
+    """Thread-safe. `refused` counts what was admitted and dropped: too late, or left when the node stopped."""
 
     def __init__(self, uids: Iterable[str]) -> None:
         self._lock = threading.Lock()
@@ -80,7 +80,7 @@ class Statistics:
             self._experts[uid].failures += 1
 
     def refuse(self, count: int = 1) -> None:
-        """Requests were turned away or dropped before they were computed."""
+        """Requests were dropped from the queue before they were computed."""
         with self._lock:
             self.refused += count
 

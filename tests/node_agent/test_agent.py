@@ -3,6 +3,7 @@
 import asyncio
 import http.server
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -10,15 +11,29 @@ from typing import ClassVar
 import msgspec
 import pytest
 import torch
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.datastructures import Headers
+from websockets.http11 import Request, Response
 
 from learning_at_home.clock import SystemClock
+from learning_at_home.coordinator_messages import Accepted, Challenge, encode
 from learning_at_home.dht.node import DhtNode
 from learning_at_home.directory.directory import Directory
-from learning_at_home.errors import ConfigError, CoordinatorUnreachable, ExpertFailed, UnknownExpert, UnknownProject
+from learning_at_home.errors import (
+    ConfigError,
+    CoordinatorUnreachable,
+    ExpertFailed,
+    LearningAtHomeError,
+    NodeDraining,
+    PeerUnreachable,
+    UnknownExpert,
+    UnknownProject,
+)
 from learning_at_home.identity import Identity
 from learning_at_home.project import ProjectAccess, ProjectRecord
 from node_agent.access import fetch_access
 from node_agent.agent import Agent, NodeFailed
+from node_agent.announcer import Announcer
 from node_agent.config import NodeConfig
 from node_agent.runtime.host import Host
 from node_agent.testing.project_files import project_toml
@@ -263,6 +278,7 @@ async def test_a_root_with_several_projects_is_refused_with_their_addresses(coor
         ((500, b"oops"), CoordinatorUnreachable),
         ((200, b"<html>"), CoordinatorUnreachable),
         ((200, b"{}"), CoordinatorUnreachable),
+        ((200, b'{"dashboard_url": "\xff"}'), CoordinatorUnreachable),
     ],
 )
 async def test_an_answer_that_is_no_access_is_an_error(coordinator, answer, error):
@@ -293,4 +309,101 @@ async def test_a_second_stop_does_not_wait_for_queued_work(agent_of, monkeypatch
         released.set()
 
     assert not was_released
+    assert agent.state == "offline"
+
+
+async def test_what_arrives_before_the_swarm_knows_that_a_node_leaves_is_served(agent_of, caller, monkeypatch):
+    agent = agent_of("alice", "ffn0.0.0")
+    x = torch.randn(2, 8, dtype=torch.float64)
+    served: list[torch.Tensor] = []
+    withdraw, send = Announcer.withdraw, caller.call
+
+    async def withdraw_slowly(announcer: Announcer) -> None:
+        await withdraw(announcer)
+        served.append(await asyncio.to_thread(send, agent.parts.address, "ffn0.0.0", "forward", x))
+
+    monkeypatch.setattr(Announcer, "withdraw", withdraw_slowly)
+    async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(agent.run())
+        await agent.serving.wait()
+        agent.stop()
+        await running
+
+    assert [answer.shape for answer in served] == [(2, 8)]
+    assert agent.parts.host.refused == 0
+
+
+async def test_a_trainer_that_goes_on_sending_does_not_hold_up_a_node_that_leaves(agent_of, caller):
+    agent = agent_of("alice", "ffn0.0.0")
+    x = torch.randn(2, 8, dtype=torch.float64)
+
+    def call_until_refused() -> LearningAtHomeError:
+        while True:
+            try:
+                caller.call(agent.parts.address, "ffn0.0.0", "forward", x)
+            except LearningAtHomeError as error:
+                return error
+
+    async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(agent.run())
+        await agent.serving.wait()
+        refusal = tasks.create_task(asyncio.to_thread(call_until_refused))
+        agent.stop()
+        await running
+
+    assert isinstance(refusal.result(), NodeDraining | PeerUnreachable)
+
+
+@pytest.mark.slow
+async def test_a_node_leaves_in_time_though_coordinator_and_peers_have_fallen_silent(project, tmp_path, dht, caplog):
+    """All that a stop could wait for is silent: the coordinator does not read, the DHT's peers are gone."""
+    silent, over = asyncio.Event(), asyncio.Event()
+    identity = Identity.generate()
+    access = ProjectAccess(
+        record=project,
+        coordinator_public_key=identity.public_key.hex(),
+        bootstrap=(dht.address,),
+        your_address=HOST,
+        wall_s=SystemClock().wall_s(),
+        dashboard_url="http://127.0.0.1/p/digits",
+    )
+
+    def answer_http(connection: ServerConnection, request: Request) -> Response | None:
+        if request.path.endswith("/telemetry"):
+            return None
+        return Response(200, "OK", Headers({"Content-Type": "application/json"}), msgspec.json.encode(access))
+
+    async def talk(socket: ServerConnection) -> None:
+        await socket.send(encode(Challenge("ab" * 32, identity.public_key.hex(), 0.0)))
+        await socket.recv()
+        await socket.send(encode(Accepted(60.0)))
+        await silent.wait()
+        socket.transport.pause_reading()
+        await over.wait()
+
+    peers = [DhtNode(Identity.generate(), bootstrap=[dht.address]) for _ in range(3)]
+    async with asyncio.timeout(TIMEOUT_S), serve(talk, HOST, 0, process_request=answer_http, close_timeout=0) as server:
+        for peer in peers:
+            await peer.__aenter__()
+        config = NodeConfig(
+            coordinator=f"http://{HOST}:{server.sockets[0].getsockname()[1]}/p/digits",
+            experts=("ffn0.0.0", "mlp0.0"),
+            data_dir=tmp_path / "alice",
+            host=HOST,
+        )
+        agent = Agent(config.check())
+        running = asyncio.create_task(agent.run())
+        await agent.serving.wait()
+        for peer in peers:
+            await peer.__aexit__(None, None, None)
+        silent.set()
+        await asyncio.sleep(0)
+        began = time.monotonic()
+        agent.stop()
+        await running
+        took_s = time.monotonic() - began
+        over.set()
+
+    print(f"\nleft in {took_s:.2f} s")
+    assert took_s < 5.0
     assert agent.state == "offline"

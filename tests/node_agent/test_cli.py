@@ -1,5 +1,6 @@
 """`lah node` as a volunteer meets it: what it prints, how it ends."""
 
+import re
 import signal
 import socket
 import subprocess
@@ -55,7 +56,7 @@ def test_a_node_tells_what_it_does_and_leaves_with_code_0(here, how):
 
     assert (process.wait(TIMEOUT_S), problems) == (0, "")
     assert lines[0] == "joined project digits"
-    assert lines[1].startswith("hosting 4 experts on cpu, made in")
+    assert re.fullmatch(r"hosting 4 experts: [\d.]+ MB of [\d.]+ GB; [\d,]+ would fit", lines[1])
     assert lines[2].startswith("reachable at tcp://127.0.0.1:")
     assert lines[3] == SERVING_LINE
     assert rest == ["leaving: finishing the work that is queued", "left the swarm"]

@@ -21,7 +21,7 @@ from learning_at_home.coordinator_messages import (
     introduction_bytes,
 )
 from learning_at_home.identity import Identity, verify
-from node_agent.telemetry import TelemetryClient
+from node_agent.telemetry import LAST_WORD_TIMEOUT_S, TelemetryClient
 
 TIMEOUT_S = 10.0
 PATH = "/api/v1/projects/digits/telemetry"
@@ -171,3 +171,35 @@ async def test_the_last_word_without_a_connection_is_nothing():
     coordinator.port = 9
 
     await Node(coordinator).client.send_last_word()
+
+
+async def test_while_leaving_the_state_is_told_at_once_and_a_lost_connection_is_not_made_again(coordinator):
+    node = Node(coordinator)
+    async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as tasks:
+        tasks.create_task(node.client.run())  # ends by itself
+        await coordinator.reports.get()
+        node.state = "draining"
+        node.client.leave()
+        told = await coordinator.reports.get()
+        (await coordinator.sockets.get()).transport.abort()
+
+    assert told.state == "draining"
+    assert coordinator.sockets.empty()
+
+
+async def test_leaving_ends_the_attempts_to_reach_a_coordinator_that_is_gone():
+    coordinator = Coordinator()
+    coordinator.port = 9
+    node = Node(coordinator)
+    async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as tasks:
+        tasks.create_task(node.client.run())  # ends by itself
+        await asyncio.sleep(0)
+        node.client.leave()
+
+
+async def test_a_coordinator_that_no_longer_listens_does_not_hold_up_the_last_word(coordinator, node):
+    async with asyncio.timeout(TIMEOUT_S):
+        await coordinator.reports.get()
+        (await coordinator.sockets.get()).transport.pause_reading()
+        async with asyncio.timeout(2 * LAST_WORD_TIMEOUT_S + 1):
+            await node.client.send_last_word()

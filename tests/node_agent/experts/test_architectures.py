@@ -1,5 +1,9 @@
 """Every registered network: its shape, its flop, its initial weights."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -114,6 +118,37 @@ def test_making_an_expert_leaves_the_random_numbers_of_others_alone():
     assert torch.equal(torch.rand(4), expected)
 
 
+def test_experts_made_by_many_threads_have_the_weights_that_one_thread_gives_them(registry):
+    hold = threading.Barrier(4)
+
+    @register_expert("slow")
+    class Slow(nn.Module):
+        """Draws in two steps, with time for other threads in between."""
+
+        def __init__(self, layer: LayerSpec) -> None:
+            super().__init__()
+            self.first = nn.Linear(layer.hidden_size, layer.hidden_size)
+            time.sleep(0.005)  # lets go of the interpreter's lock: any thread that may run, will
+            self.second = nn.Linear(layer.hidden_size, layer.hidden_size)
+
+    layer = LayerSpec(prefix="a", grid=(16,), architecture="slow", hidden_size=SIZE)
+    uids = [ExpertUid("a", (cell,)) for cell in range(16)]
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    alone = [build_expert(layer, "digits", uid).state_dict() for uid in uids]
+
+    def build(uids: list[ExpertUid]) -> list[nn.Module]:
+        hold.wait()
+        return [build_expert(layer, "digits", uid) for uid in uids]
+
+    with ThreadPoolExecutor(4) as threads:
+        made = [module for part in threads.map(build, [uids[n : n + 4] for n in range(0, 16, 4)]) for module in part]
+
+    for module, expected in zip(made, alone, strict=True):
+        assert all(torch.equal(value, expected[name]) for name, value in module.state_dict().items())
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 def test_an_unknown_architecture_is_refused_with_the_known_ones():
     layer = LayerSpec(prefix="a", grid=(2,), architecture="maxout")
 
@@ -124,11 +159,6 @@ def test_an_unknown_architecture_is_refused_with_the_known_ones():
 def test_a_transformer_without_sequences_is_refused():
     with pytest.raises(ConfigError, match="give it a sequence_length"):
         build_checked(LayerSpec(prefix="a", grid=(2,), architecture="transformer"))
-
-
-def test_half_precision_is_refused_with_what_would_do():
-    with pytest.raises(ConfigError, match="float32 or float64, not in float16"):
-        build_checked(LayerSpec(prefix="a", grid=(2,), dtype="float16"))
 
 
 def test_an_architecture_of_ones_own_is_hosted(registry):

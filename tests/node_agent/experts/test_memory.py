@@ -6,7 +6,7 @@ import torch
 from learning_at_home.errors import ConfigError
 from learning_at_home.project import LayerSpec, OptimizerSpec
 from node_agent.experts.architectures import weight_bytes
-from node_agent.experts.memory import check_fits, count_fitting, free_device_bytes, measure, total_bytes
+from node_agent.experts.memory import Fit, check_fits, count_fitting, free_device_bytes, measure, total_bytes
 from node_agent.experts.sizes import parse_size, shown
 
 LAYER = LayerSpec(prefix="ffn0", grid=(4, 4))
@@ -48,7 +48,9 @@ def test_an_estimate_of_activations_is_near_what_autograd_keeps():
 def test_experts_that_fit_are_accepted():
     needed = total_bytes([(measure(LAYER, 256), 4)])
 
-    assert check_fits([(LAYER, 4)], 256, needed, "cpu") == needed
+    fit = check_fits([(LAYER, 4)], 256, needed, "cpu")
+
+    assert fit == Fit(needed, needed, 4)
 
 
 def test_experts_that_do_not_fit_are_refused_with_how_many_do():
@@ -57,6 +59,10 @@ def test_experts_that_do_not_fit_are_refused_with_how_many_do():
 
     with pytest.raises(ConfigError, match=r"16 experts take .*, but cuda:0 has .*; 5 fit\..*--memory-limit"):
         check_fits([(LAYER, 16)], 256, room_for_five, "cuda:0")
+
+
+def test_what_fits_is_said_in_one_line():
+    assert str(Fit(12_000_000, 5_900_000_000, 3_900)) == "12.0 MB of 5.9 GB; 3,900 would fit"
 
 
 def test_no_expert_fits_where_not_even_one_batch_does():

@@ -20,13 +20,15 @@ LAYER = LayerSpec(prefix="ffn0", grid=(2,), hidden_size=4, dtype="float64")
 class Picky(nn.Module):
     """A network that fails on rows that begin with 13, as one with a bug would."""
 
+    error: Exception = IndexError("thirteen\nat line 7")
+
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(4, 4, dtype=torch.float64)
 
     def forward(self, rows: Tensor) -> Tensor:
         if bool((rows[:, 0] == 13).any()):
-            raise IndexError("thirteen\nat line 7")
+            raise self.error
         answer: Tensor = self.linear(rows)
         return answer
 
@@ -94,6 +96,26 @@ def test_the_guilty_request_gets_the_error_and_the_others_their_answers(operatio
         torch.testing.assert_close(outcome, wanted)
     assert_same_weights(expert, alone)
     assert expert.updates == alone.updates == (1 if operation == "backward" else 0)
+
+
+@pytest.mark.parametrize("operation", ["forward", "backward"])
+@pytest.mark.parametrize(
+    "error", [AssertionError("odd"), AttributeError("odd"), MemoryError("odd"), OSError("odd"), StopIteration("odd")]
+)
+def test_whatever_an_experts_code_raises_is_an_answer(operation, error, monkeypatch):
+    expert, alone = twins(Picky)
+    monkeypatch.setattr(Picky, "error", error)
+    sound = (rows(2), rows(2))
+
+    outcomes = compute(expert, operation, [sound, (rows(1, first=13), rows(1))])
+    expected = compute(alone, operation, [sound])
+
+    assert isinstance(outcomes[1], ExpertFailed)
+    assert str(outcomes[1]) == f"ffn0.0: {type(error).__name__}: odd"
+    assert isinstance(outcomes[0], Tensor)
+    assert isinstance(expected[0], Tensor)
+    torch.testing.assert_close(outcomes[0], expected[0])
+    assert_same_weights(expert, alone)
 
 
 def test_a_gradient_that_overflows_does_not_spoil_the_others_step():

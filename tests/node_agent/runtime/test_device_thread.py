@@ -80,6 +80,7 @@ class Setting:
         now = CLOCK.monotonic_s()
         ticket = Ticket(b"", call_id, 0, now + timeout_s, now, b"")
         tensor = torch.zeros(rows, 4, dtype=torch.float64)
+        self.thread.check_room("ffn0.0", rows, 32 * rows)
         self.thread.submit(Pending("ffn0.0", "forward", rows, 32 * rows, now, now + timeout_s, Job(ticket, (tensor,))))
 
     def occupy(self) -> None:

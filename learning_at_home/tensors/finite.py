@@ -1,0 +1,17 @@
+"""Whether a tensor may be trusted as numbers. Pure."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity.
+
+    One pass without a copy: a sum with NaN or infinity in it is never finite. One of finite numbers may overflow, which
+    only a second look tells.
+    """
+    return math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
