@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from learning_at_home.client.loop_thread import LoopThread
 from learning_at_home.dht.node import DhtNode
 from learning_at_home.errors import UnknownExpert, UsageError
 from learning_at_home.expert_uid import ExpertUid
@@ -25,7 +26,6 @@ from learning_at_home.project import ProjectRecord
 from node_agent.agent import Agent
 from node_agent.config import NodeConfig
 from node_agent.experts.expert import Expert
-from node_agent.testing.loop_thread import LoopThread
 from node_agent.testing.nodes import AgentNode, LocalNode, ProcessNode
 from node_agent.testing.project_files import project_toml
 
@@ -64,7 +64,7 @@ class LocalSwarm:
         self._loop = LoopThread("local-swarm")
         self._dht = DhtNode(Identity.generate(), HOST, 0)
         try:
-            self._loop.run(self._dht.__aenter__(), DHT_TIMEOUT_S)
+            self._loop.submit(self._dht.__aenter__()).result(DHT_TIMEOUT_S)
             project_file = Path(self._folder.name) / "project.toml"
             project_file.write_text(project_toml(self.project), "utf-8")
             self.nodes = [self._node(number, project_file) for number in range(len(self._shares))]
@@ -145,8 +145,8 @@ class LocalSwarm:
         self._closed = True
         with contextlib.ExitStack() as ending:  # the last one first, and all of them even if one fails
             ending.callback(self._folder.cleanup)
-            ending.callback(self._loop.close)
-            ending.callback(lambda: self._loop.run(self._dht.__aexit__(None, None, None), DHT_TIMEOUT_S))
+            ending.callback(self._loop.close, DHT_TIMEOUT_S)
+            ending.callback(lambda: self._loop.submit(self._dht.__aexit__(None, None, None)).result(DHT_TIMEOUT_S))
             for node in self.nodes:
                 ending.callback(node.kill)  # the whole swarm ends: there is nobody left to say goodbye to
 

@@ -16,10 +16,10 @@ import threading
 import time
 from typing import Protocol
 
+from learning_at_home.client.loop_thread import LoopThread
 from learning_at_home.errors import ConfigError, NetworkError
 from node_agent.agent import SERVING_LINE, Agent
 from node_agent.config import NodeConfig
-from node_agent.testing.loop_thread import LoopThread
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ class AgentNode:
         self._running: concurrent.futures.Future[None] | None = None
 
     def start(self) -> None:
-        self.agent = self._loop.run(self._make(), STOP_TIMEOUT_S)
+        self.agent = self._loop.submit(self._make()).result(STOP_TIMEOUT_S)
         self._running = self._loop.submit(self.agent.run())
 
     async def _make(self) -> Agent:
@@ -165,6 +165,9 @@ class AgentNode:
     async def _until_serving(self, agent: Agent) -> None:
         await agent.serving.wait()
 
+    async def _stop(self, agent: Agent, abruptly: bool) -> None:
+        agent.stop(abruptly=abruptly)
+
     def kill(self) -> None:
         self._end(abruptly=True)
 
@@ -175,7 +178,7 @@ class AgentNode:
         if self.agent is None or self._running is None:
             return
         agent, running = self.agent, self._running
-        self._loop.call(lambda: agent.stop(abruptly=abruptly))
+        self._loop.submit(self._stop(agent, abruptly)).result(STOP_TIMEOUT_S)
         self.agent = self._running = None
         error = running.exception(STOP_TIMEOUT_S)
         if error is not None:
