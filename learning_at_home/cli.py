@@ -33,7 +33,14 @@ CommandMain = Callable[[list[str]], int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code of the subcommand that `argv` names."""
+    """The exit code of the subcommand that `argv` names; Ctrl-C ends it quietly, also while it is loaded."""
+    try:
+        return _main(argv)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _main(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands = {entry.name: entry for entry in entry_points(group=COMMANDS_GROUP)}
     if arguments and arguments[0] == "help":
@@ -63,10 +70,7 @@ def _run(commands: dict[str, EntryPoint], name: str, arguments: list[str]) -> in
             file=sys.stderr,
         )
         return EXIT_MISSING_EXTRA
-    try:
-        return command(arguments)
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    return command(arguments)
 
 
 def _is_a_missing_package(error: ModuleNotFoundError) -> bool:
