@@ -13,7 +13,9 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
+from typing import NoReturn
 
+from learning_at_home.process_exit import leave
 from learning_at_home.version import __version__
 
 DISTRIBUTION = "learning-at-home"
@@ -110,5 +112,10 @@ def _summary(entry: EntryPoint) -> str:
     return f"(from {entry.dist.metadata['Name']})" if entry.dist is not None else ""
 
 
+def run() -> NoReturn:
+    """The command `lah`: `main`, and the process ends."""
+    leave(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -25,6 +25,7 @@ from learning_at_home.demo.recipe import GOAL_ACCURACY, HIDDEN_SIZE, LAYERS, NUM
 from learning_at_home.demo.trainer_messages import Finished, Progress, TrainerMessage, Waiting, encode_line
 from learning_at_home.errors import LearningAtHomeError, NotEnoughExperts
 from learning_at_home.parent_watch import exit_when_stdin_closes
+from learning_at_home.process_exit import leave
 
 WAIT_FOR_EXPERTS_S = 90.0  # four nodes that start at once on two cores load torch in 10 to 20 s
 WAITING_TOLD_EVERY_S = 0.5
@@ -225,4 +226,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
