@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dashboard.view import Cell, Layer
@@ -100,6 +100,19 @@ def chart_top(values: Sequence[float | None]) -> float:
         return 1.0
     power = 10.0 ** math.floor(math.log10(highest))
     return next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= highest)
+
+
+def stacked(lines: Mapping[str, Sequence[float | None]]) -> dict[str, list[float | None]]:
+    """Running sums, the last line lowest: what a chart of parts draws, so that equal parts do not hide each other."""
+    sums: dict[str, list[float | None]] = {}
+    below: list[float | None] = []
+    for name in reversed(list(lines)):
+        below = [
+            value if under is None else under if value is None else value + under
+            for value, under in zip(lines[name], below or [None] * len(lines[name]), strict=True)
+        ]
+        sums[name] = below
+    return {name: sums[name] for name in lines}
 
 
 def _drawn(layer: Layer, index: int, offset: int, leading: tuple[int, ...], columns: int) -> DrawnCell:

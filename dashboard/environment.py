@@ -47,7 +47,9 @@ def environment() -> Environment:
         event_tint=health.event_tint,
         brightness=drawing.brightness,
     )
-    made.globals.update(static=static_url, line_path=drawing.line_path, chart_top=drawing.chart_top)
+    made.globals.update(
+        static=static_url, line_path=drawing.line_path, chart_top=drawing.chart_top, stacked=drawing.stacked
+    )
     return made
 
 

@@ -156,6 +156,7 @@ class ProjectView(msgspec.Struct, frozen=True):
     events: tuple[Event, ...]  # newest first, at most 50
     runs: tuple[RunRow, ...]  # live ones first
     charts: dict[ChartName, Series]  # the last 5 minutes (loss: the latest run)
+    verified: bool = False  # figures of nodes and trainers are what they report
 
 
 class ProjectSummary(msgspec.Struct, frozen=True):
@@ -167,6 +168,7 @@ class ProjectSummary(msgspec.Struct, frozen=True):
     experts_serving: int
     experts_total: int
     rows_per_s: float
+    verified: bool = False  # what the nodes report
 
 
 # Live: /api/v1/projects/{id}/live, JSON text frames from the server; what the browser sends is ignored but for pings.

@@ -25,7 +25,10 @@ export function choice(group, name, onChoose) {
   const items = [...group.querySelectorAll("[data-value]")];
   const values = items.map((item) => item.dataset.value);
   const fallback = group.dataset.default ?? values[0] ?? "";
-  const mark = (value) => items.forEach((item) => item.setAttribute(item.localName === "a" ? "aria-current" : "aria-pressed", String(item.dataset.value === value)));
+  const mark = (value) =>
+    items.forEach((item) =>
+      item.setAttribute(item.localName === "a" ? "aria-current" : "aria-pressed", String(item.dataset.value === value)),
+    );
   const start = readParameter(name, fallback, values);
   mark(start);
   group.addEventListener("click", (event) => {

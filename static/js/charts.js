@@ -16,7 +16,12 @@ const STACKED = new Set(["throughput"]); // forward and backward are often equal
 const FONT = "12px ui-sans-serif, system-ui, sans-serif";
 
 /** 15k, 1.5k, 0.25 on an axis. @param {number} value */
-const tick = (value) => (Math.abs(value) >= 1_000 ? scaled(value, "").join("").replace(/\.0+(?=[a-zA-Z])|(?<=\.\d)0(?=[a-zA-Z])/, "") : String(Number(value.toPrecision(6))));
+const tick = (value) =>
+  Math.abs(value) >= 1_000
+    ? scaled(value, "")
+        .join("")
+        .replace(/\.0+(?=[a-zA-Z])|(?<=\.\d)0(?=[a-zA-Z])/, "")
+    : String(Number(value.toPrecision(6)));
 
 export class Chart {
   /** @param {HTMLElement} figure with data-chart, .plot, .chart-legend and .chart-table */
@@ -65,7 +70,8 @@ export class Chart {
   data() {
     const values = this.lines.map((line) => this.series.lines[line]);
     if (!STACKED.has(this.name)) return [this.series.x, ...values];
-    const below = (line, index) => values.slice(line).reduce((sum, each) => (each[index] === null ? sum : (sum ?? 0) + each[index]), null);
+    const below = (line, index) =>
+      values.slice(line).reduce((sum, each) => (each[index] === null ? sum : (sum ?? 0) + each[index]), null);
     return [this.series.x, ...values.map((_, line) => this.series.x.map((_, index) => below(line, index)))];
   }
 
@@ -85,7 +91,8 @@ export class Chart {
   /** What the stylesheet leaves inside the padding. */
   room() {
     const style = getComputedStyle(this.plotElement);
-    const inside = (size, ...sides) => size - sides.reduce((total, side) => total + (Number.parseFloat(style[side]) || 0), 0);
+    const inside = (size, ...sides) =>
+      size - sides.reduce((total, side) => total + (Number.parseFloat(style[side]) || 0), 0);
     return {
       width: Math.max(100, inside(this.plotElement.clientWidth, "paddingLeft", "paddingRight")),
       height: Math.max(LEAST_HEIGHT, inside(this.plotElement.clientHeight, "paddingTop", "paddingBottom")),
@@ -101,15 +108,35 @@ export class Chart {
 
   options() {
     const palette = colours();
-    const axis = { stroke: css(palette.faint), font: FONT, grid: { stroke: css(palette.line), width: 1 }, ticks: { show: false } };
+    const axis = {
+      stroke: css(palette.faint),
+      font: FONT,
+      grid: { stroke: css(palette.line), width: 1 },
+      ticks: { show: false },
+    };
     return {
       ...this.room(),
-      padding: [8, 24, 0, 0],
+      padding: [8, 30, 0, 0],
       legend: { show: false },
-      cursor: { y: false, points: { size: 7 }, drag: { x: false, y: false }, sync: this.bySteps ? undefined : { key: "time" } },
-      scales: { x: { time: !this.bySteps, range: (_, low, high) => this.rangeX(low, high) }, y: { range: (_, low, high) => rangeY(low, high) } },
+      cursor: {
+        y: false,
+        points: { size: 7 },
+        drag: { x: false, y: false },
+        sync: this.bySteps ? undefined : { key: "time" },
+      },
+      scales: {
+        x: { time: !this.bySteps, range: (_, low, high) => this.rangeX(low, high) },
+        y: { range: (_, low, high) => rangeY(low, high) },
+      },
       axes: [
-        { ...axis, grid: { show: false }, size: 34, gap: 12, space: 62, values: (_, ticks) => ticks.map((at) => this.labelX(at)) },
+        {
+          ...axis,
+          grid: { show: false },
+          size: 34,
+          gap: 12,
+          space: 62,
+          values: (_, ticks) => ticks.map((at) => this.labelX(at)),
+        },
         { ...axis, size: 46, gap: 8, space: 44, values: (_, ticks) => ticks.map(tick) },
       ],
       series: [{}, ...this.lines.map((line, position) => this.line(line, position))],
@@ -155,9 +182,11 @@ export class Chart {
   /** The values under the cursor, else the latest. @param {?number} index */
   writeLegend(index) {
     const at = index ?? this.series.x.length - 1;
-    for (const value of this.legend.querySelectorAll("b")) setText(value, this.format(this.series.lines[value.dataset.line]?.[at]));
+    for (const value of this.legend.querySelectorAll("b"))
+      setText(value, this.format(this.series.lines[value.dataset.line]?.[at]));
     const when = this.figure.querySelector(".chart-at");
-    if (when) setText(when, index === null ? "" : this.bySteps ? `step ${count(this.series.x[at])}` : clock(this.series.x[at]));
+    if (when)
+      setText(when, index === null ? "" : this.bySteps ? `step ${count(this.series.x[at])}` : clock(this.series.x[at]));
   }
 
   writeTable() {
@@ -165,7 +194,10 @@ export class Chart {
     if (!this.details?.open || !table || !this.series) return;
     const every = Math.ceil(this.series.x.length / MAX_TABLE_ROWS);
     const head = document.createElement("tr");
-    for (const name of [this.bySteps ? "step" : "time", ...this.lines]) head.append(Object.assign(document.createElement("th"), { scope: "col", textContent: name.replaceAll("_", " ") }));
+    for (const name of [this.bySteps ? "step" : "time", ...this.lines])
+      head.append(
+        Object.assign(document.createElement("th"), { scope: "col", textContent: name.replaceAll("_", " ") }),
+      );
     table.tHead.replaceChildren(head);
     const body = document.createElement("tbody");
     for (let index = this.series.x.length - 1; index >= 0; index -= every) {

@@ -1,8 +1,27 @@
 /** The stylesheet's tokens for code that paints: canvas and charts. Read once per theme. */
 
 const NAMES = [
-  "ground", "surface", "raised", "line", "ink", "soft", "faint", "accent", "cell-dark-ink", "cell-light-ink",
-  "serving", "degraded", "stale", "lost", "orphaned", "vacant", "series-1", "series-2", "series-3", "series-4", "series-5",
+  "ground",
+  "surface",
+  "raised",
+  "line",
+  "ink",
+  "soft",
+  "faint",
+  "accent",
+  "cell-dark-ink",
+  "cell-light-ink",
+  "serving",
+  "degraded",
+  "stale",
+  "lost",
+  "orphaned",
+  "vacant",
+  "series-1",
+  "series-2",
+  "series-3",
+  "series-4",
+  "series-5",
 ];
 
 let cached = null;
@@ -41,7 +60,9 @@ function contrast(a, b) {
 }
 
 function luminance(rgb) {
-  const [red, green, blue] = rgb.map((part) => (part / 255 <= 0.04045 ? part / 255 / 12.92 : ((part / 255 + 0.055) / 1.055) ** 2.4));
+  const [red, green, blue] = rgb.map((part) =>
+    part / 255 <= 0.04045 ? part / 255 / 12.92 : ((part / 255 + 0.055) / 1.055) ** 2.4,
+  );
   return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
 }
 

@@ -72,14 +72,17 @@ function writeState(element, word) {
 /** A bar of 0 to 100. */
 function writeMeter(element, value) {
   const known = typeof value === "number";
-  element.querySelector(".fill").setAttribute("width", String(known ? (Math.min(100, Math.max(0, value)) / 100) * 56 : 0));
+  element
+    .querySelector(".fill")
+    .setAttribute("width", String(known ? (Math.min(100, Math.max(0, value)) / 100) * 56 : 0));
   element.classList.toggle("unknown", !known);
 }
 
 /** One stroke per hour, oldest first. */
 function writeBeats(element, words) {
   const strokes = element.children;
-  for (let index = 0; index < strokes.length; index += 1) setTint(strokes[index], tint(words[index - strokes.length + words.length] ?? ""));
+  for (let index = 0; index < strokes.length; index += 1)
+    setTint(strokes[index], tint(words[index - strokes.length + words.length] ?? ""));
   setAttribute(element, "aria-label", beatsInWords(words));
 }
 

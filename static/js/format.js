@@ -19,7 +19,10 @@ const decimalsFor = (value) => (Math.abs(value) >= 99.95 ? 0 : Math.abs(value) >
 /** `toFixed` with thousands separated by commas. @param {number} value @param {number} decimals */
 export function fixed(value, decimals) {
   // toFixed turns to exponents from 1e21 on; BigInt writes such a number out.
-  const text = Math.abs(value) >= 1e21 ? String(BigInt(Math.round(value))) + (decimals ? "." + "0".repeat(decimals) : "") : value.toFixed(decimals);
+  const text =
+    Math.abs(value) >= 1e21
+      ? String(BigInt(Math.round(value))) + (decimals ? "." + "0".repeat(decimals) : "")
+      : value.toFixed(decimals);
   const [whole, rest] = text.replace(/^-(?=[0.]*$)/, "").split(".");
   const grouped = whole.replace(/\B(?=(\d{3})+$)/g, ",");
   return rest === undefined ? grouped : `${grouped}.${rest}`;

@@ -45,7 +45,10 @@ export class HeatMap {
     this.canvas.addEventListener("pointermove", (event) => this.point(event));
     this.canvas.addEventListener("pointerleave", () => document.activeElement !== this.canvas && this.leave());
     this.canvas.addEventListener("keydown", (event) => this.walk(event));
-    this.canvas.addEventListener("focus", () => this.canvas.matches(":focus-visible") && this.show(Math.max(0, this.current)));
+    this.canvas.addEventListener(
+      "focus",
+      () => this.canvas.matches(":focus-visible") && this.show(Math.max(0, this.current)),
+    );
     this.canvas.addEventListener("blur", () => this.leave());
     onThemeChange(() => this.draw());
     new ResizeObserver(() => this.draw()).observe(this.picture);
@@ -59,7 +62,8 @@ export class HeatMap {
     if (other) this.current = -1;
     if (!this.canvas.isConnected) this.picture.replaceChildren(this.canvas, this.tooltip);
     const now = performance.now();
-    for (const index of Object.keys(changed ?? {})) if (this.shownHealth(index) !== layer.cells[index][0]) this.flashes.set(Number(index), now);
+    for (const index of Object.keys(changed ?? {}))
+      if (this.shownHealth(index) !== layer.cells[index][0]) this.flashes.set(Number(index), now);
     this.writeTable(other || changed === null ? null : Object.keys(changed));
     this.describe();
     this.draw();
@@ -118,7 +122,13 @@ export class HeatMap {
   ring(pen, index, colour, width) {
     const [left, top] = cellCorner(this.layout, index);
     pen.beginPath();
-    pen.roundRect(left + 1, top + 1, this.layout.cellWidth - 2, this.layout.cellHeight - 2, Math.min(6, this.layout.cellWidth / 5));
+    pen.roundRect(
+      left + 1,
+      top + 1,
+      this.layout.cellWidth - 2,
+      this.layout.cellHeight - 2,
+      Math.min(6, this.layout.cellWidth / 5),
+    );
     pen.strokeStyle = colour;
     pen.lineWidth = width;
     pen.stroke();
@@ -136,7 +146,8 @@ export class HeatMap {
     if (!this.layout) return;
     if (event.key === "Escape") this.leave();
     const next = this.current === -1 ? 0 : cellBeside(this.layout, this.current, event.key, this.layer.cells.length);
-    if (next === -1 || event.ctrlKey || event.metaKey || event.altKey || !/^(Arrow|Home|End|Page)/.test(event.key)) return;
+    if (next === -1 || event.ctrlKey || event.metaKey || event.altKey || !/^(Arrow|Home|End|Page)/.test(event.key))
+      return;
     event.preventDefault();
     this.show(next);
   }
@@ -163,7 +174,12 @@ export class HeatMap {
     state.className = "tooltip-state";
     setTint(state, tint(cell.health));
     const trained = cell.updateAgeS === null ? "not trained yet" : `trained ${duration(cell.updateAgeS)} ago`;
-    setText(facts, cell.health === "vacant" ? "nobody hosts it yet" : `${rate(cell.rowsPerS)} rows/s · ${count(cell.updates)} updates · ${trained}`);
+    setText(
+      facts,
+      cell.health === "vacant"
+        ? "nobody hosts it yet"
+        : `${rate(cell.rowsPerS)} rows/s · ${count(cell.updates)} updates · ${trained}`,
+    );
     const name = cell.node === null ? "" : (this.names.get(cell.node) ?? cell.node.slice(0, 8));
     setText(host, name && `${cell.health === "lost" || cell.health === "orphaned" ? "last on" : "on"} ${name}`);
     this.placeTooltip();
@@ -183,8 +199,14 @@ export class HeatMap {
   describe() {
     const counts = new Map();
     for (const [health] of this.layer.cells) counts.set(health, (counts.get(health) ?? 0) + 1);
-    const summary = HEALTHS.filter((health) => counts.get(health)).map((health) => `${count(counts.get(health))} ${health}`);
-    setAttribute(this.canvas, "aria-label", `Experts of layer ${this.layer.prefix}: ${summary.join(", ") || "no cells"}. Arrow keys move between cells.`);
+    const summary = HEALTHS.filter((health) => counts.get(health)).map(
+      (health) => `${count(counts.get(health))} ${health}`,
+    );
+    setAttribute(
+      this.canvas,
+      "aria-label",
+      `Experts of layer ${this.layer.prefix}: ${summary.join(", ") || "no cells"}. Arrow keys move between cells.`,
+    );
     for (const entry of this.figure.querySelectorAll("[data-count]")) {
       const number = counts.get(entry.dataset.count) ?? 0;
       setText(entry, count(number));
@@ -201,7 +223,9 @@ export class HeatMap {
     const table = this.figure.querySelector(".cells-table");
     if (!table) return;
     if (table.dataset.layer !== this.layer.prefix) this.rebuildTable(table);
-    this.cellElements ??= new Map([...table.querySelectorAll("td[data-cell]")].map((td) => [Number(td.dataset.cell), td]));
+    this.cellElements ??= new Map(
+      [...table.querySelectorAll("td[data-cell]")].map((td) => [Number(td.dataset.cell), td]),
+    );
     for (const index of indices ?? this.cellElements.keys()) {
       const element = this.cellElements.get(Number(index));
       const health = this.layer.cells[index]?.[0];
@@ -227,7 +251,9 @@ export class HeatMap {
     }
     table.tBodies[0]?.remove();
     table.append(body);
-    const heads = Array.from({ length: columns }, (_, column) => Object.assign(document.createElement("th"), { scope: "col", textContent: String(column) }));
+    const heads = Array.from({ length: columns }, (_, column) =>
+      Object.assign(document.createElement("th"), { scope: "col", textContent: String(column) }),
+    );
     table.tHead.rows[0].replaceChildren(table.tHead.rows[0].cells[0], ...heads);
     table.dataset.layer = prefix;
     this.cellElements = null;

@@ -47,7 +47,10 @@ export const uidOf = (prefix, grid, index) => [prefix, ...indicesOf(grid, index)
 export function layOut(grid, width, maxHeight) {
   const [rows, columns] = panelShape(grid);
   const panels = grid.slice(0, -2).reduce((product, size) => product * size, 1);
-  const across = panels === 1 ? 1 : Math.max(1, Math.min(panels, Math.floor((width + PANEL_GAP_PX) / (LEAST_PANEL_PX + PANEL_GAP_PX)), 6));
+  const across =
+    panels === 1
+      ? 1
+      : Math.max(1, Math.min(panels, Math.floor((width + PANEL_GAP_PX) / (LEAST_PANEL_PX + PANEL_GAP_PX)), 6));
   const panelWidth = (width - (across - 1) * PANEL_GAP_PX) / across;
   const cellWidth = panelWidth / columns;
   const cellHeight = heightOfCell(grid, rows, cellWidth, maxHeight, panels);
@@ -58,7 +61,18 @@ export function layOut(grid, width, maxHeight) {
     Math.floor(panel / across) * (panelHeight + PANEL_GAP_PX) + caption,
   ]);
   const lines = Math.ceil(panels / across);
-  return { rows, columns, panels, across, cellWidth, cellHeight, caption, origins, width, height: lines * panelHeight + (lines - 1) * PANEL_GAP_PX };
+  return {
+    rows,
+    columns,
+    panels,
+    across,
+    cellWidth,
+    cellHeight,
+    caption,
+    origins,
+    width,
+    height: lines * panelHeight + (lines - 1) * PANEL_GAP_PX,
+  };
 }
 
 function heightOfCell(grid, rows, cellWidth, maxHeight, panels) {
@@ -71,7 +85,10 @@ export function cellCorner(layout, index) {
   const perPanel = layout.rows * layout.columns;
   const [left, top] = layout.origins[Math.floor(index / perPanel)];
   const inside = index % perPanel;
-  return [left + (inside % layout.columns) * layout.cellWidth, top + Math.floor(inside / layout.columns) * layout.cellHeight];
+  return [
+    left + (inside % layout.columns) * layout.cellWidth,
+    top + Math.floor(inside / layout.columns) * layout.cellHeight,
+  ];
 }
 
 /** The cell at a point, or -1. @param {object} layout @param {number} x @param {number} y @param {number} total */
@@ -93,12 +110,22 @@ export function cellBeside(layout, index, key, total) {
   const panel = Math.floor(index / perPanel);
   const row = Math.floor((index % perPanel) / layout.columns);
   const column = index % layout.columns;
-  const to = { ArrowLeft: [row, column - 1], ArrowRight: [row, column + 1], ArrowUp: [row - 1, column], ArrowDown: [row + 1, column], Home: [row, 0], End: [row, layout.columns - 1] }[key];
+  const to = {
+    ArrowLeft: [row, column - 1],
+    ArrowRight: [row, column + 1],
+    ArrowUp: [row - 1, column],
+    ArrowDown: [row + 1, column],
+    Home: [row, 0],
+    End: [row, layout.columns - 1],
+  }[key];
   if (key === "PageDown" || key === "PageUp") {
     const other = index + (key === "PageDown" ? perPanel : -perPanel);
     return other >= 0 && other < total ? other : index;
   }
   if (!to) return -1;
-  const beside = panel * perPanel + Math.min(layout.rows - 1, Math.max(0, to[0])) * layout.columns + Math.min(layout.columns - 1, Math.max(0, to[1]));
+  const beside =
+    panel * perPanel +
+    Math.min(layout.rows - 1, Math.max(0, to[0])) * layout.columns +
+    Math.min(layout.columns - 1, Math.max(0, to[1]));
   return beside < total ? beside : index;
 }

@@ -21,7 +21,8 @@ const FONT = "ui-sans-serif, system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', sa
 /** The number from 0 to 1 that a mode shows by brightness. */
 export function level(mode, cell, most) {
   if (mode === "updates") return most.updates > 0 ? cell.updates / most.updates : 0;
-  if (mode === "age") return cell.updateAgeS === null ? 0 : 1 - Math.min(1, Math.log1p(cell.updateAgeS) / Math.log1p(OLD_UPDATE_S));
+  if (mode === "age")
+    return cell.updateAgeS === null ? 0 : 1 - Math.min(1, Math.log1p(cell.updateAgeS) / Math.log1p(OLD_UPDATE_S));
   return Math.min(1, Math.max(0, cell.load));
 }
 
@@ -39,8 +40,13 @@ export function maxima(cells) {
 export function fillOf(mode, cell, most) {
   const palette = colours();
   if (cell.health !== "serving") return palette[cell.health] ?? palette.stale;
-  if (mode === "health") return blend(palette.serving, palette.surface, LEAST_BRIGHTNESS + (1 - LEAST_BRIGHTNESS) * level(mode, cell, most));
-  return blend(mode === "load" ? palette.serving : palette.accent, palette.surface, LEAST_SCALE + (1 - LEAST_SCALE) * level(mode, cell, most));
+  if (mode === "health")
+    return blend(palette.serving, palette.surface, LEAST_BRIGHTNESS + (1 - LEAST_BRIGHTNESS) * level(mode, cell, most));
+  return blend(
+    mode === "load" ? palette.serving : palette.accent,
+    palette.surface,
+    LEAST_SCALE + (1 - LEAST_SCALE) * level(mode, cell, most),
+  );
 }
 
 /** The words of a cell that has room: its most telling number in this mode. */
@@ -93,7 +99,10 @@ function paintCell(pen, [x, y, width, height], radius, cell, mode, most, label) 
     pen.roundRect(x, y, width, height, radius);
     pen.fillStyle = css(fill);
     pen.fill();
-    ink = isCard && cell.health === "serving" ? palette.ink : readableOn(fill, palette["cell-dark-ink"], palette["cell-light-ink"]);
+    ink =
+      isCard && cell.health === "serving"
+        ? palette.ink
+        : readableOn(fill, palette["cell-dark-ink"], palette["cell-light-ink"]);
     if (isCard && cell.health === "serving") paintEdge(pen, x, y, width, height, radius, mode);
   }
   pen.fillStyle = css(ink);

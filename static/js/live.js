@@ -118,7 +118,8 @@ export class LiveConnection {
   learnClock(atS) {
     const offset = Date.now() / 1_000 - atS;
     // The smallest seen is the one that travelled fastest; a clock that was set starts anew.
-    if (this.clockOffsetS === null || offset < this.clockOffsetS || offset > this.clockOffsetS + 60) this.clockOffsetS = offset;
+    if (this.clockOffsetS === null || offset < this.clockOffsetS || offset > this.clockOffsetS + 60)
+      this.clockOffsetS = offset;
   }
 
   setState(state) {

@@ -20,7 +20,9 @@ const LATE_S = 5; // the page's age turns amber: two deltas should have come
 const LEVEL_TINTS = { healthy: "serving", degraded: "degraded", critical: "lost", empty: "faint" };
 
 const root = document.documentElement;
-const parts = [overviewPart(), gridPart(), expertsPart(), nodesPart(), chartsPart(), contributorsPart()].filter(Boolean);
+const parts = [overviewPart(), gridPart(), expertsPart(), nodesPart(), chartsPart(), contributorsPart()].filter(
+  Boolean,
+);
 
 prepareCopying();
 prepareTheme();
@@ -112,4 +114,3 @@ function prepareKeys() {
     filter.focus();
   });
 }
-

@@ -28,7 +28,8 @@ export function chartsPart() {
     for (const chart of charts) {
       if (spanS !== LIVE_SPAN_S && !chart.bySteps) continue;
       const series = view.charts[chart.name];
-      if (series && (change === null || change.points?.[chart.name] || change.charts?.[chart.name])) chart.update(series, LIVE_SPAN_S);
+      if (series && (change === null || change.points?.[chart.name] || change.charts?.[chart.name]))
+        chart.update(series, LIVE_SPAN_S);
     }
   };
   choose(choice(document.getElementById("spans"), "span", choose));

@@ -26,7 +26,8 @@ export function gridPart() {
   setMode(choice(document.getElementById("modes"), "mode", setMode) || "health");
   return (view, change) => {
     latest = view;
-    const shapeChanged = change?.layers && new Set(view.layers.map((layer) => layer.prefix)).size !== figures.length && !layers;
+    const shapeChanged =
+      change?.layers && new Set(view.layers.map((layer) => layer.prefix)).size !== figures.length && !layers;
     if (shapeChanged) location.reload(); // the project's record changed: the server draws the new layers
     if (change === null || change.cells || change.layers || change.nodes) redraw(change?.layers ? null : change);
     if (layers && (change === null || change.cells)) writeBadges(layers, view.layers);
@@ -66,7 +67,12 @@ export function expertsPart() {
   return (view, change) => {
     if (change !== null && !change.cells && !change.layers) return;
     const changed = change === null || change.layers ? null : new Set();
-    if (changed === null) rows = new Map(view.layers.flatMap((layer) => layer.cells.map((cell, index) => rowOf(view, layer, index))).map((row) => [row.uid, row]));
+    if (changed === null)
+      rows = new Map(
+        view.layers
+          .flatMap((layer) => layer.cells.map((cell, index) => rowOf(view, layer, index)))
+          .map((row) => [row.uid, row]),
+      );
     for (const [prefix, cells] of Object.entries(changed === null ? {} : change.cells)) {
       const layer = view.layers.find((each) => each.prefix === prefix);
       for (const index of layer ? Object.keys(cells) : []) {
@@ -76,7 +82,9 @@ export function expertsPart() {
       }
     }
     const list = [...rows.values()];
-    const worst = list.filter((row) => isDamaged(row.health)).sort((a, b) => HEALTHS.indexOf(b.health) - HEALTHS.indexOf(a.health));
+    const worst = list
+      .filter((row) => isDamaged(row.health))
+      .sort((a, b) => HEALTHS.indexOf(b.health) - HEALTHS.indexOf(a.health));
     tables[0].update(worst, changed);
     tables[1].update(list, changed);
   };
@@ -84,6 +92,14 @@ export function expertsPart() {
 
 function rowOf(view, layer, index) {
   const cell = cellOf(layer.cells[index]);
-  const node = cell.node === null ? null : (view.nodes.find((each) => each.id === cell.node)?.name ?? cell.node.slice(0, 8));
-  return { uid: uidOf(layer.prefix, layer.grid, index), health: cell.health, node, rows_per_s: cell.rowsPerS, updates: cell.updates, update_age_s: cell.updateAgeS };
+  const node =
+    cell.node === null ? null : (view.nodes.find((each) => each.id === cell.node)?.name ?? cell.node.slice(0, 8));
+  return {
+    uid: uidOf(layer.prefix, layer.grid, index),
+    health: cell.health,
+    node,
+    rows_per_s: cell.rowsPerS,
+    updates: cell.updates,
+    update_age_s: cell.updateAgeS,
+  };
 }

@@ -10,7 +10,9 @@ import { LiveTable } from "./tables.js";
 export function overviewPart() {
   const tiles = document.getElementById("tiles");
   if (!tiles) return null;
-  const sparklines = new Map([...tiles.querySelectorAll("[data-spark]")].map((path) => [path.dataset.spark, new Sparkline(path)]));
+  const sparklines = new Map(
+    [...tiles.querySelectorAll("[data-spark]")].map((path) => [path.dataset.spark, new Sparkline(path)]),
+  );
   const list = document.getElementById("events");
   const events = list && new EventList(list);
   return (view, change) => {
@@ -36,7 +38,9 @@ function seed(sparklines, charts) {
 function sum(series) {
   if (!series) return null;
   const lines = Object.values(series.lines);
-  return series.x.map((_, index) => lines.reduce((total, line) => (line[index] === null ? total : (total ?? 0) + line[index]), null));
+  return series.x.map((_, index) =>
+    lines.reduce((total, line) => (line[index] === null ? total : (total ?? 0) + line[index]), null),
+  );
 }
 
 /** `run digits-7 by brisk-heron` and the latest step and loss beside the loss chart. */
@@ -59,6 +63,7 @@ export function nodesPart() {
     if (change !== null && !change.nodes && !change.order) return;
     if (view.nodes.length > 0) document.getElementById("welcome")?.remove();
     table.update(view.nodes, change === null || change.order ? null : new Set(Object.keys(change.nodes)));
-    if (total) setText(total, `${plural(view.nodes.filter((node) => node.state !== "offline").length, "node")} here now`);
+    if (total)
+      setText(total, `${plural(view.nodes.filter((node) => node.state !== "offline").length, "node")} here now`);
   };
 }

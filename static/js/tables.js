@@ -41,7 +41,8 @@ export class LiveTable {
     this.filter();
     this.table.dataset.rows = String(rows.length);
     this.table.closest("[data-empty]")?.setAttribute("data-empty", String(rows.length === 0));
-    for (const total of document.querySelectorAll(`[data-total="${this.table.id}"]`)) setText(total, count(rows.length));
+    for (const total of document.querySelectorAll(`[data-total="${this.table.id}"]`))
+      setText(total, count(rows.length));
   }
 
   place(row, position, changed) {
@@ -86,7 +87,8 @@ export class LiveTable {
   /** The natural direction, then the other one, then the source's own order. */
   sortBy(column, fallingFirst) {
     const [before, falling] = this.sort;
-    this.sort = column !== before ? [column, fallingFirst] : falling === fallingFirst ? [column, !fallingFirst] : ["", false];
+    this.sort =
+      column !== before ? [column, fallingFirst] : falling === fallingFirst ? [column, !fallingFirst] : ["", false];
     const text = this.sort[0] && `${this.sort[1] ? "-" : ""}${this.sort[0]}`;
     if (this.parameter) writeParameter(this.parameter, text, this.table.dataset.sort ?? "");
     this.markSort();
@@ -114,6 +116,7 @@ export class LiveTable {
   }
 
   filter() {
-    for (const element of this.elements.values()) element.hidden = this.query !== "" && !element.textContent.toLowerCase().includes(this.query);
+    for (const element of this.elements.values())
+      element.hidden = this.query !== "" && !element.textContent.toLowerCase().includes(this.query);
   }
 }

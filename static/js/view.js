@@ -8,7 +8,14 @@ const MAX_LOSS_POINTS = 1_200; // twice the backend's; beyond it every second po
 const MAX_EVENTS = 50;
 
 /** A cell as an object. @param {Array} cell health, load, updates, update age in seconds, rows per second, node */
-export const cellOf = ([health, load, updates, updateAgeS, rowsPerS, node]) => ({ health, load, updates, updateAgeS, rowsPerS, node });
+export const cellOf = ([health, load, updates, updateAgeS, rowsPerS, node]) => ({
+  health,
+  load,
+  updates,
+  updateAgeS,
+  rowsPerS,
+  node,
+});
 
 /** Apply a delta's change to a view, in place. @param {object} view @param {object} change @param {number} atS */
 export function applyChange(view, change, atS) {

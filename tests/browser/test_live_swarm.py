@@ -83,6 +83,7 @@ class LiveSwarm(Processes):
         self._running[name].send_signal(number)
 
     def _is_ready(self) -> bool:
+        assert self._running["coordinator"].poll() is None, self.logs()
         return httpx.get(f"http://127.0.0.1:{self.port}/readyz", timeout=2).status_code == 200
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from dashboard.drawing import chart_top, grid_panels, is_roomy, line_path, panel_shape
+from dashboard.drawing import chart_top, grid_panels, is_roomy, line_path, panel_shape, stacked
 from tests.dashboard.scripted_source import layer, node_row
 
 NODES = (node_row(0), node_row(1))
@@ -51,6 +51,13 @@ def test_a_gap_lifts_the_pen():
 
 def test_a_line_of_nothing_is_empty():
     assert line_path([], [], 100, 20, 1.0) == ""
+
+
+def test_stacked_lines_lie_on_each_other_and_a_gap_adds_nothing():
+    assert stacked({"forward": (1.0, 2.0, None), "backward": (10.0, None, None)}) == {
+        "forward": [11.0, 2.0, None],
+        "backward": [10.0, None, None],
+    }
 
 
 @pytest.mark.parametrize("highest,top", [(0.0, 1.0), (0.9, 1.0), (1.1, 2.0), (6_000.0, 10_000.0), (2_300.0, 2_500.0)])
