@@ -31,6 +31,7 @@ from learning_at_home.identity import Identity, curve_public_key
 from learning_at_home.transport.authentication import Authenticator, caller_key
 from learning_at_home.transport.link import ZERO_COPY_BYTES
 from learning_at_home.transport.socket_options import bound, secure_server
+from learning_at_home.transport.unsent import MAX_UNSENT_BYTES, UnsentBytes
 from learning_at_home.version import AGENT
 from learning_at_home.wire.framing import decode_caller, encode, split_frames
 from learning_at_home.wire.messages import (
@@ -94,6 +95,7 @@ class Server:
         port: int = 0,
         max_rows: int,
         max_bytes: int,
+        max_unsent_bytes: int = MAX_UNSENT_BYTES,
     ) -> None:
         self._identity = identity
         self._project = project
@@ -107,6 +109,7 @@ class Server:
         self.error: BaseException | None = None  # why the thread ended, when it was not told to
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._greeted: OrderedDict[bytes, bytes] = OrderedDict()  # routing id -> Ed25519 public key
+        self._unsent = UnsentBytes(max_unsent_bytes)
         self._answers: deque[tuple[Ticket, Reply | Failure, Sequence[memoryview | bytes]]] = deque()
         self._wake_in, self._wake_out = sockets.socketpair()
         self._wake_in.setblocking(False)
@@ -268,12 +271,19 @@ class Server:
     def _send(
         self, routing_id: bytes, message: Welcome | Reply | Failure, frames: Sequence[memoryview | bytes] = ()
     ) -> None:
+        if frames and not self._unsent.has_room(routing_id):  # it asks for much and reads nothing
+            self.counters.dropped_answers += 1
+            return
         try:
             self._router.send(routing_id, zmq.NOBLOCK | zmq.SNDMORE)
             self._router.send(encode(message), zmq.NOBLOCK | (zmq.SNDMORE if frames else 0))
             for position, frame in enumerate(frames, 1):
                 more = zmq.SNDMORE if position < len(frames) else 0
-                self._router.send(frame, zmq.NOBLOCK | more, copy=len(frame) < ZERO_COPY_BYTES)
+                if len(frame) < ZERO_COPY_BYTES:
+                    self._router.send(frame, zmq.NOBLOCK | more)
+                else:
+                    tracker = self._router.send(frame, zmq.NOBLOCK | more, copy=False, track=True)
+                    self._unsent.add(routing_id, tracker, len(frame))
         except zmq.ZMQError:  # EHOSTUNREACH: it left; EAGAIN: it does not read
             self.counters.dropped_answers += 1
 

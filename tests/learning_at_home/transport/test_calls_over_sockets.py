@@ -315,6 +315,38 @@ def test_work_that_lay_in_a_buffer_too_long_is_dropped(echo: Echo, stranger: zmq
     assert echo.seen == []
 
 
+def test_a_caller_that_does_not_read_cannot_fill_the_nodes_memory(connections: Connections) -> None:
+    echo = Echo()
+    limit = 4 * CHUNK_BYTES
+    echo.server = Server(Identity.generate(), "digits", echo, CLOCK, max_rows=1, max_bytes=1, max_unsent_bytes=limit)
+    echo.server.start()
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    deaf = context.socket(zmq.DEALER)
+    deaf.setsockopt(zmq.LINGER, 0)
+    deaf.setsockopt(zmq.RCVHWM, 1)
+    deaf.setsockopt(zmq.RCVBUF, 65_536)
+    secure_caller(deaf, STRANGER, echo.server._identity.public_key)
+    deaf.connect(f"tcp://127.0.0.1:{echo.server.port}")
+    try:
+        deaf.send(greeting())
+        spec = TensorSpec("float32", (CHUNK_BYTES // 4,))
+        for call_id in range(60):
+            work = Work(call_id, "ffn0.1", "forward", (spec,))
+            request = Request("digits", round(CLOCK.wall_s() * 1000), 60_000, (work,))
+            deaf.send_multipart([encode(request), bytes(CHUNK_BYTES)])
+        deadline = CLOCK.monotonic_s() + 20
+        while len(echo.seen) < 60 and CLOCK.monotonic_s() < deadline:
+            assert ask(connections, address(echo), call("ffn0.2"))[0].error is None  # the others are served meanwhile
+            echo.seen.remove("ffn0.2")
+        assert len(echo.seen) == 60
+        assert echo.server.counters.dropped_answers > 0
+        assert sum(echo.server._unsent._bytes.values()) <= limit + CHUNK_BYTES
+    finally:
+        deaf.close()
+        context.term()
+        echo.server.stop()
+
+
 def test_an_error_of_the_runtime_reaches_the_caller_with_its_cause(echo: Echo, connections: Connections) -> None:
     with connections.exchange() as exchange:
         deadline = CLOCK.monotonic_s() + 5
