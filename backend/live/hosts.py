@@ -1,41 +1,30 @@
-"""Who hosts which cell: of the nodes that announce it, the one that lives; then the older claim; then the lower node
-id. Pure.
+"""Who hosts which cell: of the nodes that announce it, the one that lives; then the one whose claim goes first in the
+library's order (layer_claims.rank_of). Pure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from backend.live.node_memory import CellKey, NodeMemory
 from dashboard.view import NodeHealth
-from learning_at_home.project import ProjectRecord
+from learning_at_home.directory.layer_claims import rank_of
 
-_RANK: dict[NodeHealth, int] = {
+_STATE_RANK: dict[NodeHealth, int] = {
     "online": 0, "degraded": 0, "stale": 1, "draining": 2, "paused": 2, "joining": 3, "offline": 4
 }  # fmt: skip
 
-
-def claims_in(node: NodeMemory, record: ProjectRecord) -> Iterator[tuple[CellKey, int]]:
-    """The cells of this project's grids that a node announces, with the time of the claim (ms); denied ones left
-    out.
-    """
-    if node.announcement is None:
-        return
-    sizes = {layer.prefix: layer.cells.num_cells for layer in record.layers}
-    for claim in node.announcement.claims:
-        size = sizes.get(claim.prefix, 0)
-        for first, end in claim.spans:
-            for cell in range(first, min(end, size)):
-                if (claim.prefix, cell) not in node.denied:
-                    yield (claim.prefix, cell), claim.claimed_ms
+Rank = tuple[int, tuple[int, bytes]]
 
 
-def choose_hosts(nodes: Iterable[NodeMemory], record: ProjectRecord) -> dict[CellKey, NodeMemory]:
-    """The host of every cell that anyone announces."""
-    best: dict[CellKey, tuple[int, int, bytes, NodeMemory]] = {}
+def choose_hosts(nodes: Iterable[NodeMemory]) -> dict[CellKey, NodeMemory]:
+    """The host of every cell that anyone announces who ever answered us; a claim alone is nothing."""
+    best: dict[CellKey, tuple[Rank, NodeMemory]] = {}
     for node in nodes:
-        for key, claimed_ms in claims_in(node, record):
-            claim = (_RANK[node.state], claimed_ms, node.peer_id, node)
-            if key not in best or claim[:3] < best[key][:3]:
-                best[key] = claim
-    return {key: claim[3] for key, claim in best.items()}
+        if not node.ever_answered:
+            continue
+        for key in node.cells:
+            rank = _STATE_RANK[node.state], rank_of(node.claims[key], node.peer_id)
+            if key not in best or rank < best[key][0]:
+                best[key] = rank, node
+    return {key: node for key, (_, node) in best.items()}

@@ -5,7 +5,7 @@ Of two nodes that claim a cell the one whose claim is older holds it, then the o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from learning_at_home.directory.announcement import Announcement, Claim
@@ -74,7 +74,7 @@ class LayerClaims:
             if public_key in suspected or not entry.is_serving(wall_ms):
                 continue
             for cell, claimed_ms in self._cells(entry):
-                rank = (claimed_ms, entry.node_id)
+                rank = rank_of(claimed_ms, entry.node_id)
                 if cell not in best or rank < best[cell]:
                     best[cell] = rank
                     holders[cell] = entry.address
@@ -89,18 +89,15 @@ class LayerClaims:
             if key == public_key or not entry.is_serving(wall_ms):
                 continue
             for cell, claimed_ms in self._cells(entry):
-                rank = (claimed_ms, entry.node_id)
+                rank = rank_of(claimed_ms, entry.node_id)
                 if cell in wanted and (cell not in best or rank < best[cell]):
                     best[cell] = rank
                     rivals[cell] = RivalClaim(key, entry.address.name, claimed_ms, entry.address.endpoints)
         return rivals
 
     def _cells(self, entry: Entry) -> Iterator[tuple[int, int]]:
-        """Cells of the grid that it claims, each once, with the time of the claim."""
-        for claim in self.claims_of(entry):
-            for first, end in claim.spans:
-                for cell in range(first, min(end, self.num_cells)):
-                    yield cell, claim.claimed_ms
+        claims = entry.announcement.claims if entry.announcement else ()
+        return claimed_cells(claims, self.prefix, self.num_cells)
 
     def claims_of(self, entry: Entry) -> list[Claim]:
         """What it claims of this layer, the oldest claim first."""
@@ -108,6 +105,20 @@ class LayerClaims:
         return sorted((claim for claim in claims if claim.prefix == self.prefix), key=lambda claim: claim.claimed_ms)
 
 
+def claimed_cells(claims: Iterable[Claim], prefix: str, num_cells: int) -> Iterator[tuple[int, int]]:
+    """Cells of a layer's grid that an announcement claims, each once, with the time of the claim (ms)."""
+    for claim in claims:
+        if claim.prefix == prefix:
+            for first, end in claim.spans:
+                for cell in range(first, min(end, num_cells)):
+                    yield cell, claim.claimed_ms
+
+
+def rank_of(claimed_ms: int, node_id: bytes) -> tuple[int, bytes]:
+    """Of two claims to a cell the one with the lower rank holds it: the older, then that of the lower node id."""
+    return (claimed_ms, node_id)
+
+
 def outranks(claimed_ms: int, public_key: bytes, other: RivalClaim) -> bool:
     """Whether a claim goes before another's: the older, then the lower node id. Whoever is outranked yields."""
-    return (claimed_ms, peer_id(public_key)) < (other.claimed_ms, peer_id(other.public_key))
+    return rank_of(claimed_ms, peer_id(public_key)) < rank_of(other.claimed_ms, peer_id(other.public_key))
