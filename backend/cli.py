@@ -8,12 +8,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import logging
 import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Generator
+from typing import Any
+
+if sys.platform != "win32":
+    import resource
 
 import uvicorn
 from fastapi import FastAPI
@@ -26,9 +32,16 @@ from learning_at_home.coordinator_messages import MAX_TELEMETRY_BYTES
 from learning_at_home.errors import ConfigError, LearningAtHomeError
 from learning_at_home.parent_watch import exit_when_stdin_closes
 
+log = logging.getLogger(__name__)
+
 EXIT_CANNOT_START = 1
 GRACE_S = 1.0  # for answers that are under way when we stop; websockets are told at once
 PING_S = 10.0  # a browser or node whose machine vanished is noticed in two of these
+
+
+MAX_CONNECTIONS = 12_000  # websockets are fewer (sockets.MAX_SOCKETS); over it requests get a 503
+DESCRIPTORS_KEPT = 256  # for the database, the DHT and the calls that probe
+SAY_AGAIN_S = 60.0  # that descriptors are short
 
 
 class Server(uvicorn.Server):
@@ -46,6 +59,7 @@ def main(argv: list[str]) -> int:
         logging.basicConfig(
             level=start.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
         )
+        raise_descriptor_limit()
         logging.getLogger("alembic").setLevel(logging.WARNING)
         with listen(start.settings.host, start.settings.port) as listener:
             port: int = listener.getsockname()[1]
@@ -82,6 +96,7 @@ async def serve(start: Start, listener: socket.socket) -> None:
     """Run until SIGINT or SIGTERM. Raises ConfigError when it cannot start."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(LoopErrors())
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
     if start.exit_with_parent:
@@ -116,5 +131,40 @@ def server_config(app: FastAPI) -> uvicorn.Config:
         ws_ping_interval=PING_S,
         ws_ping_timeout=PING_S,
         timeout_graceful_shutdown=int(GRACE_S),
-        limit_concurrency=None,
+        limit_concurrency=max_connections(),
     )
+
+
+def raise_descriptor_limit() -> None:
+    """As many descriptors as we may have: each browser, node and trainer takes one, and the usual 1,024 are few."""
+    if sys.platform == "win32":  # it has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # some systems say that there is no limit, and have one
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def max_connections() -> int:
+    """How many connections leave descriptors for everything else."""
+    if sys.platform == "win32":
+        return MAX_CONNECTIONS
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return MAX_CONNECTIONS
+    return max(64, min(MAX_CONNECTIONS, soft - DESCRIPTORS_KEPT))
+
+
+class LoopErrors:
+    """The loop's exception handler: that descriptors are short is one line a minute, not a traceback per connection."""
+
+    def __init__(self) -> None:
+        self._said_s = -SAY_AGAIN_S
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not isinstance(error, OSError) or error.errno not in (errno.EMFILE, errno.ENFILE):
+            loop.default_exception_handler(context)
+        elif time.monotonic() - self._said_s >= SAY_AGAIN_S:
+            self._said_s = time.monotonic()
+            log.warning("new connections wait: this process may open no more files (ulimit -n)")

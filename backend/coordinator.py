@@ -101,7 +101,7 @@ async def _run_tasks(
     time = SteadyTime(clock)
     async with database.writing() as session:
         await write_projects(session, settings.from_files, settings.from_flags, time.now())
-    projects = await restore(database, time.now())
+    projects = await restore(database, time.now(), settings.own_address)
     coordinator = Coordinator(settings, identity, clock, time, database, eyes, projects)
     recorder = Recorder(database, lambda: [watched.swarm for watched in projects.values()], time.now)
 
@@ -136,13 +136,13 @@ async def _keep_running(name: str, job: Callable[[], Awaitable[None]]) -> None:
         await asyncio.sleep(RESTART_TASK_AFTER_S)
 
 
-async def restore(database: Database, now: float) -> dict[str, Watched]:
+async def restore(database: Database, now: float, own_address: str = "") -> dict[str, Watched]:
     """All projects as the database remembers them."""
     projects: dict[str, Watched] = {}
     async with database.reading() as session:
         numbers = itertools.count(await EventRepository(session).last_id() + 1)
         for record in await ProjectRepository(session).all_records():
-            swarm = ProjectSwarm(record, numbers.__next__)
+            swarm = ProjectSwarm(record, numbers.__next__, own_address)
             swarm.events.extend(await EventRepository(session).latest(record.id, EVENTS_SHOWN))
             hours = await RollupRepository(session).hours_of_nodes(record.id, now - BEAT_HOURS * HOUR_S)
             for node in await NodeRepository(session).all_of(record.id, now):
@@ -150,6 +150,6 @@ async def restore(database: Database, now: float) -> dict[str, Watched]:
                     node.beats.restore(start_s, rollup)
                 swarm.restore_node(node, now)
             for run in reversed(await RunRepository(session).latest(record.id)):
-                swarm.runs[run.trainer_id, run.name] = run
+                swarm.book.runs[run.trainer_id, run.name] = run
             projects[record.id] = Watched(swarm)
     return projects

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from backend.live.reachability import own_address
 from learning_at_home.errors import ConfigError
 from learning_at_home.project import ProjectRecord
 
@@ -70,6 +71,11 @@ class Settings:
     @property
     def key_file(self) -> Path:
         return self.data_dir / KEY_FILE
+
+    @property
+    def own_address(self) -> str:
+        """At which peers reach us, if that is a number."""
+        return own_address(self.host, self.public_url)
 
     @property
     def url(self) -> str:

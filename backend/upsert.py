@@ -15,9 +15,16 @@ from backend.models.base import Base
 
 
 async def upsert(
-    session: AsyncSession, model: type[Base], rows: Sequence[Mapping[str, Any]], *, add: Sequence[str] = ()
+    session: AsyncSession,
+    model: type[Base],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    add: Sequence[str] = (),
+    keep: Sequence[str] = (),
 ) -> None:
-    """Write rows by their primary key. Columns in `add` are added to what is there, all others replaced."""
+    """Write rows by their primary key. Where one exists, columns in `add` are added to what is there, those in `keep`
+    stay as they are, all others are replaced.
+    """
     if not rows:
         return
     table = model.__table__
@@ -28,7 +35,7 @@ async def upsert(
     changes = {
         column.name: (column + insert.excluded[column.name]) if column.name in add else insert.excluded[column.name]
         for column in table.columns
-        if column.name not in keys and column.name in rows[0]
+        if column.name not in keys and column.name in rows[0] and column.name not in keep
     }
     statement = insert.on_conflict_do_update(index_elements=keys, set_=changes)
     await session.execute(statement, [dict(row) for row in rows])

@@ -9,14 +9,22 @@ from dataclasses import dataclass
 from typing import Literal
 
 from backend.live.node_memory import CellKey, NodeMemory
-from backend.live.run_memory import RunMemory
+from backend.live.run_memory import RunMemory, TrainerMemory
+from backend.live.token_bucket import TokenBucket
 from dashboard.view import Event, ExpertHealth
 from learning_at_home.project import ProjectRecord
 
 log = logging.getLogger(__name__)
 
 EventKind = Literal["joined", "left", "serving", "degraded", "stale", "lost", "orphaned", "run", "conflict", "notice"]
+# Of one project and kind, per second and at once. What peers word themselves is less than what we saw happen.
+WORDED_BY_PEERS: frozenset[EventKind] = frozenset({"notice", "conflict", "run"})
+WORDED_PER_S, WORDED_BURST = 0.1, 20.0
+SEEN_PER_S, SEEN_BURST = 2.0, 200.0
 MAX_UNSAVED_EVENTS = 5_000  # while the database cannot be written; the oldest go
+
+
+EventBudgets = dict[EventKind, TokenBucket]
 
 
 @dataclass(slots=True)
@@ -27,6 +35,7 @@ class EventWriter:
     next_id: Callable[[], int]
     shown: deque[Event]
     unsaved: list[Event]
+    budgets: EventBudgets
 
     def joined(self, node: NodeMemory, claims: Sequence[CellKey], now: float) -> None:
         if node.event_budget.take(now):
@@ -40,8 +49,9 @@ class EventWriter:
         if node.event_budget.take(now):
             self._tell("conflict" if "yield" in text.lower() else "notice", node.name, text, now)
 
-    def run_started(self, run: RunMemory, now: float) -> None:
-        self._tell("run", run.name, f"started by {run.trainer}", now)
+    def run_started(self, run: RunMemory, trainer: TrainerMemory, now: float) -> None:
+        if trainer.event_budget.take(now):
+            self._tell("run", run.name, f"started by {run.trainer}", now)
 
     def cells_changed(
         self, node: NodeMemory, before: ExpertHealth, after: ExpertHealth, cells: Sequence[CellKey], now: float
@@ -66,6 +76,13 @@ class EventWriter:
             self._tell(after, node.name, f"{experts(cells)} are {after}: {why}", now)
 
     def _tell(self, kind: EventKind, subject: str, text: str, now: float) -> None:
+        budget = self.budgets.get(kind)
+        if budget is None:
+            worded = kind in WORDED_BY_PEERS
+            budget = TokenBucket(WORDED_PER_S, WORDED_BURST) if worded else TokenBucket(SEEN_PER_S, SEEN_BURST)
+            self.budgets[kind] = budget
+        if not budget.take(now):
+            return
         event = Event(id=self.next_id(), at_s=now, kind=kind, subject=subject[:120], text=text)
         log.info("project %s: %s %s", self.record.id, event.subject, event.text)
         self.shown.appendleft(event)

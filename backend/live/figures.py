@@ -13,9 +13,9 @@ ALIVE: frozenset[NodeHealth] = frozenset({"online", "degraded", "draining", "pau
 
 
 def rates(swarm: ProjectSwarm, now: float) -> Rates:
-    """Per second, of all nodes together."""
+    """Per second, of all nodes together that ever answered us."""
     total = NO_RATES
-    for node in swarm.nodes.values():
+    for node in swarm.answered:
         total += node.window.per_second(now)
     return total
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+from backend.live.admission import shown
 from backend.live.figures import latency_ms, rates
 from backend.live.node_memory import CellKey, NodeMemory
 from backend.live.rates import three_digits
+from backend.live.run_memory import RunMemory
 from backend.live.swarm import CellMemory, ProjectSwarm
 from backend.live.verdict import judge
 from dashboard.view import (
@@ -51,19 +53,16 @@ def summary(swarm: ProjectSwarm, public_url: str, now: float) -> ProjectSummary:
 
 def view(swarm: ProjectSwarm, public_url: str, now: float) -> ProjectView:
     """The whole overview."""
-    rows = {node.id: three_digits(node.window.per_second(now).rows) for node in swarm.nodes.values()}
+    nodes = _ordered(shown(swarm.nodes.values()))
     return ProjectView(
         at_s=round(now, 3),
         project=header(swarm, public_url),
         verdict=verdict_of(swarm),
         tiles=tiles(swarm, now),
         layers=tuple(_layer(swarm, layer, now) for layer in swarm.record.layers),
-        nodes=tuple(_node_row(node, rows[node.id], now) for node in _ordered(swarm.nodes.values())),
+        nodes=tuple(_node_row(node, three_digits(node.window.per_second(now).rows), now) for node in nodes),
         events=tuple(swarm.events),
-        runs=tuple(
-            run.row()
-            for run in sorted(swarm.runs.values(), key=lambda run: (not run.live, -run.last_heard_s))[:MAX_RUNS_SHOWN]
-        ),
+        runs=tuple(run.row() for run in _latest_first(swarm.book.runs.values())[:MAX_RUNS_SHOWN]),
         charts=charts(swarm),
     )
 
@@ -110,7 +109,7 @@ def charts(swarm: ProjectSwarm) -> dict[ChartName, Series]:
 
 def loss_series(swarm: ProjectSwarm) -> Series:
     """The losses of the latest run over its steps."""
-    run = swarm.latest_run()
+    run = swarm.book.latest()
     names = run.loss_lines() if run is not None else []
     if run is None or not names:
         return Series(name="loss", unit="", x=(), lines={"loss": ()})
@@ -138,8 +137,7 @@ def contributors(swarm: ProjectSwarm) -> list[Contributor]:
             last_heard_s=node.last_seen_s,
             online=node.state in ("online", "degraded"),
         )
-        for node in swarm.nodes.values()
-        if node.ever_answered
+        for node in swarm.answered
     ]
     return sorted(known, key=lambda each: (-each.flop_total, each.first_seen_s))
 
@@ -200,6 +198,11 @@ def _ordered(nodes: Iterable[NodeMemory]) -> list[NodeMemory]:
     return sorted(nodes, key=place)
 
 
+def _latest_first(runs: Iterable[RunMemory]) -> list[RunMemory]:
+    """Live ones before all others."""
+    return sorted(runs, key=lambda run: (not run.live, -run.last_heard_s))
+
+
 def _node_row(node: NodeMemory, rows_per_s: float, now: float) -> NodeRow:
     told = node.telemetry if node.state != "offline" else None
     device = told.device if told is not None else None
@@ -234,11 +237,11 @@ def _node_row(node: NodeMemory, rows_per_s: float, now: float) -> NodeRow:
 def _failed_percent(swarm: ProjectSwarm, now: float) -> float | None:
     """Of the trainers' calls where there are trainers, else of what the nodes answered."""
     calls = failures = 0
-    for trainer in swarm.trainers.values():
+    for trainer in swarm.book.trainers.values():
         if trainer.connected:
             calls, failures = calls + trainer.lately[0], failures + trainer.lately[1]
     if not calls:
-        for node in swarm.nodes.values():
+        for node in swarm.answered:
             added = node.window.over_window() if node.evidence.heard_s and now - node.evidence.heard_s < 60 else None
             if added is not None:
                 calls, failures = calls + added.calls, failures + added.failures

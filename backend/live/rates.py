@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 RATE_WINDOW_S = 12.0  # telemetry comes every 5 s: two or three messages are always inside
 MAX_COUNT = 1 << 62  # what fits a BIGINT with room to spare
 MAX_FLOP = 1e300
+MAX_COUNT_AT_ONCE = 10**12  # in one message: a billion rows per second for a quarter of an hour
+MAX_FLOP_AT_ONCE = 1e21  # an hour of a quarter of an exaflop per second
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,11 @@ class Counters:
             min(MAX_FLOP, self.flop + other.flop),
         )
 
+    def capped(self) -> Counters:
+        """What one message may add: nobody fills a column, or a chart's axis, by a single lie."""
+        limits = (*(MAX_COUNT_AT_ONCE,) * (len(_names) - 1), MAX_FLOP_AT_ONCE)
+        return Counters(*map(min, _values(self), limits))
+
     def since(self, earlier: Counters) -> Counters:
         """What was added after `earlier`; never below zero."""
         return Counters(*(max(0, a - b) for a, b in zip(_values(self), _values(earlier), strict=True)))
@@ -52,6 +59,7 @@ class Counters:
         return any(a < b for a, b in zip(_values(self), _values(earlier), strict=True))
 
 
+NOTHING_DONE = Counters()
 _names = tuple(each.name for each in dataclasses.fields(Counters))
 _values = operator.attrgetter(*_names)
 
@@ -65,6 +73,8 @@ class CounterTrack:
 
     def advance(self, started_s: float, counters: Counters) -> Counters:
         """What was added since the last call."""
+        if counters == self.last and started_s == self.started_s:
+            return NOTHING_DONE  # most experts of a large node, most of the time
         again = started_s != self.started_s or counters.fell_below(self.last)
         added = counters if again else counters.since(self.last)
         self.started_s, self.last = started_s, counters
@@ -80,7 +90,7 @@ class RateWindow:
 
     def add(self, added: Counters, now: float, keep_s: float = RATE_WINDOW_S) -> None:
         """One more message; what came with the first one of all was done before and is in no rate."""
-        if self.samples:
+        if self.samples and added is not NOTHING_DONE:
             self.total += added
         self.samples.append((now, self.total))
         while len(self.samples) > 2 and self.samples[1][0] <= now - keep_s:
@@ -91,6 +101,8 @@ class RateWindow:
         if len(self.samples) < 2 or self.samples[-1][0] <= now - RATE_WINDOW_S:
             return NO_RATES
         last_s, last = self.samples[-1]
+        if last is self.samples[0][1]:
+            return NO_RATES
         first_s, first = self.samples[-2]  # however long ago: a rate needs two
         for at_s, total in reversed(self.samples):
             if at_s <= last_s - RATE_WINDOW_S:
@@ -106,7 +118,7 @@ class RateWindow:
 
     def over_window(self) -> Counters:
         """What was added over all samples that are kept."""
-        return self.samples[-1][1].since(self.samples[0][1]) if self.samples else Counters()
+        return self.samples[-1][1].since(self.samples[0][1]) if self.samples else NOTHING_DONE
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Writes what the swarms remember into the database: one task, in batches, never a row per message. Async.
 
 When the database cannot be written nothing is lost at first: what was taken waits, up to MAX_WAITING batches, the
-oldest go; nodes and runs are written whole the next time.
+oldest go; nodes and runs are written whole the next time. A batch that the database refuses for what is in it would be
+refused for ever: it is dropped, logged and counted, and the others go on.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from backend.database import Database
 from backend.events.repository import EventRepository
@@ -32,6 +34,7 @@ WRITE_NEWS_S = 1.0  # what is worth an event is soon on disk: after a crash of o
 NODE_ROLLUPS_EVERY_S = 60.0
 PRUNE_EVERY_S = 3_600.0
 MAX_WAITING = 120  # ten minutes
+CANNOT_NOW = (OperationalError, InterfaceError, PoolTimeout, OSError)  # locked, full, gone: it may come back
 
 
 @dataclass(slots=True)
@@ -54,14 +57,16 @@ def take_batch(swarm: ProjectSwarm, *, with_node_rollups: bool) -> Batch:
     """What is unsaved, which is afterwards saved as far as the swarm knows."""
     events = list(swarm.unsaved_events)
     swarm.unsaved_events.clear()
-    saved = [node for node in swarm.nodes.values() if node.ever_answered]
+    saved = swarm.answered
+    # Taken of all, or the book of one that never answers would grow for as long as it stays.
+    node_rollups = {node: node.rollups.take() for node in swarm.nodes.values()} if with_node_rollups else {}
     batch = Batch(
         project_id=swarm.record.id,
         events=events,
         rollups=swarm.rollups.take(),
-        node_rollups={node.id: node.rollups.take() for node in saved} if with_node_rollups else {},
+        node_rollups={node.id: parts for node, parts in node_rollups.items() if node.ever_answered},
         nodes=[node for node in saved if node.unsaved or with_node_rollups],
-        runs=[run for run in swarm.runs.values() if run.unsaved],
+        runs=swarm.book.take_unsaved(),
     )
     for node in batch.nodes:
         node.unsaved = False
@@ -90,6 +95,7 @@ class Recorder:
         self._swarms = swarms
         self._now = now
         self._waiting: deque[Batch] = deque(maxlen=MAX_WAITING)
+        self.dropped = 0  # batches that the database refused for what is in them
         self._flushed_s = self._node_rollups_s = self._pruned_s = now()
 
     async def run(self) -> None:
@@ -117,13 +123,16 @@ class Recorder:
             batch = self._waiting[0]
             try:
                 await write_batch(self._database, batch)
-            except (SQLAlchemyError, OSError) as error:
+            except CANNOT_NOW as error:
                 log.warning("the database cannot be written, %d batches wait: %s", len(self._waiting), error)
                 for run in batch.runs:
                     run.unsaved = True
                     for curve in run.curves.values():
                         curve.mark_unsaved()
                 return
+            except Exception:
+                self.dropped += 1
+                log.exception("the database refuses a batch of project %s, which is dropped", batch.project_id)
             self._waiting.popleft()
 
     def _has_news(self) -> bool:

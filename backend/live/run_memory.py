@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from backend.live.curves import ThinnedCurve
+from backend.live.token_bucket import TokenBucket
 from dashboard.view import RunRow
 from learning_at_home.coordinator_messages import Report, TrainerTelemetry
 from learning_at_home.readable_names import is_valid_name, readable_name
 
-RUN_IS_LIVE_S = 30.0  # after the last report
+RUN_IS_LIVE_S = 60.0  # after the last report: a step of a large model, or a test between two, takes that long
 MAX_METRICS = 32  # per run; names beyond them are ignored
-MAX_RUNS = 100  # per project in memory; the ones not heard of for longest are left to the database
+MAX_RUNS = 100  # per project in memory; older ones are left to the database
+MAX_RUNS_PER_TRAINER = 5
+MAX_TRAINERS = 10_000  # as many as there may be sockets
 TRAINER_FORGOTTEN_S = 600.0
 
 
@@ -25,6 +28,7 @@ class TrainerMemory:
     heard_s: float = 0.0
     telemetry: TrainerTelemetry | None = None
     before: TrainerTelemetry | None = None  # the one before it: what failed lately is their difference
+    event_budget: TokenBucket = field(default_factory=lambda: TokenBucket(per_second=1 / 60, burst=5))
 
     @classmethod
     def introduced(cls, public_key: bytes, name: str, now: float) -> TrainerMemory:
@@ -62,6 +66,7 @@ class RunMemory:
     curves: dict[str, ThinnedCurve] = field(default_factory=dict)
     unsaved: bool = False
     live: bool = True
+    began_again: bool = False  # so its start is written anew; else a stored one is the right one
 
     def hears(self, report: Report, now: float) -> None:
         """Take in a report. One for a slightly earlier step belongs to no curve; one for a much earlier step is a run
@@ -69,7 +74,7 @@ class RunMemory:
         """
         self.last_heard_s, self.unsaved = now, True
         if report.step < self.step / 2:
-            self.started_s, self.metrics = now, {}
+            self.started_s, self.metrics, self.began_again = now, {}, True
             self.curves = {metric: ThinnedCurve(rewritten=True) for metric in self.curves}
         elif report.step < self.step:
             return

@@ -11,14 +11,17 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from backend.live.admission import MAX_NODES, MAX_STRANGERS, count_strangers, is_forgettable, make_room
 from backend.live.curves import RecentChart
-from backend.live.events import EventWriter
+from backend.live.events import EventBudgets, EventWriter
 from backend.live.health import expert_health, is_slow_or_failing, median_p95_ms, node_health
-from backend.live.hosts import choose_hosts, claims_in
+from backend.live.hosts import choose_hosts
 from backend.live.node_memory import CellKey, NodeMemory
 from backend.live.rates import Counters
+from backend.live.reachability import worth_calling
 from backend.live.rollups import RollupBook
-from backend.live.run_memory import MAX_RUNS, TRAINER_FORGOTTEN_S, RunMemory, TrainerMemory
+from backend.live.run_book import RunBook
+from backend.live.run_memory import TrainerMemory
 from dashboard.view import HEALTHS, ChartName, Event, ExpertHealth, NodeHealth
 from learning_at_home.coordinator_messages import Hardware, NodeTelemetry, Report, TrainerTelemetry
 from learning_at_home.directory.announcement import Announcement
@@ -26,8 +29,8 @@ from learning_at_home.errors import NodeOverloaded
 from learning_at_home.project import ProjectRecord
 
 EVENTS_SHOWN = 50
-MAX_NODES = 20_000  # in memory, per project; a stranger can make keys faster than anyone can host
-NODE_FORGOTTEN_S = 600.0  # for one that never answered a probe
+MAX_STRANGERS_PROBED = 64  # at once: whoever never answered must not keep the others waiting
+LACKING_FOR_S = 30.0  # so long we ask the DHT often for what a node that talks to us has not announced
 LATENCY_IS_NEWS_S = 60.0
 RESTORED_LIFE_S = 30.0  # after our restart a node's last announcement counts until its next one must have come
 
@@ -56,6 +59,7 @@ class ProbeTarget:
 
     node: NodeMemory
     cell: CellKey
+    endpoints: tuple[str, ...]
     timeout_s: float
 
 
@@ -65,12 +69,13 @@ class ProjectSwarm:
 
     record: ProjectRecord
     next_event_id: Callable[[], int]
+    own_address: str = ""  # at which peers reach this coordinator, if it is a number
     nodes: dict[str, NodeMemory] = field(default_factory=dict)
-    trainers: dict[str, TrainerMemory] = field(default_factory=dict)
-    runs: dict[tuple[str, str], RunMemory] = field(default_factory=dict)
+    book: RunBook = field(default_factory=RunBook)
     cells: dict[CellKey, CellMemory] = field(default_factory=dict)
     events: deque[Event] = field(default_factory=lambda: deque(maxlen=EVENTS_SHOWN))
     unsaved_events: list[Event] = field(default_factory=list)
+    event_budgets: EventBudgets = field(default_factory=dict)
     rollups: RollupBook = field(default_factory=lambda: RollupBook(10))
     charts: dict[ChartName, RecentChart] = field(
         default_factory=lambda: {
@@ -85,36 +90,51 @@ class ProjectSwarm:
 
     @property
     def teller(self) -> EventWriter:
-        return EventWriter(self.record, self.next_event_id, self.events, self.unsaved_events)
+        return EventWriter(self.record, self.next_event_id, self.events, self.unsaved_events, self.event_budgets)
+
+    @property
+    def answered(self) -> list[NodeMemory]:
+        """The nodes that ever answered a probe; what the others say counts for nothing."""
+        return [node for node in self.nodes.values() if node.ever_answered]
 
     # -- what comes in
 
-    def node_introduced(self, public_key: bytes, name: str, agent: str, hardware: Hardware, now: float) -> NodeMemory:
-        """A node opened its telemetry socket. Raises NodeOverloaded when more nodes than can be watched are known."""
-        node = self._node(public_key, now)
-        node.is_named(name)
-        node.agent, node.hardware, node.last_seen_s = agent, hardware, now
+    def node_introduced(
+        self, public_key: bytes, name: str, agent: str, hardware: Hardware, now: float, place: str = ""
+    ) -> NodeMemory:
+        """A node opened its telemetry socket, from the address `place`. Raises NodeOverloaded when all who are known
+        are here.
+        """
+        node = self.nodes.get(public_key.hex())
+        if node is None:
+            if not make_room(self.nodes):
+                raise NodeOverloaded(f"project {self.record.id} watches as many nodes as it can", retry_after_s=60.0)
+            node = self.nodes[public_key.hex()] = NodeMemory(public_key, now)
+        node.is_named(name, agent)
+        node.hardware, node.last_seen_s, node.place = hardware, now, place
         node.evidence.socket_open, node.evidence.heard_s = True, now
-        node.unsaved = self.dirty = self.wants_directory = True
+        node.unsaved = self.dirty = True
+        self._ask_directory(node, now)
         return node
 
     def node_told(self, node: NodeMemory, message: NodeTelemetry, now: float) -> None:
         """Telemetry of a node; what it says is kept, what it claims is probed."""
-        before = node.telemetry
-        added = node.hears(message, self.record, now)
-        self.rollups.at(now).count(added)
+        before, num_told = node.telemetry, node.num_told
+        added = node.hears(message, now)
+        if node.ever_answered:
+            self.rollups.at(now).count(added)
         # One that said goodbye may connect once more on its way out: it is back when it says more than `draining`.
         node.evidence.withdrawn = message.state == "offline" or (
             message.state == "draining" and node.evidence.withdrawn
         )
-        news = before is None or before.state != message.state or len(before.experts) != len(message.experts)
+        news = before is None or before.state != message.state or num_told != len(message.experts)
         if news and message.state != "offline":
-            self.wants_directory = True
+            self._ask_directory(node, now)
         if node.evidence.failures:
-            node.schedule.hurry(now)  # it lives; whether it answers is asked at once
+            node.schedule.hurry(now)  # it lives; whether it answers is asked soon
         if node.announcement is not None:
             node.schedule.calm(now)
-        if message.notice and (before is None or before.notice != message.notice):
+        if message.notice and node.ever_answered and (before is None or before.notice != message.notice):
             self.teller.notice(node, message.notice, now)
         self.dirty = True
 
@@ -123,18 +143,18 @@ class ProjectSwarm:
         node.evidence.socket_open = False
         if in_order and node.evidence.said == "draining":
             node.evidence.withdrawn = True
-        self.wants_directory = True
+        if is_forgettable(node, now):
+            self.nodes.pop(node.id, None)
+            return
+        self._ask_directory(node, now)
         if node.announcement is not None and not node.evidence.withdrawn and node.state != "offline":
             node.schedule.alarm(now)
         self.dirty = True
 
     def trainer_introduced(self, public_key: bytes, name: str, now: float) -> TrainerMemory:
-        trainer = TrainerMemory.introduced(public_key, name, now)
-        if trainer.id not in self.trainers and len(self.trainers) >= MAX_NODES:
-            raise NodeOverloaded(f"project {self.record.id} watches {MAX_NODES:,} trainers and takes no more")
-        self.trainers[trainer.id] = trainer
+        """A trainer opened its socket. Raises NodeOverloaded."""
         self.dirty = True
-        return trainer
+        return self.book.introduced(public_key, name, now)
 
     def trainer_told(self, trainer: TrainerMemory, message: TrainerTelemetry, now: float) -> None:
         trainer.hears(message, now)
@@ -142,31 +162,26 @@ class ProjectSwarm:
 
     def trainer_reported(self, trainer: TrainerMemory, report: Report, now: float) -> None:
         """A training's progress. A run that is new is an event."""
-        key = (trainer.id, report.run)
-        run = self.runs.get(key)
-        if run is None:
-            run = self.runs[key] = RunMemory(trainer.id, trainer.name, report.run, started_s=now, last_heard_s=now)
-            self.teller.run_started(run, now)
-            if len(self.runs) > MAX_RUNS:
-                del self.runs[min(self.runs, key=lambda each: self.runs[each].last_heard_s)]
-        run.hears(report, now)
-        run.live = True
-        trainer.heard_s = now
+        if (new := self.book.reported(trainer, report, now)) is not None:
+            self.teller.run_started(new, trainer, now)
         self.dirty = True
 
     def trainer_socket_lost(self, trainer: TrainerMemory, now: float) -> None:
-        trainer.connected, trainer.heard_s = False, now
-        for run in self.runs.values():
-            if run.trainer_id == trainer.id:
-                run.live = False
+        self.book.lost(trainer, now)
         self.dirty = True
 
     def directory_seen(self, seen: Iterable[SeenAnnouncement], now: float) -> None:
         """All announcements that have not expired; one that vanished before its end was withdrawn."""
         present = set()
+        room = min(MAX_NODES - len(self.nodes), MAX_STRANGERS - count_strangers(self.nodes.values()))
         for each in seen:
             present.add(each.public_key.hex())
-            self._announced(each, now)
+            node = self.nodes.get(each.public_key.hex())
+            if node is None and room > 0:
+                room -= 1
+                node = self.nodes[each.public_key.hex()] = NodeMemory(each.public_key, now)
+            if node is not None:
+                self._announced(node, each, now)
         for node in self.nodes.values():
             evidence = node.evidence
             if node.id not in present and evidence.expires_s is not None and evidence.announced_s is not None:
@@ -180,34 +195,32 @@ class ProjectSwarm:
         """A probe is over: no answer at all, an answer, or the answer that it does not host this expert."""
         evidence = node.evidence
         if answered:
-            evidence.answered_s, evidence.failures, node.ever_answered, node.unsaved = now, 0, True, True
+            evidence.answered_s, evidence.failures, node.unsaved = now, 0, True
             node.last_seen_s = now
-            if hosts_it == (cell in node.denied):
-                (node.denied.discard if hosts_it else node.denied.add)(cell)
-                self.rehost = True
+            self.rehost |= node.denies(cell, not hosts_it) or not node.ever_answered
+            node.ever_answered = True
         else:
             evidence.failures += 1
         node.schedule.finish(now, answered=answered, failures=evidence.failures, jitter=jitter)
         self.dirty = True
 
-    def record_changed(self, record: ProjectRecord) -> None:
-        """The owner wrote the record anew; cells of layers that are gone are forgotten."""
-        self.record = record
-        sizes = {layer.prefix: layer.cells.num_cells for layer in record.layers}
-        self.cells = {key: cell for key, cell in self.cells.items() if key[1] < sizes.get(key[0], 0)}
-        self.dirty = self.rehost = True
+    def probe_abandoned(self, node: NodeMemory, now: float) -> None:
+        """A probe ended by a fault of ours: nothing was learned."""
+        node.schedule.abandon(now)
 
     def restore_node(self, node: NodeMemory, now: float) -> None:
         """A node that the database knows: believed for as long as its announcement would be, and probed at once."""
         self.nodes[node.id] = node
         node.ever_answered = True
+        if node.announcement is not None:
+            node.announces(node.announcement, self.record)
         if node.announcement is not None and node.state != "offline":
             node.evidence.expires_s = now + RESTORED_LIFE_S
             node.evidence.announced_s = None
             node.evidence.answered_s = node.told_s = node.last_seen_s
             node.evidence.failures = 1  # stale until it answers
             node.schedule.hurry(now)
-        for key in self._claims(node):
+        for key in node.cells:
             self.cells.setdefault(key, CellMemory(node, "orphaned" if node.state == "offline" else "stale"))
         self.rehost = self.dirty = True
 
@@ -216,17 +229,21 @@ class ProjectSwarm:
     def due_probes(self, now: float, choose: Callable[[list[CellKey]], CellKey]) -> list[ProbeTarget]:
         """The probes to make now; each is started, and `probed` must be told how it ended."""
         targets = []
+        strangers = sum(node.schedule.in_flight and not node.ever_answered for node in self.nodes.values())
         for node in self.nodes.values():
             if node.is_silent(now) and node.announcement is not None and node.state != "offline":
                 node.schedule.alarm(now)
-            if not node.schedule.is_due(now):
+            if not node.schedule.is_due(now) or (strangers >= MAX_STRANGERS_PROBED and not node.ever_answered):
                 continue
-            claims = self._claims(node)
-            if node.announcement is None or not node.announcement.endpoints or not claims:
+            met_at = (self.own_address, node.place)
+            endpoints = worth_calling(node.announcement.endpoints, met_at) if node.announcement is not None else ()
+            if not endpoints or not node.claims:
                 node.schedule.next_s = None
                 continue
-            targets.append(ProbeTarget(node, choose(claims), node.schedule.start(now)))
-        return targets
+            strangers += not node.ever_answered
+            cell = choose(node.cells or list(node.claims))
+            targets.append(ProbeTarget(node, cell, endpoints, node.schedule.start(now)))
+        return sorted(targets, key=lambda target: not target.node.ever_answered)
 
     def advance(self, now: float) -> None:
         """Decide every state anew, and tell what changed."""
@@ -234,25 +251,23 @@ class ProjectSwarm:
         for node in list(self.nodes.values()):
             node.spend_time(now)
             self._set_node_state(node, node_health(node.evidence, now), now)
-            if not node.ever_answered and node.state in ("offline", "joining") and self._is_forgettable(node, now):
+            if is_forgettable(node, now):
                 del self.nodes[node.id]
         if self.rehost:
             self._choose_hosts()
         self._judge_cells(now)
-        for trainer in list(self.trainers.values()):
-            if not trainer.connected and now - trainer.heard_s > TRAINER_FORGOTTEN_S:
-                del self.trainers[trainer.id]
+        self.book.advance(now)
 
     # -- figures
 
-    @property
-    def lacks_announcements(self) -> bool:
+    def lacks_announcements(self, now: float) -> bool:
         """Whether a node talks to us that the DHT did not tell us of yet, or not of all its experts."""
         for node in self.nodes.values():
-            if node.evidence.socket_open and not node.evidence.withdrawn and node.telemetry is not None:
-                expired = node.evidence.expires_s is None or node.evidence.announced_s is None
-                if (expired or len(self._claims(node)) < len(node.telemetry.experts)) and node.telemetry.experts:
-                    return True
+            evidence = node.evidence
+            announced = evidence.expires_s is not None and evidence.announced_s is not None
+            waits = evidence.socket_open and not evidence.withdrawn and now < node.lacking_until_s
+            if waits and node.num_told > (len(node.cells) if announced else 0):
+                return True
         return False
 
     @property
@@ -265,12 +280,12 @@ class ProjectSwarm:
 
     @property
     def trainers_online(self) -> int:
-        return sum(trainer.connected for trainer in self.trainers.values())
+        return sum(trainer.connected for trainer in self.book.trainers.values())
 
     @property
     def totals(self) -> Counters:
         total = Counters()
-        for node in self.nodes.values():
+        for node in self.answered:
             total += node.totals
         return total
 
@@ -278,50 +293,33 @@ class ProjectSwarm:
         """How many cells are in which state; vacant ones are not counted."""
         return Counter(cell.health for cell in self.cells.values() if cell.health != "vacant")
 
-    def latest_run(self) -> RunMemory | None:
-        """The live run that was heard last, else the last one."""
-        return max(self.runs.values(), key=lambda run: (run.live, run.last_heard_s), default=None)
-
     # -- private, in order of use
 
-    def _node(self, public_key: bytes, now: float) -> NodeMemory:
-        node = self.nodes.get(public_key.hex())
-        if node is None:
-            if len(self.nodes) >= MAX_NODES:
-                raise NodeOverloaded(f"project {self.record.id} watches {MAX_NODES:,} nodes and takes no more")
-            node = self.nodes[public_key.hex()] = NodeMemory(public_key, now)
-        return node
+    def _ask_directory(self, node: NodeMemory, now: float) -> None:
+        """What a node says makes it likely that the DHT has news of it."""
+        if node.look_budget.take(now):
+            node.lacking_until_s = now + LACKING_FOR_S
+            self.wants_directory = True
 
-    def _announced(self, seen: SeenAnnouncement, now: float) -> None:
-        if seen.public_key.hex() not in self.nodes and len(self.nodes) >= MAX_NODES:
-            return
-        node = self._node(seen.public_key, now)
-        known = node.announcement
-        issued_s = seen.announcement.issued_ms / 1000
-        evidence = node.evidence
+    def _announced(self, node: NodeMemory, seen: SeenAnnouncement, now: float) -> None:
+        known, news, evidence = node.announcement, seen.announcement, node.evidence
         evidence.expires_s = seen.expires_s
-        if known == seen.announcement and evidence.announced_s is not None:
+        if known == news and evidence.announced_s is not None:
             return
-        evidence.announced_s = min(issued_s, now)
-        evidence.announced_state = seen.announcement.state
+        evidence.announced_s = min(news.issued_ms / 1000, now)
+        evidence.announced_state = news.state
         if not evidence.socket_open:
             evidence.withdrawn = False
-            node.is_named(seen.announcement.name)
-            node.agent = seen.announcement.agent
-        node.announcement, node.unsaved, self.dirty = seen.announcement, True, True
-        if known is None or known.claims != seen.announcement.claims or known.endpoints != seen.announcement.endpoints:
-            node.denied.clear()
+            node.is_named(news.name, news.agent)
+        node.unsaved = self.dirty = True
+        if known is None or known.claims != news.claims or known.endpoints != news.endpoints:
+            node.announces(news, self.record)
             self.rehost = True
             node.schedule.hurry(now)
-        elif evidence.failures or evidence.answered_s is None:
-            node.schedule.hurry(now)
-
-    def _claims(self, node: NodeMemory) -> list[CellKey]:
-        """Cells of this project's grids that a node announced, at most as many as there are."""
-        return [key for key, _ in claims_in(node, self.record)]
-
-    def _is_forgettable(self, node: NodeMemory, now: float) -> bool:
-        return not node.evidence.socket_open and now - node.last_seen_s > NODE_FORGOTTEN_S and not node.hosted
+        else:
+            node.announcement = news
+            if evidence.failures or evidence.answered_s is None:
+                node.schedule.hurry(now)
 
     def _set_node_state(self, node: NodeMemory, state: NodeHealth, now: float) -> None:
         if state == "online" and node.state == "degraded":
@@ -331,13 +329,13 @@ class ProjectSwarm:
         before, node.state, node.since_s = node.state, state, now
         node.unsaved = self.rehost = True
         if state == "online" and before in ("joining", "offline"):
-            self.teller.joined(node, self._claims(node), now)
+            self.teller.joined(node, node.cells, now)
         elif state == "offline" and before != "joining":
             self.teller.left(node, now)
 
     def _choose_hosts(self) -> None:
         self.rehost = False
-        hosts = choose_hosts(self.nodes.values(), self.record)
+        hosts = choose_hosts(self.nodes.values())
         for node in self.nodes.values():
             node.hosted.clear()
         for key, cell in self.cells.items():
@@ -351,6 +349,7 @@ class ProjectSwarm:
     def _judge_cells(self, now: float) -> None:
         medians = self._medians(now)
         changed: dict[tuple[str, ExpertHealth, ExpertHealth], list[CellKey]] = {}
+        hosts: dict[str, NodeMemory] = {}  # also those that were forgotten since
         troubled: set[str] = set()
         for key, cell in self.cells.items():
             expert = cell.host.experts.get(key)
@@ -368,14 +367,14 @@ class ProjectSwarm:
             )
             if health != cell.health:
                 changed.setdefault((cell.host.id, cell.health, health), []).append(key)
-                cell.health = health
+                cell.health, hosts[cell.host.id] = health, cell.host
             if health == "degraded":
                 troubled.add(cell.host.id)
         for node in self.nodes.values():
             if node.state in ("online", "degraded") and (node.id in troubled) != (node.state == "degraded"):
                 node.state, node.since_s = ("degraded" if node.id in troubled else "online"), now
         for (node_id, before, after), keys in changed.items():
-            self.teller.cells_changed(self.nodes[node_id], before, after, keys, now)
+            self.teller.cells_changed(hosts[node_id], before, after, keys, now)
 
     def _medians(self, now: float) -> dict[str, float | None]:
         by_layer: dict[str, list[float | None]] = {layer.prefix: [] for layer in self.record.layers}

@@ -12,15 +12,19 @@ class TokenBucket:
     per_second: float
     burst: float
     tokens: float = -1.0
-    at_s: float = 0.0
+    at_s: float | None = None
 
     def take(self, now: float, amount: float = 1.0) -> bool:
         """Whether there was enough; if not, nothing was taken."""
-        self._refill(now)
-        if self.tokens < amount:
+        if not self.has(now, amount):
             return False
         self.tokens -= amount
         return True
+
+    def has(self, now: float, amount: float = 1.0) -> bool:
+        """Whether there is enough; nothing is taken."""
+        self._refill(now)
+        return self.tokens >= amount
 
     def owe(self, now: float, amount: float = 1.0) -> float:
         """Take in any case; the answer is how many seconds to wait until the debt is paid."""
@@ -29,7 +33,7 @@ class TokenBucket:
         return max(0.0, -self.tokens / self.per_second)
 
     def _refill(self, now: float) -> None:
-        if self.at_s == 0.0:
+        if self.at_s is None:
             self.tokens = self.burst
         else:
             self.tokens = min(self.burst, self.tokens + max(0.0, now - self.at_s) * self.per_second)

@@ -17,6 +17,7 @@ from backend.live.figures import sample
 from backend.live.hub import Hub
 from backend.live.portrait import view
 from backend.live.swarm import ProjectSwarm
+from backend.live.token_bucket import TokenBucket
 from dashboard.view import ProjectView
 from learning_at_home.directory.publisher import PROJECT_REFRESH_S
 from learning_at_home.errors import LearningAtHomeError, RecordRefused
@@ -31,6 +32,7 @@ RESTS_PER_WORK = 4.0  # a large swarm (16,000 experts: 0.3 s for a look and a dr
 LOOK_EVERY_S = 5.0
 LOOK_AGAIN_S = 0.7  # while a node talks to us that the DHT does not know yet
 LOOK_AT_MOST_EVERY_S = 0.3
+EARLY_LOOKS_PER_S, EARLY_LOOKS_BURST = 0.5, 20.0  # of a project, beyond one every LOOK_EVERY_S: each crawls the DHT
 PUBLISH_PROJECT_AGAIN_S = 60.0  # when nobody held it
 
 
@@ -46,6 +48,7 @@ class Watched:
     drawn: ProjectView | None = None
     moved: bool = False  # something changed that no reader was told of
     rested_s: float = 0.0  # until then nothing is done that can wait
+    early_looks: TokenBucket = field(default_factory=lambda: TokenBucket(EARLY_LOOKS_PER_S, EARLY_LOOKS_BURST))
 
     def current_view(self, public_url: str, now: float) -> ProjectView:
         """The view, not older than PUBLISH_AT_MOST_EVERY_S: many readers of a page cost one drawing."""
@@ -81,9 +84,11 @@ class Watched:
     def wants_look(self, now: float) -> bool:
         """Whether to ask the directory now."""
         since_s = now - self.looked_s
-        if self.swarm.wants_directory and since_s >= LOOK_AT_MOST_EVERY_S:
+        if since_s >= LOOK_EVERY_S:
             return True
-        return since_s >= (LOOK_AGAIN_S if self.swarm.lacks_announcements else LOOK_EVERY_S)
+        wants = self.swarm.wants_directory and since_s >= LOOK_AT_MOST_EVERY_S
+        lacks = since_s >= LOOK_AGAIN_S and self.swarm.lacks_announcements(now)
+        return (wants or lacks) and self.early_looks.take(now)
 
     @contextmanager
     def _then_rest(self, now: float) -> Iterator[None]:

@@ -9,6 +9,7 @@ import msgspec
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from backend.live.admission import MAX_NODES
 from backend.live.node_memory import NodeMemory
 from backend.live.rates import Counters
 from backend.models.node import NodeModel
@@ -25,9 +26,14 @@ class NodeRepository:
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
 
-    async def all_of(self, project_id: str, now: float) -> list[NodeMemory]:
-        """Every node that was ever seen in a project, as it was last written."""
-        rows = await self._session.scalars(select(NodeModel).where(NodeModel.project_id == project_id))
+    async def all_of(self, project_id: str, now: float, limit: int = MAX_NODES) -> list[NodeMemory]:
+        """The nodes of a project as they were last written: those that were seen last, where there are too many."""
+        rows = await self._session.scalars(
+            select(NodeModel)
+            .where(NodeModel.project_id == project_id)
+            .order_by(NodeModel.last_seen_s.desc())
+            .limit(limit)
+        )
         return [_to_memory(row, now) for row in rows]
 
     async def save(self, project_id: str, nodes: Iterable[NodeMemory]) -> None:

@@ -29,7 +29,7 @@ async def project(project_id: str, coordinator: TheCoordinator) -> Response:
     swarm = watched.swarm
     if swarm.dirty:
         watched.advance(now)
-    totals, run, counts = swarm.totals, swarm.latest_run(), swarm.health_counts()
+    totals, run, counts = swarm.totals, swarm.book.latest(), swarm.health_counts()
     vacant = swarm.experts_total - sum(counts.values())
     return Json(
         ProjectAnswer(

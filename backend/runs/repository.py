@@ -44,7 +44,9 @@ class RunRepository:
                 "started_s": run.started_s,
                 "last_heard_s": run.last_heard_s,
             }
-            await upsert(self._session, RunModel, [{**key, "name": run.name, **row}])
+            # A run that memory forgot and heard of again began when its row says.
+            keep = () if run.began_again else ("started_s",)
+            await upsert(self._session, RunModel, [{**key, "name": run.name, **row}], keep=keep)
             points = []
             for metric, curve in run.curves.items():
                 rewritten, unsaved = curve.take_unsaved()
@@ -62,7 +64,7 @@ class RunRepository:
                     for step, value in unsaved.items()
                 ]
             await upsert(self._session, RunPointModel, points)
-            run.unsaved = False
+            run.unsaved = run.began_again = False
 
     async def prune(self, now: float) -> None:
         """Forget runs of long ago, and curves without a run."""

@@ -23,7 +23,7 @@ async def let_in(websocket: WebSocket, coordinator: Coordinator) -> AsyncIterato
         )
         yield False
         return
-    address = websocket.client.host if websocket.client is not None else ""
+    address = address_of(websocket)
     with ExitStack() as stack:
         try:
             stack.enter_context(coordinator.sockets.slot(address, coordinator.settings.max_sockets_per_address))
@@ -32,3 +32,8 @@ async def let_in(websocket: WebSocket, coordinator: Coordinator) -> AsyncIterato
             yield False
             return
         yield True
+
+
+def address_of(websocket: WebSocket) -> str:
+    """The other side's address; "" for a socket without one."""
+    return websocket.client.host if websocket.client is not None else ""

@@ -54,7 +54,7 @@ DEADLINE_S = 10.0
 
 
 def new_swarm(record: ProjectRecord = DIGITS) -> ProjectSwarm:
-    return ProjectSwarm(record, itertools.count(1).__next__)
+    return ProjectSwarm(record, itertools.count(1).__next__, own_address="127.0.0.1")
 
 
 def announced(

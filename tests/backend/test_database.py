@@ -190,9 +190,10 @@ async def test_a_swarm_comes_back_from_the_database_as_it_was(database: Database
     assert (known.public_key, known.name, known.state) == (ALICE.public_key, ALICE.name, "online")
     assert known.totals == node.totals == Counters(rows_forward=100, updates=10, flop=1e12)
     assert known.announcement == node.announcement
-    assert known.hears(telemetry(expert(0, updates=12, rows_forward=100, flop=1e12)), DIGITS, NOW + 61).updates == 2
+    known.announces(known.announcement, DIGITS)
+    assert known.hears(telemetry(expert(0, updates=12, rows_forward=100, flop=1e12)), NOW + 61).updates == 2
     assert known.totals.updates == 12
-    assert run.curves["loss"].points == swarm.runs[trainer.id, "first"].curves["loss"].points
+    assert run.curves["loss"].points == swarm.book.runs[trainer.id, "first"].curves["loss"].points
     assert (run.step, run.live) == (999, False)
 
 
@@ -207,7 +208,7 @@ async def test_a_thinned_curve_replaces_its_stored_points(database: Database):
 
     async with database.reading() as session:
         (run,) = await RunRepository(session).latest("digits")
-    assert run.curves["loss"].points == swarm.runs[trainer.id, "first"].curves["loss"].points
+    assert run.curves["loss"].points == swarm.book.runs[trainer.id, "first"].curves["loss"].points
     assert len(run.curves["loss"].points) <= 600
 
 

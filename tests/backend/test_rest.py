@@ -138,7 +138,7 @@ async def test_history_survives_a_restart(tmp_path):
             await served.introduced(trainer, ALICE, role="trainer")
             await node.send(encode(telemetry(expert(0, updates=7))))
             await trainer.send(encode(report(3, loss=0.5)))
-            await eventually(lambda: served.swarm.runs and served.swarm.totals.updates == 7)
+            await eventually(lambda: served.swarm.book.runs and served.swarm.totals.updates == 7)
             await eventually(lambda: healths(served.swarm) == dict.fromkeys(range(4), "serving"))
         key = served.coordinator.public_key
         events = (await served.http.get(f"{API}/digits/events")).json()["events"]

@@ -101,7 +101,8 @@ def test_nothing_changed_is_an_empty_change():
 def test_a_new_record_sends_its_layers_whole():
     swarm = new_swarm()
     before = view(swarm, "http://here", NOW)
-    swarm.record_changed(type(DIGITS)(id="digits", layers=(LayerSpec(prefix="new", grid=(2,)),)))
+    swarm.record = type(DIGITS)(id="digits", layers=(LayerSpec(prefix="new", grid=(2,)),))
+    swarm.cells.clear()
     after = view(swarm, "http://here", NOW)
 
     change = difference(before, after)

@@ -75,7 +75,7 @@ async def test_a_trainers_report_is_on_the_page(served):
     async with served.websocket("digits/telemetry") as websocket:
         await served.introduced(websocket, CAROL, role="trainer")
         await websocket.send(encode(report(3, run="first", loss=0.5, accuracy=0.9)))
-        await eventually(lambda: served.swarm.runs)
+        await eventually(lambda: served.swarm.book.runs)
 
     run = (await served.http.get("/api/v1/projects/digits")).json()["run"]
     assert (run["step"], run["metrics"]) == (3, {"loss": 0.5, "accuracy": 0.9})
@@ -168,7 +168,7 @@ async def test_a_node_that_says_what_cannot_be_is_refused_and_changes_nothing(se
             assert (await refusal(websocket))["code"] == WireError.code
 
     assert served.swarm.totals.updates == 0
-    assert served.swarm.runs == {}
+    assert served.swarm.book.runs == {}
 
 
 async def test_an_oversized_frame_ends_the_connection(served):
@@ -182,6 +182,7 @@ async def test_an_oversized_frame_ends_the_connection(served):
 
 
 async def test_a_second_connection_of_a_key_takes_the_first_ones_place(served):
+    served.eyes.announcements.append(announced(ALICE, at_s=served.coordinator.now()))
     async with served.websocket("digits/telemetry") as first, served.websocket("digits/telemetry") as second:
         await served.introduced(first, ALICE)
         await served.introduced(second, ALICE)
@@ -196,6 +197,7 @@ async def test_a_second_connection_of_a_key_takes_the_first_ones_place(served):
 async def test_a_peer_that_says_too_much_is_read_more_slowly_and_loses_nothing(served, monkeypatch):
     monkeypatch.setattr(session, "MESSAGES_BURST", 2.0)
     monkeypatch.setattr(session, "MESSAGES_PER_S", 10.0)
+    served.eyes.announcements.append(announced(ALICE, at_s=served.coordinator.now()))
     async with served.websocket("digits/telemetry") as websocket:
         await served.introduced(websocket, ALICE)
         started_s = time.monotonic()
@@ -210,6 +212,7 @@ async def test_a_peer_that_is_being_slowed_does_not_hold_up_the_end(tmp_path, mo
     monkeypatch.setattr(session, "MESSAGES_BURST", 1.0)
     monkeypatch.setattr(session, "MESSAGES_PER_S", 0.01)
     async with serve(tmp_path) as served:
+        served.eyes.announcements.append(announced(ALICE, at_s=served.coordinator.now()))
         websocket = await served.websocket("digits/telemetry")
         await served.introduced(websocket, ALICE)
         for number in range(1, 4):
