@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from learning_at_home.client.fanout import is_finite
 from learning_at_home.errors import BatchTooLarge, EmptyBatch, NonFiniteTensor, SpecMismatch, UsageError
 from learning_at_home.project import LayerSpec
+from learning_at_home.tensors.finite import is_finite
 from learning_at_home.tensors.frames import DTYPES
 
 

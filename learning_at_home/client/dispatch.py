@@ -82,14 +82,12 @@ class ForwardRound:
         self._results: list[Result] = []
         self._causes: dict[str, LearningAtHomeError] = {}
         self._full: list[tuple[Task, float]] = []  # refused for want of room, and when to ask again
-        self._gone: dict[
-            int, tuple[PeerAddress, bool]
-        ] = {}  # cell -> who failed to serve it, and whether by the network
+        self._gone: list[tuple[Task, bool]] = []  # failed since their host is gone, and whether by the network
 
     def run(self, view: LayerView, chosen_RK: Tensor, deadline: float) -> Answers:
         """The answers. Raises NotEnoughExperts when a row has fewer than k_min by the deadline, or all have failed."""
         terms, clock = self._terms, self._context.clock
-        self._asked_RA = chosen_RK.numpy()
+        self._asked_RA = chosen_RK.numpy().copy()  # changed below
         patience_s = PATIENCE_SHARE * terms.deadline_s
         quorum = Quorum(len(self._x), terms.k_min, grace_s=terms.grace_s, patience_s=patience_s, deadline=deadline)
         with self._context.connections.exchange() as exchange:
@@ -122,11 +120,11 @@ class ForwardRound:
             quorum.asked(task.rows, now)
         fanout.ask(tasks)
 
-    def _task(self, cell: int, holder: PeerAddress, rows: Rows) -> Task:
+    def _task(self, cell: int, holder: PeerAddress, rows: Rows, retries: int = 0) -> Task:
         layer = self._terms.layer
         x = self._x.index_select(0, torch.from_numpy(rows))
         uid = str(layer.cells.uid(layer.prefix, cell))
-        return Task(uid, cell, holder, "forward", (x,), rows, TensorSpec(layer.dtype, tuple(x.shape)))
+        return Task(uid, cell, holder, "forward", (x,), rows, TensorSpec(layer.dtype, tuple(x.shape)), retries)
 
     def _take(self, quorum: Quorum, result: Result) -> None:
         now = self._context.clock.monotonic_s()
@@ -137,9 +135,10 @@ class ForwardRound:
         self._causes[result.task.uid] = result.error
         quorum.failed(result.task.rows)
         if isinstance(result.error, NodeOverloaded):
-            self._full.append((result.task, retry_at(result.error, now)))
+            if (at := retry_at(result.task, result.error, now)) is not None:
+                self._full.append((result.task, at))
         elif isinstance(result.error, MOVED):
-            self._gone[result.task.cell] = result.task.holder, isinstance(result.error, NetworkError)
+            self._gone.append((result.task, isinstance(result.error, NetworkError)))
 
     def _ask_next_best(self, fanout: FanOut, quorum: Quorum, rows: Rows) -> None:
         """One more expert for each row: the next best living one, else one that was full.
@@ -163,23 +162,30 @@ class ForwardRound:
             quorum.exhausted(left)
 
     def _allow_those_back(self, view: LayerView) -> None:
-        """Cells that may be asked once more: the directory has their unreachable host back, or another host."""
-        for cell, (holder, by_network) in list(self._gone.items()):
-            now_held_by = view.holders[cell]
-            if now_held_by is not None and (by_network or now_held_by != holder):
-                self._asked_RA = np.where(self._asked_RA == cell, -1, self._asked_RA)
-                del self._gone[cell]
+        """Cells that may be asked once more: the directory has their unreachable host back, or another host.
+
+        Only for the rows that failed: the cell may have answered others, and one cell never counts twice in a row.
+        """
+        still_gone = []
+        for task, by_network in self._gone:
+            now_held_by = view.holders[task.cell]
+            if now_held_by is not None and (by_network or now_held_by != task.holder):
+                asked_rA = self._asked_RA[task.rows]
+                self._asked_RA[task.rows] = np.where(asked_rA == task.cell, -1, asked_rA)
+            else:
+                still_gone.append((task, by_network))
+        self._gone = still_gone
 
     def _ask_full_ones_again(self, fanout: FanOut, quorum: Quorum, rows: Rows) -> Rows:
         """The rows that are left when those that a full node refused will be sent to it again."""
         for position, (task, at) in enumerate(self._full):
             again = np.intersect1d(rows, task.rows)
             if len(again) and at < fanout.deadline:
-                fanout.ask_later(self._task(task.cell, task.holder, again), at)
+                fanout.ask_later(self._task(task.cell, task.holder, again, task.retries + 1), at)
                 quorum.asked(again, at)
                 rows = np.setdiff1d(rows, again)
                 rest = np.setdiff1d(task.rows, again)
-                self._full[position] = (self._task(task.cell, task.holder, rest), at)
+                self._full[position] = (self._task(task.cell, task.holder, rest, task.retries), at)
         return rows
 
     def _assemble(self) -> Answers:
@@ -224,8 +230,8 @@ def ask_backward(
     results, causes, zero_rows = _run_backward(context, terms, tasks, len(x))
     if not results:
         raise not_enough(terms.layer.prefix, len(x), len(x), 1, causes, "backward")
-    answered = {id(result.task) for result in results}
-    context.stats.lost_gradients(zero_rows, sum(len(task.rows) for task in tasks if id(task) not in answered))
+    asked = sum(len(task.rows) for task in tasks)
+    context.stats.lost_gradients(zero_rows, asked - sum(len(result.task.rows) for result in results))
     x_gradient = torch.zeros_like(x)
     for result in sorted(results, key=lambda result: (result.task.cell, result.task.rows[0])):
         assert result.tensor is not None, "only results with a tensor are kept"

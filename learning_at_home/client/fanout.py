@@ -11,10 +11,9 @@ import itertools
 import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
-import torch
 from torch import Tensor
 
 from learning_at_home.client.quorum import Rows
@@ -25,6 +24,7 @@ from learning_at_home.errors import (
     CallTimeout,
     ExpertFailed,
     LearningAtHomeError,
+    NodeDraining,
     NodeOverloaded,
     PeerUnreachable,
     VersionMismatch,
@@ -32,6 +32,7 @@ from learning_at_home.errors import (
 )
 from learning_at_home.peer_address import PeerAddress
 from learning_at_home.project import MAX_BYTES_PER_REQUEST
+from learning_at_home.tensors.finite import is_finite
 from learning_at_home.tensors.frames import from_frames, to_frames
 from learning_at_home.transport.calls import Answer, Call
 from learning_at_home.transport.connections import Connections, Exchange
@@ -39,7 +40,8 @@ from learning_at_home.wire.messages import MAX_WORK_PER_REQUEST, Operation, Tens
 
 SUSPICIOUS = (PeerUnreachable, CallTimeout, WireError, VersionMismatch)  # what makes a peer worth avoiding for a while
 SILENT_S = 0.25  # a peer that was left behind sooner than this is not suspected: it had no fair chance
-RETRY_HINT_S = 0.05  # when an overloaded node gives none
+MIN_RETRY_S, MAX_RETRY_S = 0.05, 5.0  # a full node's hint counts within these: below is a busy loop, above is never
+MAX_RETRIES = 4  # of one task; a node that is still full then is full, and others have their turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ class Task:
     tensors: tuple[Tensor, ...]
     rows: Rows  # of the caller's batch
     expected: TensorSpec  # the one tensor of a right answer
+    retries: int = 0  # how often a full node has been asked again
 
     @property
     def num_bytes(self) -> int:
@@ -170,6 +173,10 @@ class FanOut:
             self.context.stats.failed(holder.public_key, holder.name)
         if isinstance(error, SUSPICIOUS):
             self.context.directory.report_failure(holder.public_key, now)
+        elif isinstance(error, NodeDraining):
+            # It answers, and will serve nobody again: out of the views until its announcement says so itself.
+            self._answered.add(holder.public_key)
+            self.context.directory.report_failure(holder.public_key, now)
         elif holder.public_key not in self._answered:
             self._answered.add(holder.public_key)
             self.context.directory.report_success(holder.public_key)
@@ -178,23 +185,23 @@ class FanOut:
     def _retry(self, result: Result) -> bool:
         if not isinstance(result.error, NodeOverloaded):
             return False
-        at = retry_at(result.error, self.context.clock.monotonic_s())
-        if at >= self.deadline:
+        at = retry_at(result.task, result.error, self.context.clock.monotonic_s())
+        if at is None or at >= self.deadline:
             return False
-        self.ask_later(result.task, at)
+        self.ask_later(replace(result.task, retries=result.task.retries + 1), at)
         return True
 
 
-def retry_at(error: NodeOverloaded, now: float) -> float:
-    """When to ask a full node again: after its hint, spread out so that its callers do not all come back at once."""
-    return now + (error.retry_after_s or RETRY_HINT_S) * (1.0 + random.random())
+def retry_at(task: Task, error: NodeOverloaded, now: float) -> float | None:
+    """When to ask a full node again; None when it was asked often enough.
 
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether no element is NaN or infinite. One fast sum decides nearly always; its overflow needs a second look."""
-    if bool(torch.isfinite(tensor.sum())):
-        return True
-    return bool(torch.isfinite(tensor).all())
+    After its hint, within bounds and doubled with every retry, spread out so that its callers do not all come back at
+    once.
+    """
+    if task.retries >= MAX_RETRIES:
+        return None
+    hint_s = max(MIN_RETRY_S, error.retry_after_s or 0.0)  # in this order, for NaN
+    return now + min(MAX_RETRY_S, 2 * hint_s * 2.0**task.retries) * random.uniform(0.5, 1.0)
 
 
 def _messages(tasks: Sequence[Task]) -> Iterator[list[Task]]:

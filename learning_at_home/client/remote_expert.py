@@ -31,6 +31,7 @@ class RemoteExpert(torch.nn.Module):
     Raises InvalidUid or UnknownLayer at once; a call raises SpecMismatch, EmptyBatch, BatchTooLarge or NonFiniteTensor
     before anything is sent, UnknownExpert when no living node serves it, and what its host answers (ExpertFailed,
     NodeDraining ...), CallTimeout or PeerUnreachable. A full node is asked again while the deadline allows.
+    Backward goes to the host that did the forward, whoever serves the expert by then; when that host is gone it raises.
     A backward that raised may still have been applied by the host; it is never sent twice.
     """
 
@@ -57,13 +58,13 @@ class RemoteExpert(torch.nn.Module):
     def extra_repr(self) -> str:
         return f"{self.uid}, {self.layer.architecture}, {self.layer.dtype}{list(self.layer.row_shape)}"
 
-    def call(self, operation: Operation, tensors: tuple[Tensor, ...]) -> Tensor:
-        """One request to the expert's host, without autograd. Raises what RemoteExpert's docstring lists."""
+    def call(self, operation: Operation, tensors: tuple[Tensor, ...], holder: PeerAddress) -> Tensor:
+        """One request to a host of the expert, without autograd. Raises what RemoteExpert's docstring lists."""
         context = self._calls
         rows = np.arange(len(tensors[0]))
         expected = TensorSpec(self.layer.dtype, tuple(tensors[0].shape))
         sent = tuple(_own_copy(tensor) for tensor in tensors)
-        task = Task(str(self.uid), self._cell, self._holder(), operation, sent, rows, expected)
+        task = Task(str(self.uid), self._cell, holder, operation, sent, rows, expected)
         deadline = context.clock.monotonic_s() + self.deadline_s
         with context.connections.exchange() as exchange:
             fanout = FanOut(context, exchange, deadline, retry_overloaded=True)
@@ -75,8 +76,11 @@ class RemoteExpert(torch.nn.Module):
             raise _naming(self.uid, result.error)
         return result.tensor.to(tensors[0].device)
 
-    def _holder(self) -> PeerAddress:
-        """Who serves the expert; the last holder while it is only suspected, since nobody else can be asked instead."""
+    def holder(self) -> PeerAddress:
+        """Who serves the expert; the last holder while it is only suspected, since nobody else can be asked instead.
+
+        Raises UnknownExpert.
+        """
         directory = self._calls.directory
         holder = directory.find(self.uid)
         if holder is None and self._last_holder is not None:
@@ -97,6 +101,7 @@ class _SavedCall(FunctionCtx):
     """What forward leaves for backward."""
 
     expert: RemoteExpert
+    holder: PeerAddress
     saved_tensors: tuple[Tensor, ...]
     needs_input_grad: tuple[bool, ...]
 
@@ -104,9 +109,9 @@ class _SavedCall(FunctionCtx):
 class _RemoteCall(torch.autograd.Function):
     @staticmethod
     def forward(ctx: _SavedCall, x: Tensor, anchor: Tensor, expert: RemoteExpert) -> Tensor:
-        ctx.expert = expert
+        ctx.expert, ctx.holder = expert, expert.holder()
         ctx.save_for_backward(x)
-        return expert.call("forward", (x,))
+        return expert.call("forward", (x,), ctx.holder)
 
     @staticmethod
     def backward(ctx: _SavedCall, gradient: Tensor) -> tuple[Tensor | None, None, None]:
@@ -114,7 +119,8 @@ class _RemoteCall(torch.autograd.Function):
         check_first_order(name)
         check_gradient(name, gradient)
         (x,) = ctx.saved_tensors
-        x_gradient = ctx.expert.call("backward", (x, gradient))
+        # Never to another host that serves the expert by now: its weights are others, and so is their gradient.
+        x_gradient = ctx.expert.call("backward", (x, gradient), ctx.holder)
         return x_gradient if ctx.needs_input_grad[0] else None, None, None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 import zmq
@@ -117,14 +118,21 @@ class SmallSwarm:
         self._add(identity, node, node.server.port, cells)
         return node
 
-    def announce(self, identity: Identity, port: int, cells: Sequence[int], life_s: float = 60.0) -> None:
+    def announce(
+        self,
+        identity: Identity,
+        port: int,
+        cells: Sequence[int],
+        life_s: float = 60.0,
+        state: Literal["online", "draining"] = "online",
+    ) -> None:
         now_ms = int(time.time() * 1000)
         self._sequence += 1
         announcement = Announcement(
             project=self.project.id,
             name=identity.name,
             endpoints=(f"tcp://127.0.0.1:{port}",),
-            state="online",
+            state=state,
             claims=(Claim(self.spec.prefix, spans_of(cells), now_ms),),
             issued_ms=now_ms,
         )

@@ -18,6 +18,7 @@ from learning_at_home.errors import (
     PeerUnreachable,
     UnknownExpert,
 )
+from learning_at_home.identity import Identity
 from learning_at_home.wire.messages import Work
 from tests.learning_at_home.client.small_swarm import FROZEN, SmallSwarm, WilfulNode, layer, twice
 
@@ -98,7 +99,6 @@ def test_an_expert_that_fails_is_left_out_of_softmax_and_gradients(small_swarm):
     [
         ExpertFailed("bad luck"),
         NodeOverloaded("full", retry_after_s=30.0),
-        NodeDraining("leaving"),
         UnknownExpert("moved"),
     ],
 )
@@ -113,6 +113,57 @@ def test_when_all_chosen_fail_the_next_best_is_asked(small_swarm, error):
     torch.testing.assert_close(dmoe(x), 4 * x)
     assert [work.uid for work in other.seen] == ["ffn0.3"]
     assert swarm.directory.suspected(time.monotonic()) == (), "a node that answers is not suspected"
+
+
+def test_a_draining_node_is_not_chosen_again(small_swarm):
+    swarm = line(small_swarm)
+    leaving = swarm.add_wilful([0, 1], lambda work, tensors: NodeDraining("leaving"))
+    swarm.add_wilful([2, 3], by_cell)
+    dmoe = DMoE(swarm.swarm, "ffn0", 2)
+    prefer(dmoe, 1, 0, 3, 2)
+    x = rows()
+
+    torch.testing.assert_close(dmoe(x), 4 * x)
+    asked = len(leaving.seen)
+    torch.testing.assert_close(dmoe(x), mixture(dmoe, x, [2, 3]))
+
+    assert len(leaving.seen) == asked
+    assert [holder is None for holder in swarm.swarm.layer("ffn0").holders] == [True, True, False, False]
+
+
+def test_rows_that_an_expert_has_answered_are_not_sent_to_its_next_host(small_swarm):
+    """Cell 0 answers the batch's first part and moves before the second; cells 1 and 2 fail the first part."""
+    swarm = line(small_swarm)
+    first = swarm.spec.max_rows
+    moved = threading.Event()
+    identity = Identity.generate()
+    dave = WilfulNode(identity, swarm.project, by_cell)
+    swarm.nodes.append(dave)
+
+    def moving(work: Work, tensors: list[Tensor]) -> Tensor | LearningAtHomeError:
+        if len(tensors[0]) == first:
+            return by_cell(work, tensors)
+        swarm.announce(swarm.identities[0], 1, [0], state="draining")
+        swarm.announce(identity, dave.server.port, [0])
+        moved.set()
+        return UnknownExpert(f"{work.uid}: moved")
+
+    def failing_the_first_part(work: Work, tensors: list[Tensor]) -> Tensor | LearningAtHomeError:
+        assert moved.wait(5.0)
+        return failing(work, tensors) if len(tensors[0]) == first else by_cell(work, tensors)
+
+    swarm.add_wilful([0], moving)
+    swarm.add_wilful([1, 2], failing_the_first_part)
+    dmoe = DMoE(swarm.swarm, "ffn0", 2, k_min=2)
+    swarm.add_wilful([3], by_cell)
+    prefer(dmoe, 0, 1, 2, 3)
+    x = rows(first + 3)
+
+    y = dmoe(x)
+
+    torch.testing.assert_close(y[:first], mixture(dmoe, x[:first], [0, 3]))
+    torch.testing.assert_close(y[first:], mixture(dmoe, x[first:], [0, 1]))
+    assert [work.tensors[0].shape[0] for work in dave.seen] == [3]
 
 
 def test_with_k_min_two_a_second_answer_is_sought(small_swarm):

@@ -1,13 +1,17 @@
 """RemoteExpert against the same module run locally, its checks, and its failures. Real nodes on real sockets."""
 
 import copy
+import math
 import threading
 import time
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from learning_at_home.client.fanout import MAX_RETRIES, Task, retry_at
 from learning_at_home.client.remote_expert import RemoteExpert
 from learning_at_home.errors import (
     BatchTooLarge,
@@ -25,6 +29,8 @@ from learning_at_home.errors import (
     UsageError,
     WireError,
 )
+from learning_at_home.peer_address import PeerAddress
+from learning_at_home.wire.messages import TensorSpec
 from tests.learning_at_home.client.small_swarm import FROZEN, SGD, layer, twice
 
 
@@ -219,6 +225,60 @@ def test_a_killed_node_is_an_error_at_once_and_is_tried_again_when_it_is_back(sm
     assert swarm.swarm.layer("ffn0").num_alive == 0
     with pytest.raises(PeerUnreachable, match=r"ffn0\.0\.0"):
         expert(rows())
+
+
+def test_backward_goes_to_the_host_that_did_the_forward_though_the_expert_has_moved(small_swarm):
+    """Another host has other weights: it must neither give this gradient nor be trained by it."""
+    swarm = small_swarm(layer())
+    alice = swarm.add_wilful([0], twice)
+    expert = swarm.swarm.expert("ffn0.0.0")
+    x, z = rows().requires_grad_(), rows().requires_grad_()
+    y, lost = expert(x), expert(z)
+    swarm.announce(swarm.identities[0], alice.server.port, [0], state="draining")
+    bob = swarm.add_wilful([0], lambda work, tensors: 3 * tensors[-1])
+
+    y.sum().backward()
+    alice.stop()
+    with pytest.raises(PeerUnreachable, match=r"ffn0\.0\.0"):
+        lost.sum().backward()
+
+    torch.testing.assert_close(x.grad, torch.full_like(x, 2.0))
+    assert [work.operation for work in alice.seen] == ["forward", "forward", "backward"]
+    assert bob.seen == []
+    torch.testing.assert_close(expert(x), 3 * x)
+
+
+@pytest.mark.slow
+def test_a_full_node_with_a_tiny_hint_is_asked_five_times_at_most(small_swarm):
+    swarm = small_swarm(layer())
+    node = swarm.add_wilful([0], lambda work, tensors: NodeOverloaded("full", retry_after_s=1e-9))
+
+    with pytest.raises(NodeOverloaded):
+        swarm.swarm.expert("ffn0.0.0")(rows())
+    assert len(node.seen) == 1 + MAX_RETRIES
+
+
+@pytest.mark.parametrize(
+    "hint_s, least_s, most_s",
+    [
+        (None, 0.05, 0.1),
+        (0.001, 0.05, 0.1),
+        (-1e9, 0.05, 0.1),
+        (math.nan, 0.05, 0.1),
+        (1.0, 1.0, 2.0),
+        (1e300, 2.5, 5.0),
+        (math.inf, 2.5, 5.0),
+    ],
+)
+def test_a_full_nodes_hint_counts_within_bounds(small_swarm, hint_s, least_s, most_s):
+    holder = PeerAddress(bytes(32), ("tcp://127.0.0.1:1",), "alice")
+    task = Task("ffn0.0.0", 0, holder, "forward", (), np.arange(1), TensorSpec("float64", (1, 6)))
+    error = NodeOverloaded("full", retry_after_s=hint_s)
+
+    at = retry_at(task, error, now=100.0)
+    assert at is not None
+    assert least_s <= at - 100.0 <= most_s
+    assert retry_at(replace(task, retries=MAX_RETRIES), error, now=100.0) is None
 
 
 def test_threads_share_an_expert(small_swarm):
