@@ -1,17 +1,15 @@
 """Counts of a trainer's expert calls: what `swarm.stats()` shows and telemetry sends.
 
-Thread-safe; `now` is monotonic seconds. Bounds: latencies of the last 60 s and at most 4,096 of them; the oldest go
-first, so percentiles of a very busy trainer cover less time.
+Thread-safe; `now` is monotonic seconds. Whoever looks makes no caller wait: under the lock counters are copied, and the
+percentiles are made of the copies.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import deque
 from dataclasses import dataclass, field
 
-LATENCY_WINDOW_S = 60.0
-MAX_LATENCIES = 4_096  # at 1,000 calls per second four seconds: enough for a p95, and 64 KiB
+from learning_at_home.latencies import Latencies, LatencyWindow
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +39,15 @@ class SwarmStats:
     nodes: dict[str, NodeStats] = field(default_factory=dict)  # by public key, hex
 
 
-class _Latencies:
-    def __init__(self) -> None:
-        self._seen: deque[tuple[float, float]] = deque(maxlen=MAX_LATENCIES)
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """Counts at one moment."""
 
-    def add(self, now: float, seconds: float) -> None:
-        self._seen.append((now, seconds))
-
-    def percentiles_ms(self, now: float) -> tuple[float | None, float | None]:
-        recent = sorted(seconds for at, seconds in self._seen if at > now - LATENCY_WINDOW_S)
-        if not recent:
-            return None, None
-        return tuple(1000 * recent[min(len(recent) - 1, int(len(recent) * q))] for q in (0.5, 0.95))  # type: ignore[return-value]
+    name: str
+    calls: int
+    failures: int
+    rows: int
+    latencies: Latencies
 
 
 @dataclass(slots=True)
@@ -61,7 +56,10 @@ class _Counts:
     calls: int = 0
     failures: int = 0
     rows: int = 0
-    latencies: _Latencies = field(default_factory=_Latencies)
+    latencies: LatencyWindow = field(default_factory=LatencyWindow)
+
+    def copy(self, now: float) -> _Copy:
+        return _Copy(self.name, self.calls, self.failures, self.rows, self.latencies.copy(now))
 
 
 class CallStats:
@@ -79,7 +77,7 @@ class CallStats:
             for counts in (self._total, self._node(public_key, name)):
                 counts.calls += 1
                 counts.rows += rows
-                counts.latencies.add(now, seconds)
+                counts.latencies.record(seconds, now)
 
     def failed(self, public_key: bytes, name: str) -> None:
         with self._lock:
@@ -94,18 +92,21 @@ class CallStats:
 
     def snapshot(self, now: float, late_answers: int) -> SwarmStats:
         with self._lock:
-            p50_ms, p95_ms = self._total.latencies.percentiles_ms(now)
-            return SwarmStats(
-                calls=self._total.calls,
-                failures=self._total.failures,
-                rows=self._total.rows,
-                late_answers=late_answers,
-                zero_gradient_rows=self._zero_gradient_rows,
-                lost_contributions=self._lost_contributions,
-                p50_ms=p50_ms,
-                p95_ms=p95_ms,
-                nodes={key.hex(): _node_stats(counts, now) for key, counts in self._nodes.items()},
-            )
+            total = self._total.copy(now)
+            nodes = {key.hex(): counts.copy(now) for key, counts in self._nodes.items()}
+            zero_gradient_rows, lost_contributions = self._zero_gradient_rows, self._lost_contributions
+        p50_ms, p95_ms = total.latencies.percentiles_ms()
+        return SwarmStats(
+            calls=total.calls,
+            failures=total.failures,
+            rows=total.rows,
+            late_answers=late_answers,
+            zero_gradient_rows=zero_gradient_rows,
+            lost_contributions=lost_contributions,
+            p50_ms=p50_ms,
+            p95_ms=p95_ms,
+            nodes={key: _node_stats(counts) for key, counts in nodes.items()},
+        )
 
     def _node(self, public_key: bytes, name: str) -> _Counts:
         counts = self._nodes.get(public_key)
@@ -114,6 +115,6 @@ class CallStats:
         return counts
 
 
-def _node_stats(counts: _Counts, now: float) -> NodeStats:
-    p50_ms, p95_ms = counts.latencies.percentiles_ms(now)
+def _node_stats(counts: _Copy) -> NodeStats:
+    p50_ms, p95_ms = counts.latencies.percentiles_ms()
     return NodeStats(counts.name, counts.calls, counts.failures, counts.rows, p50_ms, p95_ms)

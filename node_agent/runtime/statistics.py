@@ -10,8 +10,8 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from learning_at_home.latencies import LatencyWindow
 from learning_at_home.wire.messages import Operation
-from node_agent.runtime.latencies import LatencyWindow
 
 
 @dataclass(slots=True)

@@ -1,13 +1,14 @@
 """Percentiles of the durations of the last minute, cheap enough for every call.
 
 Pure: takes `now`. Durations are counted in logarithmic steps within slices of time, so a percentile is right to about
-6 %, recording is one addition, and an idle expert costs almost nothing.
+6 %, recording is one addition, and what is idle costs almost nothing.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from dataclasses import dataclass
 
 WINDOW_S = 60.0
 SLICE_S = 5.0
@@ -29,21 +30,37 @@ class LatencyWindow:
         step = round(STEPS_PER_DECADE * math.log10(max(1.0, duration_s / SHORTEST_S)))
         counts[step] = counts.get(step, 0) + 1
 
+    def copy(self, now: float) -> Latencies:
+        """What the window holds, to be judged outside of its owner's lock. Only the newest slice still changes."""
+        self._drop_old(now)
+        counts = [part for _, part in self._slices]
+        return Latencies((*counts[:-1], dict(counts[-1])) if counts else ())
+
     def percentiles_ms(self, now: float) -> tuple[float, float] | tuple[None, None]:
         """p50 and p95 in milliseconds; None when nothing was recorded in the window."""
-        self._drop_old(now)
+        return self.copy(now).percentiles_ms()
+
+    def _drop_old(self, now: float) -> None:
+        while self._slices and self._slices[0][0] + SLICE_S <= now - WINDOW_S:
+            self._slices.popleft()
+
+
+@dataclass(frozen=True, slots=True)
+class Latencies:
+    """Counts by step, of one slice each. Nobody changes them any more."""
+
+    slices: tuple[dict[int, int], ...]
+
+    def percentiles_ms(self) -> tuple[float, float] | tuple[None, None]:
+        """p50 and p95 in milliseconds; None when there are none."""
         counts: dict[int, int] = {}
-        for _, part in self._slices:
+        for part in self.slices:
             for step, count in part.items():
                 counts[step] = counts.get(step, 0) + count
         total = sum(counts.values())
         if not total:
             return None, None
         return _percentile_ms(counts, total, 0.5), _percentile_ms(counts, total, 0.95)
-
-    def _drop_old(self, now: float) -> None:
-        while self._slices and self._slices[0][0] + SLICE_S <= now - WINDOW_S:
-            self._slices.popleft()
 
 
 def _percentile_ms(counts: dict[int, int], total: int, share: float) -> float:
