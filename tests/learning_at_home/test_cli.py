@@ -120,6 +120,15 @@ def test_ctrl_c_ends_with_the_shells_code_and_without_a_traceback(
     assert capsys.readouterr().err == ""
 
 
+def test_ctrl_c_while_a_command_is_still_imported_shows_no_traceback(
+    add_command: AddCommand, capsys: pytest.CaptureFixture[str]
+):
+    add_command("sing", "raise KeyboardInterrupt")
+
+    assert cli.main(["sing"]) == 130
+    assert capsys.readouterr().err == ""
+
+
 def test_the_packages_that_count_as_ours_are_those_of_the_wheel():
     root = Path(cli.__file__).resolve().parents[1]
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))

@@ -84,6 +84,7 @@ def test_a_node_that_cannot_start_says_why(project):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(150)  # three processes import torch, two at once
 async def test_processes_serve_are_killed_and_come_back(project):
     with LocalSwarm(project, num_nodes=2) as swarm:
         async with DhtNode(Identity.generate(), bootstrap=swarm.bootstrap) as dht:
