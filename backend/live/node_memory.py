@@ -171,7 +171,8 @@ class NodeMemory:
             increment = expert.track.advance(started_s, counters_of(told))
             expert.window.add(increment, now, JUDGED_OVER_S)
             expert.told, expert.heard_s = told, now
-            expert.rows_per_s = three_digits(expert.window.per_second(now).rows)
+            rows_per_s = expert.window.per_second(now).rows
+            expert.rows_per_s = three_digits(rows_per_s) if rows_per_s else 0.0
             if increment is not NOTHING_DONE:
                 added += increment
         if self.restored is not None and self.experts:

@@ -51,12 +51,28 @@ class Counters:
         return Counters(*map(min, _values(self), limits))
 
     def since(self, earlier: Counters) -> Counters:
-        """What was added after `earlier`; never below zero."""
-        return Counters(*(max(0, a - b) for a, b in zip(_values(self), _values(earlier), strict=True)))
+        """What was added after `earlier`; never below zero. Spelled out, for it is reckoned per expert and message."""
+        if self is earlier:
+            return NOTHING_DONE
+        return Counters(
+            self.rows_forward - earlier.rows_forward if self.rows_forward > earlier.rows_forward else 0,
+            self.rows_backward - earlier.rows_backward if self.rows_backward > earlier.rows_backward else 0,
+            self.updates - earlier.updates if self.updates > earlier.updates else 0,
+            self.calls - earlier.calls if self.calls > earlier.calls else 0,
+            self.failures - earlier.failures if self.failures > earlier.failures else 0,
+            self.flop - earlier.flop if self.flop > earlier.flop else 0.0,
+        )
 
     def fell_below(self, earlier: Counters) -> bool:
         """Whether any counter is smaller than it was, which a running process cannot do."""
-        return any(a < b for a, b in zip(_values(self), _values(earlier), strict=True))
+        return (
+            self.rows_forward < earlier.rows_forward
+            or self.rows_backward < earlier.rows_backward
+            or self.updates < earlier.updates
+            or self.calls < earlier.calls
+            or self.failures < earlier.failures
+            or self.flop < earlier.flop
+        )
 
 
 NOTHING_DONE = Counters()

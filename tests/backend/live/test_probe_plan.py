@@ -1,11 +1,16 @@
+from itertools import pairwise
+
 import pytest
 
 from backend.live.probe_plan import (
     ALARM_PROBE_EVERY_S,
     MAX_ALARM_TIMEOUT_S,
     MIN_ALARM_TIMEOUT_S,
+    OUT_OF_TURN_BURST,
+    OUT_OF_TURN_PER_S,
     PATIENT_TIMEOUT_S,
     PROBE_EVERY_S,
+    SECOND_PROBE_AFTER_S,
     ProbeSchedule,
 )
 
@@ -81,3 +86,74 @@ def test_an_alarmed_node_that_answers_is_asked_again_soon_until_it_talks():
 
     schedule.calm(101.0)
     assert not schedule.alarmed
+
+
+def test_a_sign_of_life_is_no_reason_to_probe_twice_in_a_second():
+    schedule = ProbeSchedule()
+    schedule.hurry(100.0)
+    probed(schedule, 100.0, 100.1)
+    schedule.hurry(100.2)
+
+    assert schedule.next_s == 100.0 + SECOND_PROBE_AFTER_S
+
+
+def test_whoever_talks_and_never_answers_is_probed_more_and_more_slowly():
+    schedule, starts = ProbeSchedule(), []
+    for tenth in range(1_000):
+        now = 100 + tenth / 10
+        schedule.calm(now)
+        schedule.hurry(now)
+        if schedule.is_due(now):
+            starts.append(now)
+            probed(schedule, now, now, failures=len(starts))
+
+    gaps = [round(after - before, 1) for before, after in pairwise(starts)]
+    assert gaps[:5] == pytest.approx([1, 2, 4, 8, 15], abs=0.11)
+    assert all(gap >= PROBE_EVERY_S - 0.1 for gap in gaps[4:])
+
+
+def test_an_answer_ends_the_backing_off():
+    schedule = ProbeSchedule()
+    schedule.hurry(100.0)
+    for failures in (1, 2, 3):
+        probed(schedule, 100.0 + failures, 100.0 + failures, failures=failures)
+    probed(schedule, 130.0, 130.1)
+    schedule.alarm(150.0)
+
+    assert schedule.next_s == 130.1 + PROBE_EVERY_S
+
+
+def test_a_node_whose_socket_stays_gone_is_probed_in_turn_after_a_few_answers():
+    schedule, starts, now = ProbeSchedule(), [], 100.0
+    schedule.alarm(now)
+    while now < 300:
+        if schedule.is_due(now):
+            starts.append(now)
+            probed(schedule, now, now)
+        now += 0.5
+
+    assert [after - before for before, after in pairwise(starts)][:5] == [3, 3, 3, 15, 15]
+
+
+def test_nobody_has_us_probe_out_of_turn_all_day():
+    schedule, starts, now = ProbeSchedule(), 0, 100.0
+    while now < 100.0 + 3_600:
+        schedule.calm(now)
+        schedule.alarm(now)  # its socket comes and goes
+        schedule.hurry(now)  # its announcement changes each time
+        if schedule.is_due(now):
+            starts += 1
+            probed(schedule, now, now)
+        now += 0.25
+
+    assert starts <= 3_600 * (1 / PROBE_EVERY_S + OUT_OF_TURN_PER_S) + OUT_OF_TURN_BURST + 1
+
+
+def test_a_probe_that_was_our_own_fault_is_made_again_in_turn():
+    schedule = ProbeSchedule()
+    schedule.hurry(100.0)
+    schedule.start(100.0)
+    schedule.abandon(100.5)
+
+    assert not schedule.in_flight
+    assert schedule.next_s == 100.5 + PROBE_EVERY_S

@@ -7,7 +7,6 @@ from tests.backend.kit import (
     ALICE,
     BOB,
     CAROL,
-    DIGITS,
     NOW,
     announced,
     answer_probes,
