@@ -13,9 +13,8 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
-from typing import NoReturn
 
-from learning_at_home.process_exit import leave
+from learning_at_home.process_exit import end_quickly
 from learning_at_home.version import __version__
 
 DISTRIBUTION = "learning-at-home"
@@ -36,6 +35,7 @@ CommandMain = Callable[[list[str]], int]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of the subcommand that `argv` names; Ctrl-C ends it quietly, also while it is loaded."""
+    end_quickly()
     try:
         return _main(argv)
     except KeyboardInterrupt:
@@ -112,10 +112,5 @@ def _summary(entry: EntryPoint) -> str:
     return f"(from {entry.dist.metadata['Name']})" if entry.dist is not None else ""
 
 
-def run() -> NoReturn:
-    """The command `lah`: `main`, and the process ends."""
-    leave(main())
-
-
 if __name__ == "__main__":
-    run()
+    sys.exit(main())

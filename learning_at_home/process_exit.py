@@ -1,23 +1,15 @@
-"""End a process whose work is done, without taking its modules apart first."""
+"""How a process of ours ends: soon after its work is done."""
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
-from typing import NoReturn
+import atexit
+import gc
 
 
-def leave(code: int) -> NoReturn:
-    """Exit at once with this code, after the output is flushed. For a program's last line: all must be closed.
+def end_quickly() -> None:
+    """Let the interpreter's end not look for garbage in what is loaded; the system takes the memory back anyway.
 
-    The interpreter's own end takes torch apart object by object: a second of computing for each process, measured, and
-    several when the six of a demo end together on two cores. The person who pressed Ctrl-C waits for that.
+    With torch that search takes a second of computing for each process, measured, and several when the six of a demo
+    end together on two cores; without it 0.2 s. Handlers, logs and finalizers still run.
     """
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError):  # nobody reads it any more, or it is closed
-            code = code or 1
-    os._exit(code)
+    atexit.register(gc.freeze)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import atexit
-import gc
 import logging
 import os
 import signal
@@ -52,8 +50,6 @@ exit codes:
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code, as in --help."""
     flags = build_parser().parse_args(argv)
-    # At its end Python looks for garbage in all of torch: 0.5 s, and several on a machine where many nodes end at once.
-    atexit.register(gc.freeze)
     try:
         config = read_config(vars(flags), os.environ)
         set_up_logging(config.log_level)

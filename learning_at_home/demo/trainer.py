@@ -25,7 +25,7 @@ from learning_at_home.demo.recipe import GOAL_ACCURACY, HIDDEN_SIZE, LAYERS, NUM
 from learning_at_home.demo.trainer_messages import Finished, Progress, TrainerMessage, Waiting, encode_line
 from learning_at_home.errors import LearningAtHomeError, NotEnoughExperts
 from learning_at_home.parent_watch import exit_when_stdin_closes
-from learning_at_home.process_exit import leave
+from learning_at_home.process_exit import end_quickly
 
 WAIT_FOR_EXPERTS_S = 90.0  # four nodes that start at once on two cores load torch in 10 to 20 s
 WAITING_TOLD_EVERY_S = 0.5
@@ -140,6 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     """0 after the training; 1 when the swarm failed it, with the reason on standard error."""
     options = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    end_quickly()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave through `with Swarm...`, as at Ctrl-C
     if options.exit_with_parent:
         exit_when_stdin_closes()
@@ -226,4 +227,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    leave(main())
+    sys.exit(main())
