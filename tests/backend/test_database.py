@@ -21,7 +21,18 @@ from backend.series.repository import WHOLE_PROJECT, RollupRepository
 from dashboard.view import Event
 from learning_at_home.errors import ConfigError
 from learning_at_home.project import LayerSpec, ProjectRecord
-from tests.backend.kit import ALICE, CAROL, DIGITS, NOW, expert, report, serving_swarm, telemetry
+from tests.backend.kit import (
+    ALICE,
+    CAROL,
+    DIGITS,
+    NOW,
+    announced,
+    answer_probes,
+    expert,
+    report,
+    serving_swarm,
+    telemetry,
+)
 
 
 @pytest.fixture
@@ -217,3 +228,29 @@ async def test_a_batch_with_nothing_new_is_empty(database: Database):
     take_batch(swarm, with_node_rollups=False)
 
     assert take_batch(swarm, with_node_rollups=False).is_empty
+
+
+async def test_a_run_that_memory_forgot_and_heard_of_again_began_when_it_began(database: Database):
+    starts, swarm = [], serving_swarm()
+    for again, (step, now) in enumerate(((9, NOW), (10, NOW + 100), (1, NOW + 200))):
+        if again == 1:
+            swarm = serving_swarm()  # which does not know it; the third report is of a run that began anew
+        trainer = swarm.trainer_introduced(CAROL.public_key, "carol-trains", now)
+        swarm.trainer_reported(trainer, report(step, loss=1.0), now)
+        await write_batch(database, take_batch(swarm, with_node_rollups=False))
+        async with database.reading() as session:
+            (run,) = await RunRepository(session).latest("digits")
+        starts.append((run.started_s, run.last_heard_s))
+
+    assert starts == [(NOW, NOW), (NOW, NOW + 100), (NOW + 200, NOW + 200)]
+
+
+async def test_of_too_many_nodes_those_that_were_seen_last_come_back(database: Database):
+    swarm = serving_swarm()
+    swarm.directory_seen([announced(ALICE), announced(CAROL, first=4, end=8)], NOW)
+    answer_probes(swarm, NOW + 1)
+    await write_batch(database, take_batch(swarm, with_node_rollups=True))
+
+    async with database.reading() as session:
+        (node,) = await NodeRepository(session).all_of("digits", NOW, limit=1)
+    assert node.public_key == CAROL.public_key

@@ -125,6 +125,8 @@ async def test_what_nodes_say_is_labelled_as_reported(served):
         answer = (await served.http.get(f"{API}/digits{path}")).json()
 
         assert (answer["verified"], answer["source"]) == (False, "reported")
+    assert (await served.http.get(f"{API}/digits/view")).json()["verified"] is False
+    assert [each["verified"] for each in (await served.http.get(API)).json()] == [False]
 
 
 async def test_history_survives_a_restart(tmp_path):

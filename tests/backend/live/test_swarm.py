@@ -1,3 +1,4 @@
+import msgspec
 import pytest
 
 from backend.live.portrait import contributors, view
@@ -234,6 +235,56 @@ def test_experts_that_the_project_lacks_count_for_nothing():
 
     assert swarm.totals.updates == 0
     assert node.experts == {}
+
+
+def test_experts_that_a_node_does_not_announce_count_for_nothing_and_are_not_kept():
+    swarm = serving_swarm()
+    (node,) = swarm.nodes.values()
+    for start in range(0, 12, 4):  # another set each time
+        swarm.node_told(node, telemetry(*(expert(cell, updates=10) for cell in range(start, start + 4))), NOW + 1)
+
+    assert swarm.totals.updates == 40
+    assert node.experts == {}
+    assert node.telemetry is not None
+    assert len(node.telemetry.experts) == 4
+
+
+def test_experts_told_of_before_they_are_announced_count_as_soon_as_they_are():
+    swarm = serving_swarm()
+    (node,) = swarm.nodes.values()
+    swarm.node_told(node, telemetry(*(expert(cell, updates=10) for cell in range(6))), NOW + 1)
+    swarm.directory_seen([announced(ALICE, end=6, at_s=NOW + 2)], NOW + 2)
+    assert swarm.totals.updates == 60
+
+    swarm.node_told(node, telemetry(*(expert(cell, updates=11) for cell in range(6))), NOW + 3)
+    assert swarm.totals.updates == 66
+
+
+def test_an_expert_that_is_told_of_again_is_not_counted_again():
+    swarm = serving_swarm()
+    (node,) = swarm.nodes.values()
+    for updates in (10, None, 12):
+        told = telemetry(*([expert(0, updates=updates)] if updates is not None else []))
+        swarm.node_told(node, told, NOW + 1)
+
+    assert swarm.totals.updates == 12
+
+
+def test_one_message_adds_no_more_than_can_be():
+    swarm = serving_swarm()
+    (node,) = swarm.nodes.values()
+    swarm.node_told(node, telemetry(expert(0, updates=10**15, flop=1e27)), NOW + 1)
+
+    assert (swarm.totals.updates, swarm.totals.flop) == (10**12, 1e21)
+
+
+def test_notices_are_told_of_nodes_that_answered_and_only_a_few():
+    swarm = serving_swarm()
+    (node,) = swarm.nodes.values()
+    for number in range(100):
+        swarm.node_told(node, msgspec.structs.replace(telemetry(), notice=f"{number}"), NOW + 1)
+
+    assert 0 < kinds(swarm).count("notice") <= 10
 
 
 def test_a_flapping_node_fills_no_event_list():

@@ -1,6 +1,25 @@
 from backend.live.figures import sample
-from backend.live.watcher import PUBLISH_AT_LEAST_EVERY_S, PUBLISH_AT_MOST_EVERY_S, TICK_S, Watched
-from tests.backend.kit import ALICE, NOW, announced, answer_probes, serving_swarm
+from backend.live.watcher import (
+    EARLY_LOOKS_BURST,
+    EARLY_LOOKS_PER_S,
+    LOOK_EVERY_S,
+    PUBLISH_AT_LEAST_EVERY_S,
+    PUBLISH_AT_MOST_EVERY_S,
+    TICK_S,
+    Watched,
+)
+from learning_at_home.identity import Identity
+from tests.backend.kit import (
+    ALICE,
+    NOW,
+    announced,
+    answer_probes,
+    expert,
+    introduce,
+    new_swarm,
+    serving_swarm,
+    telemetry,
+)
 
 URL = "http://here"
 
@@ -54,3 +73,54 @@ async def test_a_swarm_that_took_long_to_draw_rests():
     before = watched.hub.published_s
     watched.tick(URL, NOW + 6.9)
     assert watched.hub.published_s == before
+
+
+def looks_within(seconds: float, watched: Watched, change) -> int:
+    """How often the DHT is asked while `change` is made ten times per second."""
+    looks = 0
+    for tenth in range(int(seconds * 10)):
+        now = NOW + tenth / 10
+        change(tenth, now)
+        if watched.wants_look(now):
+            watched.looked_s, watched.swarm.wants_directory = now, False
+            looks += 1
+    return looks
+
+
+def test_a_node_that_appears_has_the_dht_asked_at_once():
+    watched = Watched(new_swarm())
+    watched.looked_s, watched.swarm.wants_directory = NOW - 1, False
+    assert not watched.wants_look(NOW)
+    introduce(watched.swarm, ALICE, NOW)
+
+    assert watched.wants_look(NOW)
+
+
+def test_a_node_that_changes_its_mind_all_the_time_does_not_have_the_dht_crawled_each_time():
+    watched = watched_since(NOW)
+    (node,) = watched.swarm.nodes.values()
+
+    def change(tenth: int, now: float) -> None:
+        watched.swarm.node_told(node, telemetry(expert(), state="paused" if tenth % 2 else "online"), now)
+
+    assert looks_within(600, watched, change) <= 600 / LOOK_EVERY_S + 600 * 0.1 + 30
+
+
+def test_a_node_that_never_announces_what_it_tells_of_is_looked_for_often_only_at_first():
+    watched = Watched(new_swarm())
+    node = introduce(watched.swarm, ALICE, NOW)
+
+    def change(_tenth: int, now: float) -> None:
+        watched.swarm.node_told(node, telemetry(expert(99)), now)
+
+    assert looks_within(600, watched, change) <= 600 / LOOK_EVERY_S + EARLY_LOOKS_BURST + 30
+
+
+def test_many_strangers_together_have_the_dht_asked_no_more_often_than_a_project_may():
+    watched = Watched(new_swarm())
+
+    def change(tenth: int, now: float) -> None:
+        introduce(watched.swarm, Identity(tenth.to_bytes(32, "big")), now)
+
+    looks = looks_within(100, watched, change)
+    assert looks <= 100 * EARLY_LOOKS_PER_S + EARLY_LOOKS_BURST + 100 / LOOK_EVERY_S

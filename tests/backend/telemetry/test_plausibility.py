@@ -1,7 +1,8 @@
 import pytest
 
+from backend.telemetry import sockets as sockets_module
 from backend.telemetry.plausibility import checked
-from backend.telemetry.sockets import OpenSockets, is_same_origin
+from backend.telemetry.sockets import BYTES_BURST, BYTES_PER_S, OpenSockets, is_same_origin, one_of_many
 from learning_at_home.coordinator_messages import DeviceTelemetry, NodeTelemetry, TrainerTelemetry
 from learning_at_home.errors import NodeOverloaded, WireError
 from tests.backend.kit import NOW, expert, report, telemetry
@@ -91,3 +92,39 @@ def test_the_second_speaker_of_a_key_replaces_the_first():
                 assert not second.replaced
         with sockets.speaker("digits", "node", b"key") as third:
             assert not third.replaced
+
+
+def test_what_an_address_used_up_is_not_given_back_with_a_new_socket():
+    sockets = OpenSockets()
+    assert sockets.allowance("a").num_bytes.owe(1.0, BYTES_BURST + BYTES_PER_S) == 1.0
+    with sockets.slot("a", 1):
+        pass
+
+    assert not sockets.allowance("a").num_bytes.has(1.0)
+    assert sockets.allowance("b").num_bytes.has(1.0)
+    assert BYTES_BURST <= 1 << 20
+
+
+def test_the_allowances_of_few_addresses_are_remembered(monkeypatch):
+    monkeypatch.setattr(sockets_module, "MAX_ADDRESSES", 2)
+    sockets = OpenSockets()
+    kept = sockets.allowance("a")
+    for address in ("b", "a", "c"):
+        sockets.allowance(address)
+
+    assert sockets.allowance("a") is kept
+
+
+@pytest.mark.parametrize(
+    "address, stands_for",
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::9", "2001:db8:1:2::/64"),
+        ("", ""),
+        ("testclient", "testclient"),
+    ],
+)
+def test_a_customers_whole_network_is_one_address(address, stands_for):
+    assert one_of_many(address) == stands_for

@@ -7,9 +7,9 @@ import time
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from backend.telemetry import session
+from backend.telemetry import session, sockets
 from learning_at_home.coordinator_messages import encode
-from learning_at_home.errors import PeerUnreachable, UnknownProject, WireError
+from learning_at_home.errors import NodeOverloaded, PeerUnreachable, UnknownProject, WireError
 from tests.backend.kit import (
     ALICE,
     BOB,
@@ -222,6 +222,23 @@ async def test_a_peer_that_is_being_slowed_does_not_hold_up_the_end(tmp_path, mo
     assert time.monotonic() - started_s < 2.0
     await read_to_the_end(websocket)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_one_address_brings_new_keys_only_so_fast_and_known_ones_always(served, monkeypatch):
+    monkeypatch.setattr(sockets, "NEW_KEYS_BURST", 1.0)
+    async with served.websocket("digits/telemetry") as first, served.websocket("digits/telemetry") as second:
+        assert (await served.introduced(first, ALICE))["type"] == "accepted"
+        assert (await served.introduced(second, BOB))["code"] == NodeOverloaded.code
+        async with served.websocket("digits/telemetry") as again:
+            assert (await served.introduced(again, ALICE))["type"] == "accepted"
+
+
+@pytest.mark.parametrize("origin", ["http://[", "http://[::1", "//"])
+async def test_an_origin_that_is_none_is_refused_like_any_other(served, origin):
+    with pytest.raises(InvalidStatus) as caught:
+        async with served.websocket("digits/live", origin=origin):
+            pass
+    assert caught.value.response.status_code == 403
 
 
 @pytest.mark.parametrize("path", ["digits/telemetry", "digits/live"])
