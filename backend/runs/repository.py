@@ -64,7 +64,7 @@ class RunRepository:
                     for step, value in unsaved.items()
                 ]
             await upsert(self._session, RunPointModel, points)
-            run.unsaved = run.began_again = False
+            run.unsaved = False
 
     async def prune(self, now: float) -> None:
         """Forget runs of long ago, and curves without a run."""
