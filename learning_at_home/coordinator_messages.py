@@ -21,12 +21,14 @@ from learning_at_home.expert_uid import MAX_CELLS
 TELEMETRY_INTERVAL_S = 5.0  # also at once on a change of state
 SILENCE_S = 8.0  # a node whose socket says nothing for so long is probed at once
 MAX_TELEMETRY_BYTES = 1 << 20
+MAX_NAME_CHARS = 80  # of a name, a run, a metric
+MAX_METRICS = 16  # of one report
 SIGNING_PURPOSE = "telemetry"
 
 NodeState = Literal["joining", "online", "draining", "paused", "offline"]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 Amount = Annotated[float, msgspec.Meta(ge=0, le=1e300)]
-Name = Annotated[str, msgspec.Meta(max_length=80)]
+Name = Annotated[str, msgspec.Meta(max_length=MAX_NAME_CHARS)]
 HexKey = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
@@ -121,7 +123,7 @@ class Report(msgspec.Struct, frozen=True, tag="report"):
 
     run: Name
     step: Count
-    metrics: Annotated[dict[Name, float], msgspec.Meta(max_length=16)]
+    metrics: Annotated[dict[Name, float], msgspec.Meta(max_length=MAX_METRICS)]
 
 
 PeerMessage = Introduction | NodeTelemetry | TrainerTelemetry | Report

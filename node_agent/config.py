@@ -9,8 +9,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from learning_at_home.coordinator_access import CoordinatorUrl
 from learning_at_home.errors import ConfigError, InvalidUid
 from learning_at_home.expert_uid import UidPattern
 from learning_at_home.project import MAX_ROWS_PER_REQUEST
@@ -52,7 +52,10 @@ class NodeConfig:
     def check(self) -> NodeConfig:
         """The configuration itself. Raises ConfigError that names the flag and what would do."""
         if self.coordinator is not None:
-            split_coordinator(self.coordinator)
+            try:
+                CoordinatorUrl.parse(self.coordinator)
+            except ConfigError as error:
+                raise ConfigError(f"--coordinator {error.message}") from error
             if self.project_file is not None:
                 raise ConfigError("--project-file is for swarms without a coordinator; leave it or --coordinator out")
         elif self.project_file is None and not (self.project and self.bootstrap):
@@ -89,19 +92,6 @@ class NodeConfig:
         for flag, (value, least, most) in bounds.items():
             if not least <= value <= most:
                 raise ConfigError(f"{flag} {value} is out of range: {least} to {most:,}")
-
-
-def split_coordinator(url: str) -> tuple[str, str | None]:
-    """Root URL and project id of `http://host/p/digits`; no id for a coordinator's root. Raises ConfigError."""
-    parts = urlsplit(url)
-    path = parts.path.rstrip("/")
-    root, separator, project = path.partition("/p/")
-    names_one = bool(separator) or path.endswith("/p")
-    if parts.scheme not in ("http", "https") or not parts.hostname or (names_one and (not project or "/" in project)):
-        raise ConfigError(
-            f"--coordinator {url[:200]!r} is not the address of a project, as in https://coordinator.example/p/digits"
-        )
-    return f"{parts.scheme}://{parts.netloc}{root}", project or None
 
 
 def read_config(flags: Mapping[str, object], environment: Mapping[str, str]) -> NodeConfig:

@@ -9,21 +9,20 @@ from dataclasses import dataclass
 
 import torch
 
-from learning_at_home.clock import CLOCK_SKEW_TOLERATED_S, SystemClock
+from learning_at_home.clock import SystemClock
+from learning_at_home.coordinator_access import CoordinatorUrl, fetch_access
 from learning_at_home.dht.node import DhtNode
 from learning_at_home.directory.directory import Directory
 from learning_at_home.directory.publisher import fetch_project
 from learning_at_home.errors import BootstrapFailed, ConfigError, UnknownProject
 from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.project import ProjectRecord
-from node_agent.access import fetch_access
 from node_agent.cells import choose_vacant, named_cells
 from node_agent.config import NodeConfig
 from node_agent.experts.memory import Fit, check_fits, count_fitting, free_device_bytes, measure
 
 log = logging.getLogger(__name__)
 
-CLOCK_NOISE_S = 1.0  # a hint takes a network round trip to arrive: a smaller difference says nothing
 RETRY_S = 0.5
 
 
@@ -52,13 +51,13 @@ async def ask_the_way(config: NodeConfig, clock: SystemClock) -> Invitation:
     if config.coordinator is None:
         record = await asyncio.to_thread(ProjectRecord.from_toml, config.project_file) if config.project_file else None
         return Invitation(record, config.bootstrap, None)
-    root_url, access = await fetch_access(config.coordinator, config.project, config.join_timeout_s)
-    lag_s = access.wall_s - time.time()
-    if abs(lag_s) > CLOCK_NOISE_S:
-        clock.offset_s = lag_s
-    if abs(lag_s) > CLOCK_SKEW_TOLERATED_S:
-        log.warning("this machine's clock is wrong by %.0f s; the coordinator's time is used instead", lag_s)
-    coordinator = Coordinator(root_url, access.coordinator_public_key, access.your_address, access.dashboard_url)
+    url = CoordinatorUrl.parse(config.coordinator)
+    if url.project is None and config.project is not None:
+        url = CoordinatorUrl.parse(f"{url.root}/p/{config.project}")
+    found = await fetch_access(url, config.join_timeout_s, patient=True)
+    found.correct(clock)
+    access = found.access
+    coordinator = Coordinator(url.root, access.coordinator_public_key, access.your_address, access.dashboard_url)
     return Invitation(access.record, (*access.bootstrap, *config.bootstrap), coordinator)
 
 

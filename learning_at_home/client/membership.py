@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from learning_at_home.client.loop_thread import LoopThread
-from learning_at_home.client.reporting import LAST_WORDS_S, CoordinatorLink
+from learning_at_home.client.reporting import LAST_WORDS_S
 from learning_at_home.clock import Clock
+from learning_at_home.coordinator_link import CoordinatorLink
 from learning_at_home.dht.node import DhtNode
 from learning_at_home.directory.directory import Directory
 from learning_at_home.directory.keeper import keep_fresh
@@ -105,11 +106,12 @@ class Membership:
     async def _stay(self, dht: DhtNode, directory: Directory) -> None:
         async with asyncio.TaskGroup() as tasks:
             background = [tasks.create_task(self._keep_fresh(dht, directory))]
-            reporter = tasks.create_task(self.link().run(self._stop)) if self.link else None
+            link = self.link() if self.link else None
+            if link is not None:
+                background.append(tasks.create_task(link.run()))
             await self._stop.wait()
-            if reporter is not None:
-                await asyncio.wait([reporter], timeout=LAST_WORDS_S)
-                background.append(reporter)
+            if link is not None:
+                await link.last_word(LAST_WORDS_S)
             for task in background:
                 task.cancel()
 

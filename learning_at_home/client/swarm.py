@@ -16,15 +16,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, SupportsFloat
 
-from learning_at_home.client.access import ProjectUrl, check_way_in, key_bytes, reach_coordinator, wanted_project
+from learning_at_home.client.access import check_way_in, key_bytes, parse_project_url, reach_coordinator, wanted_project
 from learning_at_home.client.fanout import CallContext
 from learning_at_home.client.living import POLL_S, LivingExperts
 from learning_at_home.client.membership import Membership
 from learning_at_home.client.remote_expert import RemoteExpert
-from learning_at_home.client.reporting import CoordinatorLink, ReportQueue
+from learning_at_home.client.reporting import ReportQueue, link_of_trainer
 from learning_at_home.client.stats import CallStats, SwarmStats
 from learning_at_home.clock import SystemClock
-from learning_at_home.coordinator_messages import Report, TrainerTelemetry
+from learning_at_home.coordinator_messages import MAX_METRICS, MAX_NAME_CHARS, Report, TrainerTelemetry
 from learning_at_home.directory.directory import LayerView
 from learning_at_home.errors import NotEnoughExperts, UsageError
 from learning_at_home.expert_uid import ExpertUid
@@ -34,8 +34,6 @@ from learning_at_home.transport.connections import Connections
 
 log = logging.getLogger(__name__)
 
-MAX_METRICS = 16  # of one report; coordinator_messages says the same
-MAX_NAME_CHARS = 80
 MISSING_SHOWN = 8
 
 
@@ -85,17 +83,17 @@ class Swarm:
 
         `url`: a coordinator's project, `https://host/p/digits`; with `bootstrap` too, those peers are used when the
         coordinator is down. Without it: `bootstrap` ("host:port" of any peers of the DHT) and `project`: its id (the
-        record then comes from the DHT; `coordinator_key`, hex, says whose when several publish one), a record, or a
-        TOML file. `identity`: a key, or the file that keeps one; by default a new key for this process. `run` names
-        the training on the dashboard. Raises ConfigError, CoordinatorUnreachable, UnknownProject, AmbiguousProject or
-        BootstrapFailed.
+        record then comes from the DHT), a record, or a TOML file. `coordinator_key`, hex: of several coordinators that
+        publish such a project, this one is meant, and at `url` no other may answer. `identity`: a key, or the file that
+        keeps one; by default a new key for this process. `run` names the training on the dashboard. Raises ConfigError,
+        CoordinatorUnreachable, UnknownProject, AmbiguousProject or BootstrapFailed.
         """
         deadline = time.monotonic() + timeout_s
         check_way_in(url, bootstrap, project)
         key, clock = key_bytes(coordinator_key), SystemClock()
         me = Identity.load_or_create(identity) if isinstance(identity, Path) else identity or Identity.generate()
-        address = ProjectUrl.parse(url) if url is not None else None
-        access = reach_coordinator(address, clock, bool(bootstrap), timeout_s) if address else None
+        address = parse_project_url(url) if url is not None else None
+        access = reach_coordinator(address, clock, key, bool(bootstrap), timeout_s) if address else None
         wanted = access.record if access else wanted_project(project, address)
         peers = tuple(dict.fromkeys([*(access.bootstrap if access else ()), *bootstrap]))
         calls_stats, reports = CallStats(), ReportQueue()
@@ -104,8 +102,8 @@ class Swarm:
         if address is not None:
             trainer = _TelemetrySource(calls_stats, connections, clock)
             expected = access.coordinator_public_key if access else (key.hex() if key else None)
-            where, what = address.telemetry, address.project
-            membership.link = lambda: CoordinatorLink(where, what, me, me.name, trainer.read, reports, expected)
+            where = address
+            membership.link = lambda: link_of_trainer(where, me, trainer.read, reports, expected)
         try:
             joined = membership.start(max(1.0, deadline - time.monotonic()))
         except BaseException:
@@ -173,7 +171,8 @@ class Swarm:
         """
         if step < 0 or len(metrics) > MAX_METRICS or any(len(name) > MAX_NAME_CHARS for name in metrics):
             raise UsageError(
-                f"report(step={step}, {len(metrics)} metrics): steps count from 0, metrics are {MAX_METRICS} at most"
+                f"report(step={step}, {len(metrics)} metrics): steps count from 0, metrics are {MAX_METRICS} at most, "
+                f"with names of {MAX_NAME_CHARS} characters at most"
             )
         values = {name: _number(name, value) for name, value in metrics.items()}
         finite = {name: value for name, value in values.items() if math.isfinite(value)}

@@ -1,12 +1,9 @@
 """Whole nodes: they join, yield to older claims, drain, and end with their parts."""
 
 import asyncio
-import http.server
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
 
 import msgspec
 import pytest
@@ -21,17 +18,14 @@ from learning_at_home.dht.node import DhtNode
 from learning_at_home.directory.directory import Directory
 from learning_at_home.errors import (
     ConfigError,
-    CoordinatorUnreachable,
     ExpertFailed,
     LearningAtHomeError,
     NodeDraining,
     PeerUnreachable,
     UnknownExpert,
-    UnknownProject,
 )
 from learning_at_home.identity import Identity
 from learning_at_home.project import ProjectAccess, ProjectRecord
-from node_agent.access import fetch_access
 from node_agent.agent import Agent, NodeFailed
 from node_agent.announcer import Announcer
 from node_agent.config import NodeConfig
@@ -210,83 +204,6 @@ async def test_a_node_can_be_stopped_while_it_joins(tmp_path):
         await running
 
     assert agent.state == "offline"
-
-
-class Answers(http.server.BaseHTTPRequestHandler):
-    """A coordinator's HTTP side: answers by path."""
-
-    paths: ClassVar[dict[str, tuple[int, bytes]]] = {}
-
-    def do_GET(self) -> None:
-        status, body = self.paths.get(self.path, (404, b"{}"))
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-
-@pytest.fixture
-def coordinator(project) -> Iterator[tuple[str, dict[str, tuple[int, bytes]]]]:
-    """URL of a coordinator, and what it answers."""
-    access = ProjectAccess(
-        record=project,
-        coordinator_public_key="00" * 32,
-        bootstrap=("127.0.0.1:1",),
-        your_address="127.0.0.1",
-        wall_s=SystemClock().wall_s(),
-        dashboard_url="http://127.0.0.1/p/digits",
-    )
-    Answers.paths = {"/api/v1/projects/digits/access": (200, msgspec.json.encode(access))}
-    server = http.server.ThreadingHTTPServer((HOST, 0), Answers)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield f"http://{HOST}:{server.server_port}", Answers.paths
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-async def test_access_is_fetched_by_a_projects_address(coordinator, project):
-    root, _ = coordinator
-
-    assert (await fetch_access(f"{root}/p/digits", None, 5.0))[1].record == project
-
-
-async def test_a_coordinators_root_is_enough_when_it_has_one_project(coordinator, project):
-    root, paths = coordinator
-    paths["/api/v1/projects"] = (200, b'[{"header": {"id": "digits", "title": ""}, "nodes_online": 0}]')
-
-    assert (await fetch_access(root, None, 5.0))[1].record == project
-
-
-async def test_a_root_with_several_projects_is_refused_with_their_addresses(coordinator):
-    root, paths = coordinator
-    paths["/api/v1/projects"] = (200, b'[{"header": {"id": "digits"}}, {"header": {"id": "letters"}}]')
-
-    with pytest.raises(ConfigError, match=f"2 projects.*{root}/p/digits, {root}/p/letters"):
-        await fetch_access(root, None, 5.0)
-
-
-@pytest.mark.parametrize(
-    "answer,error",
-    [
-        ((404, b"{}"), UnknownProject),
-        ((403, b"no"), CoordinatorUnreachable),
-        ((500, b"oops"), CoordinatorUnreachable),
-        ((200, b"<html>"), CoordinatorUnreachable),
-        ((200, b"{}"), CoordinatorUnreachable),
-        ((200, b'{"dashboard_url": "\xff"}'), CoordinatorUnreachable),
-    ],
-)
-async def test_an_answer_that_is_no_access_is_an_error(coordinator, answer, error):
-    root, paths = coordinator
-    paths["/api/v1/projects/digits/access"] = answer
-
-    with pytest.raises(error):
-        await fetch_access(f"{root}/p/digits", None, 0.3)
 
 
 async def test_a_second_stop_does_not_wait_for_queued_work(agent_of, monkeypatch):

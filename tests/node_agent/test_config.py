@@ -7,7 +7,7 @@ import pytest
 from learning_at_home.errors import ConfigError
 from node_agent.addresses import announced_host, endpoint
 from node_agent.cli import build_parser
-from node_agent.config import _READERS, NodeConfig, read_config, split_coordinator
+from node_agent.config import _READERS, NodeConfig, read_config
 
 URL = "https://coordinator.example/p/digits"
 
@@ -75,19 +75,6 @@ def test_what_cannot_be_used_is_named(flags, words):
 def test_a_switch_in_a_variable_is_yes_or_no():
     with pytest.raises(ConfigError, match="LAH_NODE_EXIT_WITH_PARENT 'maybe' is neither yes nor no"):
         config_of("--coordinator", URL, environment={"LAH_NODE_EXIT_WITH_PARENT": "maybe"})
-
-
-@pytest.mark.parametrize(
-    "url,expected",
-    [
-        ("https://host/p/digits", ("https://host", "digits")),
-        ("https://host/p/digits/", ("https://host", "digits")),
-        ("http://127.0.0.1:8338", ("http://127.0.0.1:8338", None)),
-        ("https://host/behind/a/proxy/p/digits", ("https://host/behind/a/proxy", "digits")),
-    ],
-)
-def test_a_project_address_has_a_root_and_an_id(url, expected):
-    assert split_coordinator(url) == expected
 
 
 @pytest.mark.parametrize(

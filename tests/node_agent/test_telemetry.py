@@ -153,6 +153,15 @@ async def test_a_refusal_is_logged_with_its_words_and_tried_again(coordinator, n
     assert "no such project here (from the coordinator); the node goes on serving" in caplog.text
 
 
+async def test_what_a_refusal_says_cannot_steer_a_terminal(coordinator, node, caplog):
+    coordinator.refusal = Refused(503, "no\x1b[2J\nsuch project")
+    async with asyncio.timeout(TIMEOUT_S):
+        await coordinator.introductions.get()
+        await coordinator.introductions.get()
+
+    assert "no?[2J?such project (from the coordinator)" in caplog.text
+
+
 async def test_another_coordinator_at_the_same_address_is_not_told_anything(coordinator, node, caplog):
     async with asyncio.timeout(TIMEOUT_S):
         await coordinator.reports.get()

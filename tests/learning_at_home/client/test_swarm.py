@@ -8,12 +8,15 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 
 import pytest
 import torch
 
+from learning_at_home.client import reporting
 from learning_at_home.client.dmoe import DMoE
+from learning_at_home.client.reporting import ReportQueue
 from learning_at_home.client.swarm import Swarm
 from learning_at_home.coordinator_messages import Introduction, Report, TrainerTelemetry
 from learning_at_home.directory.announcement import Announcement, Claim
@@ -272,6 +275,48 @@ def test_errors_of_connecting_say_what_to_do(coordinator, free_tcp_port, free_ud
     with pytest.raises(CoordinatorUnreachable, match="not answer as a coordinator does"):
         Swarm.connect(coordinator.url)
     assert swarm_threads() == []
+
+
+def test_a_coordinator_with_another_key_than_the_one_meant_is_refused(coordinator):
+    key = coordinator.identity.public_key.hex()
+    with Swarm.connect(coordinator.url, coordinator_key=key.upper()) as swarm:
+        assert swarm.project == PROJECT
+
+    with pytest.raises(ConfigError, match=f"has the key {key}, not coordinator_key=0000"):
+        Swarm.connect(coordinator.url, coordinator_key=bytes(32), bootstrap=[coordinator.bootstrap])
+
+
+def test_no_proxy_stands_between_a_trainer_and_a_coordinator_on_its_machine(coordinator, monkeypatch):
+    for variable in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")
+
+    with Swarm.connect(coordinator.url):
+        assert coordinator.next_said(Introduction).role == "trainer"
+
+
+def test_a_report_that_comes_while_another_is_struck_off_costs_no_third(monkeypatch):
+    monkeypatch.setattr(reporting, "MAX_QUEUED_REPORTS", 2)
+    first, second, third = (Report("run", step, {}) for step in range(3))
+    queue = ReportQueue()
+
+    class Interrupted(deque[Report]):
+        """Whoever looks at the oldest report is interrupted by a put, if nothing keeps it off."""
+
+        def __getitem__(self, index):
+            oldest = super().__getitem__(index)
+            putting.start()
+            putting.join(0.1)
+            return oldest
+
+    putting = threading.Thread(target=queue.put, args=(third,))
+    queue.put(first)
+    queue.put(second)
+    queue._reports = Interrupted(queue._reports)
+
+    queue.sent(first)
+    putting.join()
+
+    assert list(queue._reports) == [second, third]
 
 
 def test_identities_may_be_kept_in_a_file(coordinator, tmp_path):

@@ -1,6 +1,5 @@
 """What a node counts."""
 
-
 from node_agent.runtime.statistics import Statistics
 
 
