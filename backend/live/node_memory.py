@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -22,6 +23,7 @@ from learning_at_home.readable_names import is_valid_name, readable_name
 from learning_at_home.text import printable
 
 JUDGED_OVER_S = 35.0  # calls and failures of an expert: the time that `degraded` must last, and a message
+MAX_STRANGER_CLAIMS = 64  # thousands of strangers may each claim thousands of cells
 MAX_UNCLAIMED = 256  # experts told of before we saw the announcement that claims them; the others wait a message more
 CATCH_UP_S = 60.0  # what a longer silence brings counts in the totals, but did not happen in this minute
 
@@ -94,18 +96,28 @@ class NodeMemory:
         self.agent = printable(agent)
 
     def announces(self, announcement: Announcement, record: ProjectRecord) -> None:
-        """Take in an announcement: what it claims of this project's grids is walked here, once."""
+        """Take in an announcement: what it claims of this project's grids is walked here, once.
+
+        Of a node that never answered only a few claims are kept: enough to probe it.
+        """
         self.announcement = announcement
-        self.claims = {
-            (layer.prefix, cell): claimed_ms
+        claims = (
+            ((layer.prefix, cell), claimed_ms)
             for layer in record.layers
             for cell, claimed_ms in claimed_cells(announcement.claims, layer.prefix, layer.cells.num_cells)
-        }
+        )
+        self.claims = dict(claims if self.ever_answered else itertools.islice(claims, MAX_STRANGER_CLAIMS))
         self.denied.clear()
         self.cells = list(self.claims)
         if self.telemetry is not None:
             late = [told for told in self.telemetry.experts if (told.prefix, told.cell) not in self.experts]
             self.totals += self._count(late, self.telemetry.started_s, self.told_s)
+
+    def first_answers(self, record: ProjectRecord) -> None:
+        """It is no stranger any more: all that it announces counts."""
+        self.ever_answered = True
+        if self.announcement is not None:
+            self.announces(self.announcement, record)
 
     def denies(self, cell: CellKey, denied: bool) -> bool:
         """Take in whether it hosts a cell that it claims; whether that is news."""

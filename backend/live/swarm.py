@@ -197,8 +197,10 @@ class ProjectSwarm:
         if answered:
             evidence.answered_s, evidence.failures, node.unsaved = now, 0, True
             node.last_seen_s = now
-            self.rehost |= node.denies(cell, not hosts_it) or not node.ever_answered
-            node.ever_answered = True
+            if not node.ever_answered:
+                node.first_answers(self.record)
+                self.rehost = True
+            self.rehost |= node.denies(cell, not hosts_it)
         else:
             evidence.failures += 1
         node.schedule.finish(now, answered=answered, failures=evidence.failures, jitter=jitter)

@@ -33,6 +33,7 @@ from learning_at_home.coordinator_messages import (
     encode,
 )
 from learning_at_home.errors import CallTimeout, LearningAtHomeError, NodeOverloaded, PeerUnreachable, WireError
+from learning_at_home.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ async def serve_peer(websocket: WebSocket, coordinator: Coordinator, project_id:
     except WebSocketDisconnect:
         pass
     except LearningAtHomeError as error:
-        log.info("a telemetry socket of project %.40s is refused: %s", project_id, error)
+        log.info("a telemetry socket of project %s is refused: %s", printable(project_id, 40), printable(str(error)))
         await _refuse(websocket, error)
 
 

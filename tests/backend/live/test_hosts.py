@@ -3,19 +3,20 @@
 import pytest
 
 from backend.live.hosts import choose_hosts
-from backend.live.node_memory import NodeMemory
+from backend.live.node_memory import MAX_STRANGER_CLAIMS, NodeMemory
 from learning_at_home.identity import Identity, peer_id
 from learning_at_home.project import LayerSpec, ProjectRecord
-from tests.backend.kit import ALICE, BOB, DIGITS, NOW, announced
+from tests.backend.kit import ALICE, BOB, DIGITS, NOW, announced, answer_probes, expert, new_swarm, telemetry
 
 
 def node(identity: Identity, state="online", record: ProjectRecord = DIGITS, **claims) -> NodeMemory:
     made = NodeMemory(identity.public_key, NOW)
-    made.announces(announced(identity, **claims).announcement, record)
     made.state, made.ever_answered = state, True
+    made.announces(announced(identity, **claims).announcement, record)
     return made
 
 
+LARGE = ProjectRecord(id="digits", layers=(LayerSpec(prefix="ffn0", grid=(2_048, 2_048)),))
 LOWER, HIGHER = sorted((ALICE, BOB), key=lambda each: peer_id(each.public_key))
 
 
@@ -61,8 +62,22 @@ def test_a_denied_cell_has_no_host_until_it_is_affirmed_or_announced_anew():
     assert len(choose_hosts([alice])) == 3
 
 
+def test_of_a_stranger_only_a_few_claims_are_kept_until_it_answers():
+    swarm = new_swarm(LARGE)
+    swarm.directory_seen([announced(ALICE, end=8_192)], NOW)
+    (alice,) = swarm.nodes.values()
+    message = telemetry(*(expert(cell, updates=1) for cell in range(200)))
+    swarm.node_told(alice, message, NOW)
+    assert len(alice.claims) == len(alice.experts) == MAX_STRANGER_CLAIMS
+
+    answer_probes(swarm, NOW)
+    assert len(alice.claims) == 8_192
+    assert swarm.totals.updates == 200
+    swarm.node_told(alice, message, NOW)
+    assert swarm.totals.updates == 200
+
+
 def test_many_claims_of_a_large_grid_cost_one_walk_of_the_cells_that_are_claimed():
-    large = ProjectRecord(id="digits", layers=(LayerSpec(prefix="ffn0", grid=(2_048, 2_048)),))
-    alice = node(ALICE, record=large, end=8_192)
+    alice = node(ALICE, record=LARGE, end=8_192)
 
     assert len(alice.claims) == len(choose_hosts([alice])) == 8_192
