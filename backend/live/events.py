@@ -51,7 +51,8 @@ class EventWriter:
 
     def run_started(self, run: RunMemory, trainer: TrainerMemory, now: float) -> None:
         if trainer.event_budget.take(now):
-            self._tell("run", run.name, f"started by {run.trainer}", now)
+            own_name = run.name == run.trainer  # what the SDK calls a run that its researcher did not name
+            self._tell("run", run.name, "started a run" if own_name else f"started by {run.trainer}", now)
 
     def cells_changed(
         self, node: NodeMemory, before: ExpertHealth, after: ExpertHealth, cells: Sequence[CellKey], now: float
@@ -64,16 +65,18 @@ class EventWriter:
             "lost": "a checkpoint exists",
             "degraded": "slow or failing for 30 s",
             "stale": "the node has not answered" if before in ("serving", "degraded") else "",
-            "serving": "" if before == "stale" else f"on {node.name}",
+            "serving": "" if before == "stale" else "answers",
             "vacant": "",
         }[after]
         if after == "vacant" or not why or not node.event_budget.take(now):
             return
-        if len(cells) == 1:
-            layer = self.record.layer(cells[0][0])
-            self._tell(after, str(layer.cells.uid(*cells[0])), f"is {after}: {why}", now)
+        alone = len(cells) == 1
+        subject = str(self.record.layer(cells[0][0]).cells.uid(*cells[0])) if alone else node.name
+        if after == "serving":
+            text = f"is serving on {node.name}" if alone else f"serves {experts(cells)}"
         else:
-            self._tell(after, node.name, f"{experts(cells)} are {after}: {why}", now)
+            text = f"is {after}: {why}" if alone else f"has {experts(cells)} {after}: {why}"
+        self._tell(after, subject, text, now)
 
     def _tell(self, kind: EventKind, subject: str, text: str, now: float) -> None:
         budget = self.budgets.get(kind)

@@ -64,7 +64,7 @@ def test_a_dropped_socket_and_two_silent_probes_orphan_the_experts():
     assert healths(swarm) == dict.fromkeys(range(4), "orphaned")
     assert node.state == "offline"
     assert kinds(swarm)[-2:] == ["left", "orphaned"]
-    assert swarm.events[0].text == "4 experts of ffn0 are orphaned: no checkpoint exists"
+    assert swarm.events[0].text == "has 4 experts of ffn0 orphaned: no checkpoint exists"
 
 
 def test_a_dropped_socket_of_a_node_that_answers_changes_nothing():
