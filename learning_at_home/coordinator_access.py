@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 MAX_ANSWER_BYTES = 4 << 20  # a project of 256 layers takes about 100 KB
 MAX_REDIRECTS = 5
-REQUEST_TIMEOUT_S = 10.0  # of one attempt
+REQUEST_TIMEOUT_S, LEAST_TIMEOUT_S = 10.0, 1.0  # of one attempt among several, the last of which has a chance, too
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0  # between attempts
 MAX_BOOTSTRAP_PEERS = 64
 CLOCK_NOISE_S = 1.0  # below it the hint's own error, half a round trip, may be the larger one
@@ -160,7 +160,8 @@ async def _answer(url: str, deadline: float, patient: bool) -> _Answer:
     pause_s = FIRST_PAUSE_S
     while True:
         try:
-            async with asyncio.timeout(min(REQUEST_TIMEOUT_S, deadline - time.monotonic())):
+            left_s = deadline - time.monotonic()
+            async with asyncio.timeout(min(REQUEST_TIMEOUT_S, max(LEAST_TIMEOUT_S, left_s)) if patient else left_s):
                 answer = await _ask(url)
             if answer.status == httpx.codes.OK or (answer.status == 404 and _is_json_object(answer.body)):
                 return answer
@@ -173,7 +174,7 @@ async def _answer(url: str, deadline: float, patient: bool) -> _Answer:
             problem = "no whole answer in time"
         if not patient or time.monotonic() + pause_s > deadline:
             raise CoordinatorUnreachable(
-                f"{url} did not answer ({problem}): is the coordinator running, and is the address right?"
+                f"{url} did not answer ({problem}); is the coordinator running? Is the address right?"
             )
         log.info("%s: %s; asking again in %.1f s", url, problem, pause_s)
         await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))
@@ -189,7 +190,7 @@ async def _ask(url: str) -> _Answer:
         sent_s = time.time()
         try:
             async with (
-                httpx.AsyncClient(transport=direct, timeout=REQUEST_TIMEOUT_S) as client,
+                httpx.AsyncClient(transport=direct, timeout=None) as client,  # noqa: S113 - our caller's deadline
                 client.stream("GET", url, headers={"user-agent": AGENT, "accept-encoding": "identity"}) as response,
             ):
                 middle_s = (sent_s + time.time()) / 2

@@ -224,9 +224,11 @@ def test_rows_whose_experts_are_all_silent_do_not_wait_for_the_deadline(small_sw
     x = rows()
 
     started = time.monotonic()
-    torch.testing.assert_close(dmoe(x), 3 * x)
+    y = dmoe(x)
+    took_s = time.monotonic() - started
 
-    assert time.monotonic() - started < 3.0, "a quarter of the deadline, the next best's answer, the grace time"
+    torch.testing.assert_close(y, 3 * x)
+    assert took_s < 3.0, "a quarter of the deadline, the next best's answer, the grace time"
 
 
 def test_full_nodes_are_asked_again_when_nobody_else_is_left(small_swarm):
