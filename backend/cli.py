@@ -18,15 +18,13 @@ import time
 from collections.abc import Generator
 from typing import Any
 
-if sys.platform != "win32":
-    import resource
-
 import uvicorn
 from fastapi import FastAPI
 
 from backend.app import create_app
 from backend.command_line import Start, read
 from backend.coordinator import run_coordinator
+from backend.descriptors import max_connections, raise_descriptor_limit
 from learning_at_home.clock import SystemClock
 from learning_at_home.coordinator_messages import MAX_TELEMETRY_BYTES
 from learning_at_home.errors import ConfigError, LearningAtHomeError
@@ -39,8 +37,6 @@ GRACE_S = 1.0  # for answers that are under way when we stop; websockets are tol
 PING_S = 10.0  # a browser or node whose machine vanished is noticed in two of these
 
 
-MAX_CONNECTIONS = 12_000  # websockets are fewer (sockets.MAX_SOCKETS); over it requests get a 503
-DESCRIPTORS_KEPT = 256  # for the database, the DHT and the calls that probe
 SAY_AGAIN_S = 60.0  # that descriptors are short
 
 
@@ -133,26 +129,6 @@ def server_config(app: FastAPI) -> uvicorn.Config:
         timeout_graceful_shutdown=int(GRACE_S),
         limit_concurrency=max_connections(),
     )
-
-
-def raise_descriptor_limit() -> None:
-    """As many descriptors as we may have: each browser, node and trainer takes one, and the usual 1,024 are few."""
-    if sys.platform == "win32":  # it has no such limit
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(ValueError, OSError):  # some systems say that there is no limit, and have one
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def max_connections() -> int:
-    """How many connections leave descriptors for everything else."""
-    if sys.platform == "win32":
-        return MAX_CONNECTIONS
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return MAX_CONNECTIONS
-    return max(64, min(MAX_CONNECTIONS, soft - DESCRIPTORS_KEPT))
 
 
 class LoopErrors:

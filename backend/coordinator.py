@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from backend.database import Database, open_database
+from backend.descriptors import max_websockets
 from backend.events.repository import EventRepository
 from backend.live.dht_eyes import open_eyes
 from backend.live.eyes import Eyes
@@ -46,7 +47,7 @@ class Coordinator:
     database: Database
     eyes: Eyes
     projects: dict[str, Watched]
-    sockets: OpenSockets = field(default_factory=OpenSockets)
+    sockets: OpenSockets = field(default_factory=lambda: OpenSockets(max_websockets()))
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property

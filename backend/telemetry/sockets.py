@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from backend.live.token_bucket import TokenBucket
 from learning_at_home.errors import NodeOverloaded
 
-MAX_SOCKETS = 10_000  # of all addresses; below the descriptors that a service is usually given
+MAX_SOCKETS = 10_000  # of all addresses; fewer where descriptors are (descriptors.max_websockets)
 
 
 # What all sockets of one address share. 8,192 experts, the most a node may announce, take about 400 KB every 5 s.

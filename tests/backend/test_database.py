@@ -201,6 +201,7 @@ async def test_a_swarm_comes_back_from_the_database_as_it_was(database: Database
     assert (known.public_key, known.name, known.state) == (ALICE.public_key, ALICE.name, "online")
     assert known.totals == node.totals == Counters(rows_forward=100, updates=10, flop=1e12)
     assert known.announcement == node.announcement
+    assert known.announcement is not None
     known.announces(known.announcement, DIGITS)
     assert known.hears(telemetry(expert(0, updates=12, rows_forward=100, flop=1e12)), NOW + 61).updates == 2
     assert known.totals.updates == 12

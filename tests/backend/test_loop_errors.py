@@ -4,7 +4,8 @@ import asyncio
 import errno
 import resource
 
-from backend.cli import MAX_CONNECTIONS, LoopErrors, max_connections, raise_descriptor_limit
+from backend.cli import LoopErrors
+from backend.descriptors import MAX_CONNECTIONS, max_connections, max_websockets, raise_descriptor_limit
 
 
 async def test_a_shortage_of_descriptors_is_one_line_and_no_traceback(caplog):
@@ -30,7 +31,7 @@ def test_connections_leave_descriptors_for_the_rest():
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         assert soft == hard == before[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (1_024, hard))
-        assert max_connections() == 768
+        assert (max_connections(), max_websockets()) == (768, 640)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert 64 <= max_connections() <= MAX_CONNECTIONS

@@ -3,7 +3,7 @@ import pytest
 from backend.telemetry import sockets as sockets_module
 from backend.telemetry.plausibility import checked
 from backend.telemetry.sockets import BYTES_BURST, BYTES_PER_S, OpenSockets, is_same_origin, one_of_many
-from learning_at_home.coordinator_messages import DeviceTelemetry, NodeTelemetry, TrainerTelemetry
+from learning_at_home.coordinator_messages import DeviceTelemetry, NodeTelemetry, Report, TrainerTelemetry
 from learning_at_home.errors import NodeOverloaded, WireError
 from tests.backend.kit import NOW, expert, report, telemetry
 
@@ -41,6 +41,7 @@ def test_figures_that_can_be_true_pass_unchanged(message):
 def test_words_are_made_printable():
     told = checked(report(7, run="two\nlines\u202e", **{"lo\0ss": 1.0}))
 
+    assert isinstance(told, Report)
     assert (told.run, told.metrics) == ("two?lines?", {"lo?ss": 1.0})
 
 
