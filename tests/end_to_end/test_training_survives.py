@@ -66,6 +66,11 @@ def healths(url: str) -> Counter[str]:
     return Counter(cell[0] for layer in view(url)["layers"] for cell in layer["cells"])
 
 
+def failures_of_the_living(swarm: lah.Swarm) -> int:
+    """The killed node is tried again at times, for as long as its announcement lives."""
+    return sum(node.failures for node in swarm.stats().nodes.values() if node.name != "brisk-heron")
+
+
 def test_training_goes_on_without_a_node_and_without_the_coordinator(tmp_path: Path, free_tcp_port: int) -> None:
     project_file = tmp_path / "digits.toml"
     project_file.write_text(PROJECT)
@@ -90,7 +95,7 @@ def test_training_goes_on_without_a_node_and_without_the_coordinator(tmp_path: P
             processes.kill("coordinator")
             without_the_coordinator = training.steps(30)
             assert without_the_coordinator < without_a_node
-            failures_before = swarm.stats().failures
+            failures_before = failures_of_the_living(swarm)
 
             processes.coordinator(free_tcp_port, project_file)
             processes.until(
@@ -99,7 +104,7 @@ def test_training_goes_on_without_a_node_and_without_the_coordinator(tmp_path: P
             training.steps(5)
             processes.until(lambda: any(run["live"] for run in view(url)["runs"]), "the run is shown as live", 15)
             assert {node["name"]: node["state"] for node in view(url)["nodes"]}["brisk-heron"] == "offline"
-            assert swarm.stats().failures == failures_before
+            assert failures_of_the_living(swarm) == failures_before
 
         for name in NAMES[1:]:
             assert processes.stop(name) == 0, processes.log(name)
