@@ -66,6 +66,10 @@ def healths(url: str) -> Counter[str]:
     return Counter(cell[0] for layer in view(url)["layers"] for cell in layer["cells"])
 
 
+def states(url: str) -> dict[str, str]:
+    return {node["name"]: node["state"] for node in view(url)["nodes"]}
+
+
 def failures_of_the_living(swarm: lah.Swarm) -> int:
     """The killed node is tried again at times, for as long as its announcement lives."""
     return sum(node.failures for node in swarm.stats().nodes.values() if node.name != "brisk-heron")
@@ -103,7 +107,7 @@ def test_training_goes_on_without_a_node_and_without_the_coordinator(tmp_path: P
             )
             training.steps(5)
             processes.until(lambda: any(run["live"] for run in view(url)["runs"]), "the run is shown as live", 15)
-            assert {node["name"]: node["state"] for node in view(url)["nodes"]}["brisk-heron"] == "offline"
+            processes.until(lambda: states(url)["brisk-heron"] == "offline", "the dead node is shown as offline", 20)
             assert failures_of_the_living(swarm) == failures_before
 
         for name in NAMES[1:]:
