@@ -17,6 +17,7 @@ DEADLINE_S = 30.0
 
 # `lah demo` with other programs in the parts; argv[1] is the trainer's code.
 DEMO = """
+import signal
 import sys
 from pathlib import Path
 from learning_at_home.demo import cli, commands
@@ -44,6 +45,7 @@ class Understudies(commands.Commands):
         return (sys.executable, "-c", TRAINER)
 
 TRAINER, *arguments = sys.argv[1:]
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests that run under nohup inherit that it is ignored
 cli.Commands = Understudies
 sys.exit(cli.main(arguments))
 """
