@@ -1,4 +1,4 @@
-"""Where this machine keeps what outlives a process: keys and checkpoints, and apart from them what can be made anew.
+"""Where this machine keeps what outlives a process: keys, databases, later checkpoints.
 
 Knows the operating system's customs (by platformdirs) and the one variable that overrides them; creates nothing.
 """
@@ -17,22 +17,11 @@ _APPLICATION = "learning-at-home"
 
 
 def data_folder() -> Path:
-    """Keys, checkpoints, databases: what must not be lost. Raises ConfigError when the variable is no absolute path."""
-    home = _home()
-    return home / "data" if home else Path(platformdirs.user_data_dir(_APPLICATION, appauthor=False))
-
-
-def cache_folder() -> Path:
-    """Peer caches and the like; may be deleted at any time. Raises ConfigError as `data_folder` does."""
-    home = _home()
-    return home / "cache" if home else Path(platformdirs.user_cache_dir(_APPLICATION, appauthor=False))
-
-
-def _home() -> Path | None:
+    """Keys and databases: what must not be lost. Raises ConfigError when the variable is no absolute path."""
     text = os.environ.get(HOME_VARIABLE, "")
     if not text:
-        return None
+        return Path(platformdirs.user_data_dir(_APPLICATION, appauthor=False))
     home = Path(text).expanduser()
     if not home.is_absolute():
         raise ConfigError(f"{HOME_VARIABLE} is {text!r}; it must be an absolute path")
-    return home
+    return home / "data"

@@ -42,7 +42,6 @@ class Link:
         self, context: zmq.Context[zmq.Socket[bytes]], identity: Identity, peer: PeerAddress, agent: str
     ) -> None:
         self.peer = peer
-        self.welcome: Welcome | None = None
         with contextlib.ExitStack() as opened:
             try:
                 self.socket = opened.enter_context(context.socket(zmq.DEALER))
@@ -87,17 +86,16 @@ class Link:
             try:
                 message = decode_node(header.buffer)
                 if isinstance(message, Welcome):
-                    self._accept(message)
+                    self._check(message)
                     continue
             except WireError as error:
                 raise WireError(error.message, peer=self.peer.name) from error
             return message, frames
 
-    def _accept(self, welcome: Welcome) -> None:
+    def _check(self, welcome: Welcome) -> None:
         first, last = PROTOCOL_VERSIONS
         if welcome.public_key != self.peer.public_key or not first <= welcome.version <= last:
             raise WireError(f"the node welcomes us as another peer or with version {welcome.version}")
-        self.welcome = welcome
 
     def lost(self) -> PeerUnreachable | None:
         """The reason why this link is dead, once it is."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from learning_at_home.data_folders import HOME_VARIABLE, cache_folder, data_folder
+from learning_at_home.data_folders import HOME_VARIABLE, data_folder
 from learning_at_home.errors import ConfigError
 
 
@@ -12,7 +12,6 @@ def test_one_variable_moves_everything(monkeypatch, tmp_path: Path):
     monkeypatch.setenv(HOME_VARIABLE, str(tmp_path))
 
     assert data_folder() == tmp_path / "data"
-    assert cache_folder() == tmp_path / "cache"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -20,7 +19,7 @@ def test_by_default_it_is_the_systems_custom(monkeypatch):
     monkeypatch.delenv(HOME_VARIABLE, raising=False)
 
     assert data_folder().is_absolute()
-    assert data_folder() != cache_folder()
+    assert data_folder().name == "learning-at-home"
 
 
 def test_a_relative_folder_is_refused(monkeypatch):
