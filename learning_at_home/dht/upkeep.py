@@ -48,22 +48,17 @@ class Upkeep:
             self._tasks = tasks
             ready.set()
             for loop in (self._periodically(), *loops):
-                tasks.create_task(_logging_failure(loop))
+                _start(tasks, loop)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something short in the background; dropped when too much runs already (strangers cause most of it)."""
         if self._tasks is None or self._num_spawned >= MAX_SPAWNED:
             work.close()
             return
-        guarded = _logging_failure(work)
-        try:
-            task = self._tasks.create_task(guarded)
-        except RuntimeError:  # the group is ending
-            guarded.close()
-            work.close()
-            return
-        self._num_spawned += 1
-        task.add_done_callback(self._note_done)
+        task = _start(self._tasks, work)
+        if task is not None:
+            self._num_spawned += 1
+            task.add_done_callback(self._note_done)
 
     def welcome(self, contact: Contact) -> None:
         """A new contact is in the table."""
@@ -104,6 +99,19 @@ class Upkeep:
         for record in self._own_records():
             if record.expires_ms > now_ms + SHORT_LIFE_MS:
                 await self._exchange.put(record)
+
+
+def _start(tasks: asyncio.TaskGroup, work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
+    """The work as a task that logs its failure; None when the group is ending. What never began to run is closed."""
+    guarded = _logging_failure(work)
+    try:
+        task = tasks.create_task(guarded)
+    except RuntimeError:
+        guarded.close()
+        work.close()
+        return None
+    task.add_done_callback(lambda _: work.close())  # cancelled before its first step it would never be awaited
+    return task
 
 
 async def _logging_failure(work: Coroutine[Any, Any, None]) -> None:

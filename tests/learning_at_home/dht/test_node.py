@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import inspect
 import os
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -333,3 +334,14 @@ async def test_ipv6_works_the_same():
     ):
         assert await bob.store(KEY, b"value", 60) == 2
         assert values(await alice.get(KEY)) == [b"value"]
+
+
+async def test_work_that_is_cancelled_before_its_first_step_is_closed():
+    async def work():
+        raise AssertionError("never begun")
+
+    node = DhtNode(Identity.generate())
+    async with node:
+        coroutine = work()
+        node._upkeep.spawn(coroutine)  # and the group ends before the loop turns
+    assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
