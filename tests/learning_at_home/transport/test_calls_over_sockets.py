@@ -127,7 +127,7 @@ def test_silence_ends_at_the_deadline_and_the_late_answer_is_dropped(echo: Echo,
     start = CLOCK.monotonic_s()
     (answer,) = ask(connections, address(echo), call("ffn0.8"), timeout_s=0.2)
     assert isinstance(answer.error, CallTimeout)
-    assert 0.2 <= CLOCK.monotonic_s() - start < 0.4
+    assert 0.2 <= CLOCK.monotonic_s() - start < 0.7
     echo.server.answer(echo.held[0], Reply(echo.held[0].call_id, (), 0, 0, 0, 0.0))
     assert ask(connections, address(echo), call())[0].error is None
 
