@@ -212,7 +212,6 @@ def contributors_page(
 
 
 def join_page(view: ProjectView) -> JoinPage:
-    hosted = sum(cell.health in ("serving", "degraded") for layer in view.layers for cell in layer.cells)
     return JoinPage(
         title="Join",
         section="join",
@@ -220,7 +219,7 @@ def join_page(view: ProjectView) -> JoinPage:
         at_s=view.at_s,
         live=True,
         layer=view.layers[0] if view.layers else None,
-        unhosted=view.tiles.experts_total - hosted,
+        unhosted=sum(cell.health in ("lost", "orphaned", "vacant") for layer in view.layers for cell in layer.cells),
     )
 
 
