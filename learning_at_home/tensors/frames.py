@@ -15,7 +15,7 @@ import zmq
 from torch import Tensor
 
 from learning_at_home.errors import SpecMismatch
-from learning_at_home.wire.messages import CHUNK_BYTES, TensorSpec
+from learning_at_home.wire.messages import CHUNK_BYTES, Codec, TensorSpec
 
 if sys.byteorder != "little":  # pragma: no cover - no such machine runs torch today
     raise ImportError("Learning@home needs a little-endian machine: its wire format is raw little-endian numbers")
@@ -38,8 +38,10 @@ def spec_of(tensor: Tensor) -> TensorSpec:
     return TensorSpec(name, tuple(tensor.shape))  # type: ignore[arg-type]
 
 
-def to_frames(tensor: Tensor) -> tuple[TensorSpec, list[memoryview]]:
+def to_frames(tensor: Tensor, codec: Codec = "none") -> tuple[TensorSpec, list[memoryview]]:
     """The header entry of a tensor and its bytes. Copies only what is on a GPU or not contiguous."""
+    if codec != "none":
+        raise NotImplementedError(codec)
     spec = spec_of(tensor)
     flat = tensor.detach().to("cpu").contiguous().view(-1)
     if not flat.numel():
@@ -48,11 +50,13 @@ def to_frames(tensor: Tensor) -> tuple[TensorSpec, list[memoryview]]:
     return spec, [data[start : start + CHUNK_BYTES] for start in range(0, len(data), CHUNK_BYTES)]
 
 
-def from_frames(spec: TensorSpec, frames: Sequence[zmq.Frame]) -> Tensor:
+def from_frames(spec: TensorSpec, frames: Sequence[zmq.Frame], codec: Codec = "none") -> Tensor:
     """The tensor of a header entry, on the CPU. `frames` must have the sizes that `wire.framing.split_frames` checked.
 
     One aligned frame becomes the tensor's memory; several, or an unaligned one, are joined by one copy.
     """
+    if codec != "none":
+        raise NotImplementedError(codec)
     dtype = DTYPES[spec.dtype]
     if len(frames) == 1:
         tensor = torch.frombuffer(frames[0].buffer, dtype=dtype)

@@ -19,10 +19,12 @@ from learning_at_home.wire.messages import (
     MAX_TENSORS_PER_WORK,
     MAX_WORK_PER_REQUEST,
     CallerMessage,
+    Codec,
     NodeMessage,
     Reply,
     Request,
     TensorSpec,
+    wire_bytes,
 )
 
 MAX_DIMENSION = (
@@ -90,33 +92,37 @@ def _check_specs(specs: tuple[TensorSpec, ...]) -> None:
 
 
 def split_frames(
-    groups: Sequence[tuple[TensorSpec, ...]], frames: Sequence[FrameT], limit_bytes: int = 2 * MAX_BYTES_PER_REQUEST
+    groups: Sequence[tuple[TensorSpec, ...]],
+    frames: Sequence[FrameT],
+    limit_bytes: int = 2 * MAX_BYTES_PER_REQUEST,
+    codec: Codec = "none",
 ) -> list[list[list[FrameT]]]:
     """The frames of each tensor of each group: result[group][tensor] is a list of frames.
 
-    Raises WireError when number or size of the frames differs from what the header said, or all are over `limit_bytes`.
+    Raises WireError when number or size of the frames differs from what the header said, or when the tensors, on the
+    wire or decoded, take more than `limit_bytes` together.
     """
-    expected = sum(spec.num_bytes for group in groups for spec in group)
+    sizes = [[(wire_bytes(spec, codec), spec) for spec in group] for group in groups]
+    expected = sum(max(size, spec.num_bytes) for group in sizes for size, spec in group)
     if expected > limit_bytes:
         raise WireError(f"the header announces {expected:,} bytes of tensors; {limit_bytes:,} are allowed")
-    num_frames = sum(spec.num_frames for group in groups for spec in group)
+    num_frames = sum(-(-size // CHUNK_BYTES) for group in sizes for size, _ in group)
     if num_frames != len(frames):
         raise WireError(f"the header announces {num_frames} frames, {len(frames)} came")
     result: list[list[list[FrameT]]] = []
     position = 0
-    for group in groups:
+    for group in sizes:
         tensors = []
-        for spec in group:
-            taken = list(frames[position : position + spec.num_frames])
-            position += spec.num_frames
-            _check_sizes(spec, taken)
+        for size, spec in group:
+            taken = list(frames[position : position - (-size // CHUNK_BYTES)])
+            position += len(taken)
+            _check_sizes(spec, size, taken)
             tensors.append(taken)
         result.append(tensors)
     return result
 
 
-def _check_sizes(spec: TensorSpec, frames: Sequence[Sized]) -> None:
-    left = spec.num_bytes
+def _check_sizes(spec: TensorSpec, left: int, frames: Sequence[Sized]) -> None:
     for frame in frames:
         size = min(left, CHUNK_BYTES)
         if len(frame) != size:

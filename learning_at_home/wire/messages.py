@@ -8,13 +8,13 @@ or torch.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
 
 from learning_at_home.project import DTYPE_BYTES, DtypeName
 
-PROTOCOL_VERSIONS = (1, 1)  # first and last version that this code speaks
+PROTOCOL_VERSIONS = (2, 2)  # first and last version that this code speaks
 CHUNK_BYTES = 1 << 20  # CURVE moves frames of 1 MiB nearly twice as fast as one of 8 MiB
 MAX_HEADER_BYTES = 256 * 1024  # a message with work for 1,024 experts takes about 60 KB
 MAX_WORK_PER_REQUEST = 1_024
@@ -22,27 +22,37 @@ MAX_TENSORS_PER_WORK = 16
 MAX_DIMENSIONS = 8
 MAX_MESSAGE_CHARS = 2_000
 
+BLOCK_ELEMENTS = 128  # of one scale of codec int8: 3 % of bytes for scales, and an outlier coarsens few neighbours
+
 Operation = Literal["forward", "backward"]
+Codec = Literal["none", "float16", "bfloat16", "int8"]  # how a tensor's numbers travel; its dtype stays what it is
+CODECS: tuple[Codec, ...] = get_args(Codec)
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 
 
 class TensorSpec(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """dtype and shape of one tensor; how many bytes and frames follow from them and from nothing else."""
+    """dtype and shape of one tensor, as both sides compute with it; its bytes on the wire follow by `wire_bytes`."""
 
     dtype: DtypeName
     shape: tuple[int, ...]
 
     @property
     def num_bytes(self) -> int:
+        """In memory, and on the wire under codec "none"."""
         return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
-
-    @property
-    def num_frames(self) -> int:
-        """Frames of CHUNK_BYTES, the last one shorter; a tensor without elements has none."""
-        return -(-self.num_bytes // CHUNK_BYTES)
 
     def __str__(self) -> str:
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+def wire_bytes(spec: TensorSpec, codec: Codec = "none") -> int:
+    """Bytes of a tensor's frames together: all of CHUNK_BYTES but the last; a tensor without elements has none."""
+    if codec == "none":
+        return spec.num_bytes
+    num_elements = math.prod(spec.shape)
+    if codec == "int8":
+        return num_elements + 4 * -(-num_elements // BLOCK_ELEMENTS)  # with a float32 scale for each block
+    return 2 * num_elements
 
 
 class Greeting(msgspec.Struct, frozen=True, tag="greeting", forbid_unknown_fields=True):
@@ -63,6 +73,7 @@ class Welcome(msgspec.Struct, frozen=True, tag="welcome", forbid_unknown_fields=
     wall_ms: int  # time hint
     max_rows: int
     max_bytes: int
+    codecs: tuple[str, ...] = ("none",)  # that it takes and answers in
 
 
 class Work(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -78,10 +89,12 @@ class Request(msgspec.Struct, frozen=True, tag="request", forbid_unknown_fields=
     """Work for any number of one node's experts; each answers on its own as soon as it is done."""
 
     project: str
-    issued_ms: int  # caller's corrected wall clock; with the caller's key and call_id it makes the id of a backward
+    issued_ms: int  # caller's corrected wall clock when it first asked; with its key and call_id the id of each work
     timeout_ms: int  # from arrival; work not started by then is dropped
     work: tuple[Work, ...]
-    codec: Literal["none"] = "none"
+    waited_ms: Count = 0  # from issued_ms to this attempt: over 0 in a retry
+    codec: Codec = "none"  # of this message's tensors
+    reply_codec: Codec = "none"  # that the answers shall have
 
 
 class Reply(msgspec.Struct, frozen=True, tag="reply", forbid_unknown_fields=True):
@@ -93,6 +106,7 @@ class Reply(msgspec.Struct, frozen=True, tag="reply", forbid_unknown_fields=True
     computed_us: Count
     updates: Count  # optimizer steps of this expert so far
     load_ms: Annotated[float, msgspec.Meta(ge=0, le=3.6e6)]  # hint: how long new work would wait now
+    codec: Codec = "none"  # of these tensors: the one asked for, or "none" when the values do not fit it
 
 
 class Failure(msgspec.Struct, frozen=True, tag="failure", forbid_unknown_fields=True):

@@ -33,7 +33,7 @@ def test_a_tensor_arrives_as_it_left(dtype: torch.dtype, shape: tuple[int, ...])
 def test_large_tensors_travel_in_chunks(rows: int) -> None:
     tensor = torch.randn(rows, 64)
     spec, frames = to_frames(tensor)
-    assert [len(frame) for frame in frames[:-1]] == [CHUNK_BYTES] * (spec.num_frames - 1)
+    assert [len(frame) for frame in frames[:-1]] == [CHUNK_BYTES] * ((spec.num_bytes - 1) // CHUNK_BYTES)
     assert torch.equal(over_the_wire(tensor), tensor)
 
 

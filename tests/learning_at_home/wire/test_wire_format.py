@@ -15,6 +15,7 @@ from learning_at_home.errors import WireError
 from learning_at_home.wire.framing import decode_caller, decode_node, encode, split_frames
 from learning_at_home.wire.messages import (
     CHUNK_BYTES,
+    CODECS,
     MAX_HEADER_BYTES,
     MAX_WORK_PER_REQUEST,
     CallerMessage,
@@ -26,13 +27,14 @@ from learning_at_home.wire.messages import (
     TensorSpec,
     Welcome,
     Work,
+    wire_bytes,
 )
 
-GOLDEN = Path(__file__).parents[2] / "data" / "wire-v1.json"
+GOLDEN = Path(__file__).parents[2] / "data" / "wire-v2.json"
 KEY = bytes(range(32))
 ROWS = TensorSpec("float32", (2, 3))
 CALLER_EXAMPLES: dict[str, CallerMessage] = {
-    "greeting": Greeting((1, 1), KEY, "learning-at-home/0.1.0"),
+    "greeting": Greeting((2, 2), KEY, "learning-at-home/0.1.0"),
     "request-forward": Request("digits", 1_790_000_000_000, 10_000, (Work(7, "ffn0.3.1", "forward", (ROWS,)),)),
     "request-backward": Request(
         "digits",
@@ -40,10 +42,20 @@ CALLER_EXAMPLES: dict[str, CallerMessage] = {
         10_000,
         (Work(8, "ffn0.3.1", "backward", (ROWS, ROWS)), Work(9, "ffn0.0.2", "backward", (ROWS, ROWS))),
     ),
+    "request-retried": Request(
+        "digits",
+        1_790_000_000_000,
+        7_500,
+        (Work(8, "ffn0.3.1", "backward", (ROWS, ROWS)),),
+        waited_ms=2_500,
+        codec="int8",
+        reply_codec="bfloat16",
+    ),
 }
 NODE_EXAMPLES: dict[str, NodeMessage] = {
-    "welcome": Welcome(1, KEY, "learning-at-home/0.1.0", 1_790_000_000_123, 4_096, 67_108_864),
+    "welcome": Welcome(2, KEY, "learning-at-home/0.1.0", 1_790_000_000_123, 4_096, 67_108_864, CODECS),
     "reply": Reply(7, (ROWS,), 120, 450, 33, 1.5),
+    "reply-compressed": Reply(7, (ROWS,), 120, 450, 33, 1.5, "float16"),
     "failure": Failure(9, 201, "this node does not host ffn0.0.2"),
     "failure-of-all": Failure(None, 203, "the queue is full", 250),
 }
@@ -54,7 +66,7 @@ def decode(name: str, header: bytes) -> object:
     return decode_caller(header) if name in CALLER_EXAMPLES else decode_node(header)
 
 
-def test_the_bytes_of_version_1_never_change() -> None:
+def test_the_bytes_of_version_2_never_change() -> None:
     golden = json.loads(GOLDEN.read_text())
     assert {name: encode(message).hex() for name, message in EXAMPLES.items()} == golden
     assert {name: decode(name, bytes.fromhex(text)) for name, text in golden.items()} == EXAMPLES
@@ -129,7 +141,7 @@ def test_a_header_over_the_limit_is_refused_before_it_is_read() -> None:
 def test_frames_follow_from_the_header_alone(num_elements: int, sizes: list[int]) -> None:
     spec = TensorSpec("float32", (num_elements,))
     frames = [bytes(size) for size in sizes]
-    assert spec.num_frames == len(sizes)
+    assert wire_bytes(spec) == sum(sizes)
     assert split_frames([(spec,)], frames) == [[frames]]
     for lie in ([*frames, b"\x00"], frames[:-1] if frames else [b""], [*frames[:-1], b"\0" * 3]):
         with pytest.raises(WireError):
