@@ -11,7 +11,7 @@ PACKAGES := learning_at_home node_agent backend dashboard
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test lint format screenshots wheel clean
+.PHONY: help setup browser demo test lint format screenshots rivals wheel clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 22
@@ -46,9 +46,12 @@ format: setup ## let ruff sort imports and lay out the code
 screenshots: browser ## take the README's pictures from a live demo
 	"$(VENV_PYTHON)" -m tests.browser.take_live_screenshots docs/screenshots
 
+rivals: setup ## make .venv-rivals, with the systems that benchmarks measure against
+	"$(VENV_PYTHON)" -m benchmarks.rivals.install
+
 wheel: setup ## build dist/*.whl, with templates, static files and migrations inside
 	"$(VENV_PYTHON)" -m build --no-isolation --wheel
 
 clean: ## remove .venv, caches and build outputs
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-rivals build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

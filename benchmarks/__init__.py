@@ -1,0 +1,1 @@
+"""What is measured, beside rivals where there are any: `python -m benchmarks.NAME [--json FILE] [--quick]`."""

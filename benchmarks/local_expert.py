@@ -1,0 +1,62 @@
+"""A host's work on an expert in plain torch: what a remote expert is checked against and compared with.
+
+Forward keeps nothing. Backward computes forward again, clips by the norm of all gradients, and steps fused Adam.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from benchmarks.projects import PREFIX
+from learning_at_home.expert_uid import ExpertUid
+from learning_at_home.project import ProjectRecord
+from node_agent.experts.architectures import build_expert
+from node_agent.experts.optimizers import Optimizer
+
+CLIP_EPSILON = 1e-6  # as torch.nn.utils.clip_grad_norm_ has it
+
+
+class LocalExpert:
+    """The expert of one cell, with the weights that a node gives it."""
+
+    def __init__(self, project: ProjectRecord, uid: ExpertUid) -> None:
+        layer = project.layer(PREFIX)
+        self.module = build_expert(layer, project.id, uid)
+        self.parameters = list(self.module.parameters())
+        self._clip_norm = layer.optimizer.clip_norm
+        self._optimizer = Optimizer(layer.optimizer, self.parameters)
+
+    @torch.inference_mode()
+    def forward(self, rows: Tensor) -> Tensor:
+        answer: Tensor = self.module(rows)
+        return answer
+
+    def gradients(self, rows: Tensor, output_gradient: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """Of the rows and of each parameter; changes nothing."""
+        with torch.enable_grad():
+            rows = rows.detach().requires_grad_()
+            answer = self.module(rows)
+            of_rows, *of_parameters = torch.autograd.grad(
+                answer, [rows, *self.parameters], output_gradient, allow_unused=True
+            )
+        return of_rows, tuple(of_parameters)
+
+    @torch.no_grad()
+    def backward(self, rows: Tensor, output_gradient: Tensor) -> Tensor:
+        """The gradient of the rows; the expert has stepped."""
+        of_rows, of_parameters = self.gradients(rows, output_gradient)
+        present = [gradient for gradient in of_parameters if gradient is not None]
+        if present and self._clip_norm is not None:
+            norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(present))))
+            if norm > self._clip_norm:
+                torch._foreach_mul_(present, self._clip_norm / (norm + CLIP_EPSILON))
+        self._optimizer.step(of_parameters)
+        return of_rows
+
+
+def assert_close(what: str, ours: Tensor, plain: Tensor) -> None:
+    """Raises AssertionError, with the difference, when ours is not what plain torch computes."""
+    difference = float((ours - plain).abs().max())
+    if not torch.allclose(ours, plain, rtol=1e-3, atol=1e-4):
+        raise AssertionError(f"{what} differs from plain torch by up to {difference:.2g}")
