@@ -6,6 +6,7 @@ and M (metadata) are used, which Perfetto and chrome://tracing both read.
 
 from __future__ import annotations
 
+import heapq
 import json
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
@@ -111,9 +112,12 @@ def _trainer_events(rounds: Sequence[RoundSpan]) -> Iterable[Json]:
 
 def _node_events(pid: int, node_id: str, calls: Sequence[CallSpan]) -> Iterable[Json]:
     yield from _process(pid, f"node {calls[0].node} ({node_id[:SHOWN_ID_CHARS]})")
+    by_uid: dict[str, list[CallSpan]] = {}
+    for call in calls:
+        by_uid.setdefault(call.uid, []).append(call)
     tid = 0
-    for uid in sorted({call.uid for call in calls}):
-        for number, lane in enumerate(_lanes([call for call in calls if call.uid == uid]), start=1):
+    for uid in sorted(by_uid):
+        for number, lane in enumerate(_lanes(by_uid[uid]), start=1):
             tid += 1
             yield _thread(pid, tid, _lane_name(uid, number))
             for call in lane:
@@ -139,13 +143,15 @@ def _facts(call: CallSpan) -> Json:
 def _lanes(spans: Sequence[_Timed]) -> list[list[_Timed]]:
     """The spans in as few rows as hold them without overlap: in one thread of the format they may only be nested."""
     lanes: list[list[_Timed]] = []
+    free_at: list[tuple[int, int]] = []  # when each lane is free, and its place
     for span in sorted(spans, key=lambda span: span.start_s):
-        for lane in lanes:
-            if _ns(lane[-1].end_s) <= _ns(span.start_s):
-                lane.append(span)
-                break
+        if free_at and free_at[0][0] <= _ns(span.start_s):
+            _, place = heapq.heappop(free_at)
         else:
-            lanes.append([span])
+            place = len(lanes)
+            lanes.append([])
+        lanes[place].append(span)
+        heapq.heappush(free_at, (_ns(span.end_s), place))
     return lanes
 
 

@@ -17,6 +17,7 @@ WIDE_COLUMNS = 120  # narrower, the node's times are left out: the bar shows the
 MIN_BAR_COLUMNS = 10
 MAX_LABEL_COLUMNS = 24
 MAX_NODE_COLUMNS = 24
+MAX_NODES = 32  # in the totals; a screen or two
 MAX_TAIL_COLUMNS = 40  # a node's name with what went wrong in front of it
 
 _Timed = TypeVar("_Timed", RoundSpan, CallSpan)
@@ -184,15 +185,21 @@ def _node_lines(calls: Sequence[CallSpan], nodes: dict[str, str], width: int) ->
     wide = width >= WIDE_COLUMNS
     titles = f"{'queued':>10}{'computed':>10}{'network':>10}" if wide else ""
     lines = [f"{'Per node':12}{'calls':>7}{'failed':>7}{'rows':>8}{titles}{'sent':>11}{'received':>11}  node"]
-    for node_id, label in nodes.items():
-        of_node = [call for call in calls if call.node_id == node_id]
+    by_node: dict[str, list[CallSpan]] = {}
+    for call in calls:
+        by_node.setdefault(call.node_id, []).append(call)
+    busiest = sorted(by_node, key=lambda node_id: -sum(call.total_s for call in by_node[node_id]))[:MAX_NODES]
+    for node_id in [node_id for node_id in by_node if node_id in busiest]:
+        of_node = by_node[node_id]
         failed = sum(call.outcome == "failed" for call in of_node)
         counts = f"{'':12}{len(of_node):>7}{failed:>7}{sum(call.rows for call in of_node):>8}"
         if wide:
             times = [(call.queued_s or 0.0, call.computed_s or 0.0, call.network_s or 0.0) for call in of_node]
             counts += "".join(f"{_ms(sum(column)):>10}" for column in zip(*times, strict=True))
         sent, received = (sum(call.bytes_sent for call in of_node), sum(call.bytes_received for call in of_node))
-        lines.append(f"{counts}{_bytes(sent):>11}{_bytes(received):>11}  {label}")
+        lines.append(f"{counts}{_bytes(sent):>11}{_bytes(received):>11}  {nodes[node_id]}")
+    if len(busiest) < len(by_node):
+        lines.append(f"... and {len(by_node) - len(busiest)} nodes whose calls took less time")
     return lines
 
 

@@ -184,6 +184,19 @@ def test_only_the_slowest_rounds_of_a_long_trace_are_drawn_and_the_others_counte
     assert "... and 2 quicker rounds" in text
 
 
+def test_the_totals_name_only_the_nodes_whose_calls_took_longest() -> None:
+    step = Step()
+    with step.tracing.trace() as trace, step.tracing.round("ffn0", "forward", 100) as round_:
+        for i in range(40):
+            peer = PeerAddress(bytes([i]) * 32, (), f"node{i}")
+            traced(begun(round_).call(f"ffn0.{i}", peer, 1, at=step.at(0))).ended(at=step.at(i))
+
+    totals = trace.text().partition("Per node")[2].splitlines()
+
+    assert [line.split()[-1] for line in totals[1:33]] == [f"node{i}" for i in range(8, 40)]
+    assert totals[33:] == ["... and 8 nodes whose calls took less time"]
+
+
 def test_a_trace_without_any_call_still_has_a_text() -> None:
     step = Step()
     with step.tracing.trace() as trace:
