@@ -16,16 +16,25 @@ from learning_at_home.tensors.frames import DTYPES
 
 def check_rows(owner: str, layer: LayerSpec, x: Tensor) -> None:
     """Raises SpecMismatch, EmptyBatch or NonFiniteTensor naming `owner` (a uid or layer) and what it takes."""
-    takes = f"the expert takes {layer.dtype}[{', '.join(['*', *map(str, layer.row_shape)])}]"
+    check_specs(owner, layer, x)
+    check_finite(owner, x)
+
+
+def check_specs(owner: str, layer: LayerSpec, x: Tensor) -> None:
+    """What can be told without reading the numbers. Raises SpecMismatch or EmptyBatch."""
     if not isinstance(x, Tensor):
-        raise SpecMismatch(f"{owner}: input 0 is a {type(x).__name__}; {takes}, as a torch.Tensor")
-    seen = f"{str(x.dtype).removeprefix('torch.')}[{', '.join(map(str, x.shape))}]"
-    if x.shape[1:] != layer.row_shape or not x.dim() or x.dtype != DTYPES[layer.dtype] or x.layout != torch.strided:
-        raise SpecMismatch(f"{owner}: input 0 is {seen}; {takes}")
-    if not len(x):
-        raise EmptyBatch(f"{owner}: input 0 is {seen}, a batch of no rows; {takes} with at least one row")
+        raise SpecMismatch(f"{owner}: input 0 is a {type(x).__name__}; {_takes(layer)}, as a torch.Tensor")
+    shape = x.shape
+    if not shape or shape[1:] != layer.row_shape or x.dtype != DTYPES[layer.dtype] or x.layout != torch.strided:
+        raise SpecMismatch(f"{owner}: input 0 is {_seen(x)}; {_takes(layer)}")
+    if not shape[0]:
+        raise EmptyBatch(f"{owner}: input 0 is {_seen(x)}, a batch of no rows; {_takes(layer)} with at least one row")
+
+
+def check_finite(owner: str, x: Tensor) -> None:
+    """Raises NonFiniteTensor."""
     if not is_finite(x.detach()):
-        raise NonFiniteTensor(f"{owner}: input 0 ({seen}) holds NaN or infinity; nothing was sent")
+        raise NonFiniteTensor(f"{owner}: input 0 ({_seen(x)}) holds NaN or infinity")
 
 
 def check_one_request(owner: str, layer: LayerSpec, x: Tensor) -> None:
@@ -49,3 +58,11 @@ def check_first_order(owner: str) -> None:
         raise UsageError(
             f"{owner}: second derivatives through remote experts do not exist; call backward without create_graph=True"
         )
+
+
+def _takes(layer: LayerSpec) -> str:
+    return f"the expert takes {layer.dtype}[{', '.join(['*', *map(str, layer.row_shape)])}]"
+
+
+def _seen(x: Tensor) -> str:
+    return f"{str(x.dtype).removeprefix('torch.')}[{', '.join(map(str, x.shape))}]"

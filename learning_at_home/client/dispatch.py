@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learning_at_home.client.fanout import CallContext, FanOut, Result, Task, retry_at
+from learning_at_home.client.compression import Compression
+from learning_at_home.client.fanout import NO_COMPRESSION, CallContext, FanOut, Result, Task, retry_at
 from learning_at_home.client.living import LivingExperts
 from learning_at_home.client.quorum import Ask, Done, Quorum, Rows, Wait
 from learning_at_home.client.selection import next_best_cells
@@ -47,6 +48,7 @@ class Terms:
     k_min: int
     deadline_s: float
     grace_s: float
+    compression: Compression = NO_COMPRESSION
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,7 +93,7 @@ class ForwardRound:
         patience_s = PATIENCE_SHARE * terms.deadline_s
         quorum = Quorum(len(self._x), terms.k_min, grace_s=terms.grace_s, patience_s=patience_s, deadline=deadline)
         with self._context.connections.exchange() as exchange:
-            fanout = FanOut(self._context, exchange, deadline)
+            fanout = FanOut(self._context, exchange, deadline, compression=terms.compression)
             rows = np.repeat(np.arange(len(self._x)), chosen_RK.shape[1])
             self._ask(fanout, quorum, view, rows, self._asked_RA.reshape(-1))
             while not isinstance(decision := quorum.decide(clock.monotonic_s()), Done):
@@ -124,7 +126,8 @@ class ForwardRound:
         layer = self._terms.layer
         x = self._x.index_select(0, torch.from_numpy(rows))
         uid = str(layer.cells.uid(layer.prefix, cell))
-        return Task(uid, cell, holder, "forward", (x,), rows, TensorSpec(layer.dtype, tuple(x.shape)), retries)
+        expected = TensorSpec(layer.dtype, tuple(x.shape))
+        return Task(uid, cell, holder, "forward", (x,), len(rows), rows, expected, retries)
 
     def _take(self, quorum: Quorum, result: Result) -> None:
         now = self._context.clock.monotonic_s()
@@ -226,7 +229,9 @@ def ask_backward(
         slots = torch.from_numpy(part.rows * num_slots + part.slots)
         tensors = (x.index_select(0, rows), flat.index_select(0, slots))
         expected = TensorSpec(terms.layer.dtype, tuple(tensors[0].shape))
-        tasks.append(Task(part.uid, part.cell, part.holder, "backward", tensors, part.rows, expected))
+        tasks.append(
+            Task(part.uid, part.cell, part.holder, "backward", tensors, len(part.rows), part.rows, expected)
+        )
     results, causes, zero_rows = _run_backward(context, terms, tasks, len(x))
     if not results:
         raise not_enough(terms.layer.prefix, len(x), len(x), 1, causes, "backward")
@@ -251,7 +256,7 @@ def _run_backward(
     quorum.exhausted(np.arange(num_rows))  # only who computed a row forward can compute it backward
     results, causes = [], {}
     with context.connections.exchange() as exchange:
-        fanout = FanOut(context, exchange, deadline, retry_overloaded=True)
+        fanout = FanOut(context, exchange, deadline, insist=True, compression=terms.compression)
         for task in tasks:
             quorum.asked(task.rows, now)
         fanout.ask(tasks)

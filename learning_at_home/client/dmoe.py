@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from learning_at_home.client.checks import check_first_order, check_gradient, check_rows
+from learning_at_home.client.compression import Compression, compression_of
 from learning_at_home.client.dispatch import ForwardRound, Part, Terms, ask_backward, not_enough
 from learning_at_home.client.fanout import CallContext
 from learning_at_home.client.gating import GatingFunction
@@ -36,7 +37,8 @@ class DMoE(torch.nn.Module):
 
     Every row goes to its `k_best` best living experts; it needs answers of `k_min`, and once it has them the others
     have `grace_s` more. When too few answer, the next best living ones are asked, within `deadline_s`. The defaults
-    of k_min, deadline_s and grace_s are the project's. Batches over one request's limit are split, and each part is
+    of k_min, deadline_s and grace_s are the project's. `compression`: "float16", "bfloat16" or "int8" for what is sent
+    and what comes back, or a pair of two; what it loses: docs/performance.md. Batches over one request's limit are split, and each part is
     an update of its own at the expert.
 
     Forward raises SpecMismatch, EmptyBatch or NonFiniteTensor before anything is sent, and NotEnoughExperts, with a
@@ -55,6 +57,7 @@ class DMoE(torch.nn.Module):
         deadline_s: float | None = None,
         grace_s: float | None = None,
         in_features: int | None = None,
+        compression: Compression | str | tuple[str, str] = "none",
     ) -> None:
         super().__init__()
         self.layer: LayerSpec = swarm.project.layer(layer)
@@ -66,6 +69,7 @@ class DMoE(torch.nn.Module):
             self.layer.k_min if k_min is None else k_min,
             self.layer.deadline_s if deadline_s is None else deadline_s,
             self.layer.grace_s if grace_s is None else grace_s,
+            compression_of(compression, f"layer {layer}"),
         )
         if not 1 <= self.terms.k_min <= k_best:
             raise ConfigError(f"layer {layer}: k_min is {self.terms.k_min}; it must lie between 1 and k_best={k_best}")

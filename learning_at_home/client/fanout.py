@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import NoReturn
 
+import msgspec
 from torch import Tensor
 
+from learning_at_home.client.compression import Compression
 from learning_at_home.client.quorum import Rows
 from learning_at_home.client.stats import CallStats
 from learning_at_home.clock import Clock
@@ -41,6 +44,7 @@ from learning_at_home.wire.messages import MAX_WORK_PER_REQUEST, Operation, Tens
 SUSPICIOUS = (PeerUnreachable, CallTimeout, WireError, VersionMismatch)  # what makes a peer worth avoiding for a while
 SILENT_S = 0.25  # a peer that was left behind sooner than this is not suspected: it had no fair chance
 MIN_RETRY_S, MAX_RETRY_S = 0.05, 5.0  # a full node's hint counts within these: below is a busy loop, above is never
+NO_COMPRESSION = Compression()
 MAX_RETRIES = 4  # of one task; a node that is still full then is full, and others have their turn
 
 
@@ -63,8 +67,7 @@ class CallContext:
         )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Task:
+class Task(msgspec.Struct, frozen=True, eq=False):
     """Work for one expert. The tensors lie on the CPU and nobody else writes to them."""
 
     uid: str
@@ -72,17 +75,13 @@ class Task:
     holder: PeerAddress
     operation: Operation
     tensors: tuple[Tensor, ...]
-    rows: Rows  # of the caller's batch
+    num_rows: int
+    rows: Rows  # which ones of the caller's batch, where that matters to it
     expected: TensorSpec  # the one tensor of a right answer
     retries: int = 0  # how often a full node has been asked again
 
-    @property
-    def num_bytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Result:
+class Result(msgspec.Struct, frozen=True, eq=False):
     """What became of a task: its tensor, or the error."""
 
     task: Task
@@ -90,76 +89,88 @@ class Result:
     error: LearningAtHomeError | None
 
 
-@dataclass(slots=True)
 class FanOut:
-    """One round of calls. `retry_overloaded`: ask a full node again after its hint, while the deadline allows."""
+    """One round of calls.
 
-    context: CallContext
-    exchange: Exchange
-    deadline: float
-    retry_overloaded: bool = False
-    _pending: dict[int, tuple[Task, float]] = field(default_factory=dict)
-    _later: list[tuple[float, int, Task]] = field(default_factory=list)
-    _order: Iterator[int] = field(default_factory=itertools.count)
-    _answered: set[bytes] = field(default_factory=set)  # peers that said anything in this round
+    `insist`: there is nobody else to ask. A full node is asked again after its hint, and one whose connection was lost
+    once more at once, as long as the deadline allows; by its id the node knows work that it has done already.
+    """
+
+    def __init__(
+        self,
+        context: CallContext,
+        exchange: Exchange,
+        deadline: float,
+        *,
+        insist: bool = False,
+        compression: Compression = NO_COMPRESSION,
+    ) -> None:
+        self.context = context
+        self.exchange = exchange
+        self.deadline = deadline
+        self._insist = insist
+        self._compression = compression
+        self._later: list[tuple[float, int, Call]] = []  # heap: when to send, in which order
+        self._order = itertools.count()
+        self._reconnected: set[int] = set()  # calls that were sent over a second connection
+        self._answered: set[bytes] = set()  # peers that said anything in this round
 
     def ask(self, tasks: Iterable[Task]) -> None:
-        """Send the tasks: one message per node, more only when it would pass the size limit."""
-        by_node: dict[bytes, list[Task]] = {}
-        for task in tasks:
-            by_node.setdefault(task.holder.public_key, []).append(task)
-        now = self.context.clock.monotonic_s()
-        for of_node in by_node.values():
-            for message in _messages(of_node):
-                calls = [_call(task) for task in message]
-                call_ids = self.exchange.send(message[0].holder, self.context.project, calls, self.deadline)
-                self._pending.update(zip(call_ids, ((task, now) for task in message), strict=True))
+        """Send the tasks: one message per node, more only when it would pass the size limit.
+
+        Raises UsageError when values do not fit the compression that was chosen.
+        """
+        self._send([_call(task, self._compression) for task in tasks])
 
     def ask_later(self, task: Task, at: float) -> None:
         """Send the task at a moment (monotonic), from within `next_result`."""
-        heapq.heappush(self._later, (at, next(self._order), task))
+        heapq.heappush(self._later, (at, next(self._order), _call(task, self._compression)))
 
     def next_result(self, until: float) -> Result | None:
         """The next result, or None when `until` has passed."""
         clock = self.context.clock
         while True:
-            self._ask_what_is_due(clock.monotonic_s())
+            if self._later:
+                self._ask_what_is_due(clock.monotonic_s())
             wake = min(until, self._later[0][0]) if self._later else until
-            answer = self.exchange.next_answer(wake) if self._pending else None
+            answer = self.exchange.next_answer(wake)
             if answer is not None:
-                result = self._judge(self._pending.pop(answer.call_id)[0], answer)
-                if not (self.retry_overloaded and self._retry(result)):
+                result = self.judge(answer)
+                if result is not None:
                     return result
                 continue
             now = clock.monotonic_s()
             if now >= until:
                 return None
-            if not self._pending and wake > now:
+            if not self.exchange.pending and wake > now:
                 time.sleep(wake - now)  # nothing can arrive: somebody's hint, or the directory, is all there is
+
+    def next_due(self) -> float:
+        """When the next task that waits should be sent; infinity when none does."""
+        return self._later[0][0] if self._later else math.inf
 
     def leave_behind(self, patience_s: float) -> list[Task]:
         """Give up on what is open. Returns the tasks that were silent for `patience_s`, and suspects their peers."""
         now = self.context.clock.monotonic_s()
-        silent = [task for task, sent in self._pending.values() if now - sent >= max(patience_s, SILENT_S)]
-        for task, _ in self._pending.values():
-            self.context.stats.failed(task.holder.public_key, task.holder.name)
+        open_calls = self.exchange.open_calls()
+        silent = [call.task for call in open_calls if now - call.sent >= max(patience_s, SILENT_S)]
+        for call in open_calls:
+            holder = call.task.holder
+            self.context.stats.failed(holder.public_key, holder.name)
         for task in silent:
             if task.holder.public_key not in self._answered:
                 self.context.directory.report_failure(task.holder.public_key, now)
-        self._pending.clear()
+        self.exchange.abandon()
         self._later.clear()
         return silent
 
-    def _ask_what_is_due(self, now: float) -> None:
-        due = []
-        while self._later and self._later[0][0] <= now:
-            due.append(heapq.heappop(self._later)[2])
-        if due:
-            self.ask(due)
+    def judge(self, answer: Answer) -> Result | None:
+        """The result of an answer, counted, with the directory told whether its peer is alive.
 
-    def _judge(self, task: Task, answer: Answer) -> Result:
-        """The result of an answer, counted, with the directory told whether its peer is alive."""
+        None when the call goes out again instead.
+        """
         now = self.context.clock.monotonic_s()
+        task: Task = answer.call.task
         holder = task.holder
         tensor, error = None, answer.error
         if error is None:
@@ -168,28 +179,63 @@ class FanOut:
             except LearningAtHomeError as unusable:
                 error = unusable
         if error is None:
-            self.context.stats.answered(holder.public_key, holder.name, len(task.rows), answer.seconds, now)
+            self.context.stats.answered(holder.public_key, holder.name, task.num_rows, answer.seconds, now)
+        elif self._insist and self._goes_out_again(answer.call, error, now):
+            self.context.stats.retried(holder.public_key, holder.name)
+            return None
         else:
             self.context.stats.failed(holder.public_key, holder.name)
-        if isinstance(error, SUSPICIOUS):
-            self.context.directory.report_failure(holder.public_key, now)
-        elif isinstance(error, NodeDraining):
-            # It answers, and will serve nobody again: out of the views until its announcement says so itself.
-            self._answered.add(holder.public_key)
-            self.context.directory.report_failure(holder.public_key, now)
-        elif holder.public_key not in self._answered:
-            self._answered.add(holder.public_key)
-            self.context.directory.report_success(holder.public_key)
+        self._tell_directory(holder.public_key, error, now)
         return Result(task, tensor, error)
 
-    def _retry(self, result: Result) -> bool:
-        if not isinstance(result.error, NodeOverloaded):
+    def _tell_directory(self, public_key: bytes, error: LearningAtHomeError | None, now: float) -> None:
+        directory = self.context.directory
+        if error is None or not isinstance(error, (*SUSPICIOUS, NodeDraining)):
+            if public_key not in self._answered:
+                self._answered.add(public_key)
+                directory.report_success(public_key)
+            return
+        if isinstance(error, NodeDraining):
+            # It answers, and will serve nobody again: out of the views until its announcement says so itself.
+            self._answered.add(public_key)
+        directory.report_failure(public_key, now)
+
+    def _goes_out_again(self, call: Call, error: LearningAtHomeError, now: float) -> bool:
+        if isinstance(error, NodeOverloaded):
+            task: Task = call.task
+            at = retry_at(task, error, now)
+            if at is None or at >= self.deadline:
+                return False
+            call.task = msgspec.structs.replace(task, retries=task.retries + 1)
+        elif isinstance(error, PeerUnreachable) and call.call_id not in self._reconnected:
+            self._reconnected.add(call.call_id)
+            at = now
+        else:
             return False
-        at = retry_at(result.task, result.error, self.context.clock.monotonic_s())
-        if at is None or at >= self.deadline:
-            return False
-        self.ask_later(replace(result.task, retries=result.task.retries + 1), at)
+        heapq.heappush(self._later, (at, next(self._order), call))
         return True
+
+    def _ask_what_is_due(self, now: float) -> None:
+        due = []
+        while self._later and self._later[0][0] <= now:
+            due.append(heapq.heappop(self._later)[2])
+        if due:
+            self._send(due)
+
+    def _send(self, calls: Sequence[Call]) -> None:
+        by_node: dict[tuple[bytes, int], list[Call]] = {}
+        for call in calls:
+            by_node.setdefault((call.task.holder.public_key, call.issued_ms), []).append(call)
+        for of_node in by_node.values():
+            for message in _messages(of_node):
+                self.exchange.send(
+                    message[0].task.holder,
+                    self.context.project,
+                    message,
+                    self.deadline,
+                    self._compression.request,
+                    self._compression.reply,
+                )
 
 
 def retry_at(task: Task, error: NodeOverloaded, now: float) -> float | None:
@@ -204,29 +250,32 @@ def retry_at(task: Task, error: NodeOverloaded, now: float) -> float | None:
     return now + min(MAX_RETRY_S, 2 * hint_s * 2.0**task.retries) * random.uniform(0.5, 1.0)
 
 
-def _messages(tasks: Sequence[Task]) -> Iterator[list[Task]]:
-    """Consecutive tasks of one node in messages within the limits."""
-    message: list[Task] = []
+def _messages(calls: Sequence[Call]) -> Iterator[Sequence[Call]]:
+    """Consecutive calls of one node in messages within the limits."""
+    if len(calls) == 1:
+        yield calls
+        return
+    message: list[Call] = []
     size_bytes = 0
-    for task in tasks:
-        full = len(message) >= MAX_WORK_PER_REQUEST or size_bytes + task.num_bytes > MAX_BYTES_PER_REQUEST
-        if message and full:
+    for call in calls:
+        num_bytes = sum(spec.num_bytes for spec in call.tensors)
+        if message and (len(message) >= MAX_WORK_PER_REQUEST or size_bytes + num_bytes > MAX_BYTES_PER_REQUEST):
             yield message
             message, size_bytes = [], 0
-        message.append(task)
-        size_bytes += task.num_bytes
+        message.append(call)
+        size_bytes += num_bytes
     if message:
         yield message
 
 
-def _call(task: Task) -> Call:
-    framed = [to_frames(tensor) for tensor in task.tensors]
-    return Call(
-        task.uid,
-        task.operation,
-        tuple(spec for spec, _ in framed),
-        tuple(frame for _, frames in framed for frame in frames),
-    )
+def _call(task: Task, compression: Compression) -> Call:
+    specs: list[TensorSpec] = []
+    frames: list[memoryview] = []
+    for tensor in task.tensors:
+        spec, parts = to_frames(tensor, compression.request)
+        specs.append(spec)
+        frames += parts
+    return Call(task.uid, task.operation, tuple(specs), frames, task)
 
 
 def _usable(task: Task, answer: Answer) -> Tensor:
@@ -235,7 +284,8 @@ def _usable(task: Task, answer: Answer) -> Tensor:
     if specs != (task.expected,):
         seen = ", ".join(map(str, specs)) or "nothing"
         raise WireError(f"{task.uid}: the node answers {seen} instead of {task.expected}", peer=task.holder.name)
-    tensor = from_frames(task.expected, answer.tensors[0])
+    assert answer.reply is not None, "it has tensors"
+    tensor = from_frames(task.expected, answer.tensors[0], answer.reply.codec)
     if not is_finite(tensor):
         raise ExpertFailed(f"{task.uid}: its answer holds NaN or infinity", peer=task.holder.name)
     return tensor

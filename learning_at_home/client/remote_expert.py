@@ -13,35 +13,48 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from learning_at_home.client.checks import check_first_order, check_gradient, check_one_request, check_rows
+from learning_at_home.client.checks import check_finite, check_first_order, check_gradient, check_one_request, check_specs
+from learning_at_home.client.compression import Compression, compression_of
 from learning_at_home.client.fanout import CallContext, FanOut, Task
 from learning_at_home.errors import CallTimeout, ConfigError, LearningAtHomeError, UnknownExpert
 from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.peer_address import PeerAddress
 from learning_at_home.project import LayerSpec
+from learning_at_home.transport.link import ZERO_COPY_BYTES
 from learning_at_home.wire.messages import Operation, TensorSpec
 
 if TYPE_CHECKING:
     from learning_at_home.client.swarm import Swarm
+
+_ALL_ROWS = np.empty(0, np.int64)  # of a call whose rows are all the same to us
 
 
 class RemoteExpert(torch.nn.Module):
     """`y = RemoteExpert(swarm, "ffn0.1.2")(x)`, x [rows, *row shape] of the layer's dtype, on any device.
 
     Raises InvalidUid or UnknownLayer at once; a call raises SpecMismatch, EmptyBatch, BatchTooLarge or NonFiniteTensor
-    before anything is sent, UnknownExpert when no living node serves it, and what its host answers (ExpertFailed,
+    (the last one while the request is on its way: a forward changes nothing), UnknownExpert when no living node serves it, and what its host answers (ExpertFailed,
     NodeDraining ...), CallTimeout or PeerUnreachable. A full node is asked again while the deadline allows.
     Backward goes to the host that did the forward, whoever serves the expert by then; when that host is gone it raises.
     A backward that raised may still have been applied by the host; it is never sent twice.
     """
 
-    def __init__(self, swarm: Swarm, uid: ExpertUid | str, *, deadline_s: float | None = None) -> None:
+    def __init__(
+        self,
+        swarm: Swarm,
+        uid: ExpertUid | str,
+        *,
+        deadline_s: float | None = None,
+        compression: Compression | str | tuple[str, str] = "none",
+    ) -> None:
         super().__init__()
         self.uid = uid if isinstance(uid, ExpertUid) else ExpertUid.parse(uid)
         self.layer: LayerSpec = swarm.project.layer(self.uid.prefix)
         self.deadline_s = self.layer.deadline_s if deadline_s is None else deadline_s
         if not self.deadline_s > 0:
             raise ConfigError(f"{self.uid}: deadline_s is {self.deadline_s}; it must be positive")
+        self.compression = compression_of(compression, str(self.uid))
+        self._name = str(self.uid)
         self._cell = self.layer.cells.cell(self.uid)
         self._swarm = swarm  # keeps the connections open for as long as somebody holds the expert
         self._calls: CallContext = swarm.calls
@@ -49,9 +62,8 @@ class RemoteExpert(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The expert's output, of the shape of x. With autograd on, its backward trains the expert."""
-        name = str(self.uid)
-        check_rows(name, self.layer, x)
-        check_one_request(name, self.layer, x)
+        check_specs(self._name, self.layer, x)
+        check_one_request(self._name, self.layer, x)
         y: Tensor = _RemoteCall.apply(x, training_anchor(self.layer), self)  # type: ignore[no-untyped-call]
         return y
 
@@ -61,14 +73,12 @@ class RemoteExpert(torch.nn.Module):
     def call(self, operation: Operation, tensors: tuple[Tensor, ...], holder: PeerAddress) -> Tensor:
         """One request to a host of the expert, without autograd. Raises what RemoteExpert's docstring lists."""
         context = self._calls
-        rows = np.arange(len(tensors[0]))
-        expected = TensorSpec(self.layer.dtype, tuple(tensors[0].shape))
-        sent = tuple(_own_copy(tensor) for tensor in tensors)
-        task = Task(str(self.uid), self._cell, holder, operation, sent, rows, expected)
         deadline = context.clock.monotonic_s() + self.deadline_s
         with context.connections.exchange() as exchange:
-            fanout = FanOut(context, exchange, deadline, retry_overloaded=True)
-            fanout.ask([task])
+            fanout = FanOut(context, exchange, deadline, insist=True, compression=self.compression)
+            fanout.ask([self.task(operation, tensors, holder)])
+            if operation == "forward":
+                check_finite(self._name, tensors[0])  # while the request travels; a forward changes nothing
             result = fanout.next_result(deadline + 1.0)  # every call answers at its deadline at the latest
         if result is None:
             raise CallTimeout(f"{self.uid}: no answer in {self.deadline_s:g} s")
@@ -76,13 +86,21 @@ class RemoteExpert(torch.nn.Module):
             raise _naming(self.uid, result.error)
         return result.tensor.to(tensors[0].device)
 
+    def task(self, operation: Operation, tensors: tuple[Tensor, ...], holder: PeerAddress) -> Task:
+        """The work that a call is, its tensors on the CPU."""
+        expected = TensorSpec(self.layer.dtype, tuple(tensors[0].shape))
+        # A forward's content matters to nobody once its caller has given up. What a backward sends, perhaps a moment
+        # after that, an expert would learn from: it must not change, so it is a copy.
+        sent = tuple(map(_own_copy if operation == "backward" else _on_cpu, tensors))
+        return Task(self._name, self._cell, holder, operation, sent, expected.shape[0], _ALL_ROWS, expected)
+
     def holder(self) -> PeerAddress:
         """Who serves the expert; the last holder while it is only suspected, since nobody else can be asked instead.
 
         Raises UnknownExpert.
         """
         directory = self._calls.directory
-        holder = directory.find(self.uid)
+        holder = directory.layer(self.uid.prefix).holders[self._cell]
         if holder is None and self._last_holder is not None:
             now = self._calls.clock.monotonic_s()
             if any(peer.public_key == self._last_holder.public_key for peer in directory.suspected(now)):
@@ -115,7 +133,7 @@ class _RemoteCall(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: _SavedCall, gradient: Tensor) -> tuple[Tensor | None, None, None]:
-        name = str(ctx.expert.uid)
+        name = ctx.expert._name
         check_first_order(name)
         check_gradient(name, gradient)
         (x,) = ctx.saved_tensors
@@ -129,9 +147,16 @@ def training_anchor(layer: LayerSpec) -> Tensor:
     return torch.empty(0, requires_grad=layer.optimizer.name != "frozen" and torch.is_grad_enabled())
 
 
-def _own_copy(tensor: Tensor) -> Tensor:
-    """A contiguous copy on the CPU: what is sent must not change while it waits in a queue, also after a timeout."""
+def _on_cpu(tensor: Tensor) -> Tensor:
     detached = tensor.detach()
+    return detached if detached.device.type == "cpu" else detached.to("cpu")
+
+
+def _own_copy(tensor: Tensor) -> Tensor:
+    """A copy on the CPU that nobody else can write to; small ones ZeroMQ copies when they are sent."""
+    detached = tensor.detach()
+    if detached.nbytes < ZERO_COPY_BYTES and detached.device.type == "cpu":
+        return detached
     copy = detached.to("cpu").contiguous()
     return copy.clone() if copy.data_ptr() == detached.data_ptr() else copy
 

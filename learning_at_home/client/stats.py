@@ -19,6 +19,7 @@ class NodeStats:
     name: str
     calls: int
     failures: int
+    retries: int
     rows: int
     p50_ms: float | None
     p95_ms: float | None
@@ -30,6 +31,7 @@ class SwarmStats:
 
     calls: int  # pieces of work sent: one per expert, operation and part of a batch
     failures: int  # of those, how many had no usable answer (also those that were left behind after the grace time)
+    retries: int  # calls sent once more: their node was full, or the connection to it was lost
     rows: int  # rows in answered calls, forward and backward
     late_answers: int  # came after nobody waited for them any more
     zero_gradient_rows: int  # rows of a DMoE that got no gradient from any expert
@@ -46,6 +48,7 @@ class _Copy:
     name: str
     calls: int
     failures: int
+    retries: int
     rows: int
     latencies: Latencies
 
@@ -55,11 +58,12 @@ class _Counts:
     name: str
     calls: int = 0
     failures: int = 0
+    retries: int = 0
     rows: int = 0
     latencies: LatencyWindow = field(default_factory=LatencyWindow)
 
     def copy(self, now: float) -> _Copy:
-        return _Copy(self.name, self.calls, self.failures, self.rows, self.latencies.copy(now))
+        return _Copy(self.name, self.calls, self.failures, self.retries, self.rows, self.latencies.copy(now))
 
 
 class CallStats:
@@ -67,23 +71,26 @@ class CallStats:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._total = _Counts("")
         self._nodes: dict[bytes, _Counts] = {}  # bounded by the nodes of the project that this process has called
         self._zero_gradient_rows = 0
         self._lost_contributions = 0
 
     def answered(self, public_key: bytes, name: str, rows: int, seconds: float, now: float) -> None:
         with self._lock:
-            for counts in (self._total, self._node(public_key, name)):
-                counts.calls += 1
-                counts.rows += rows
-                counts.latencies.record(seconds, now)
+            counts = self._nodes.get(public_key) or self._node(public_key, name)
+            counts.calls += 1
+            counts.rows += rows
+            counts.latencies.record(seconds, now)
 
     def failed(self, public_key: bytes, name: str) -> None:
         with self._lock:
-            for counts in (self._total, self._node(public_key, name)):
-                counts.calls += 1
-                counts.failures += 1
+            counts = self._node(public_key, name)
+            counts.calls += 1
+            counts.failures += 1
+
+    def retried(self, public_key: bytes, name: str) -> None:
+        with self._lock:
+            self._node(public_key, name).retries += 1
 
     def lost_gradients(self, zero_rows: int, contributions: int) -> None:
         with self._lock:
@@ -92,14 +99,15 @@ class CallStats:
 
     def snapshot(self, now: float, late_answers: int) -> SwarmStats:
         with self._lock:
-            total = self._total.copy(now)
             nodes = {key.hex(): counts.copy(now) for key, counts in self._nodes.items()}
             zero_gradient_rows, lost_contributions = self._zero_gradient_rows, self._lost_contributions
-        p50_ms, p95_ms = total.latencies.percentiles_ms()
+        everything = Latencies(tuple(part for counts in nodes.values() for part in counts.latencies.slices))
+        p50_ms, p95_ms = everything.percentiles_ms()
         return SwarmStats(
-            calls=total.calls,
-            failures=total.failures,
-            rows=total.rows,
+            calls=sum(counts.calls for counts in nodes.values()),
+            failures=sum(counts.failures for counts in nodes.values()),
+            retries=sum(counts.retries for counts in nodes.values()),
+            rows=sum(counts.rows for counts in nodes.values()),
             late_answers=late_answers,
             zero_gradient_rows=zero_gradient_rows,
             lost_contributions=lost_contributions,
@@ -117,4 +125,4 @@ class CallStats:
 
 def _node_stats(counts: _Copy) -> NodeStats:
     p50_ms, p95_ms = counts.latencies.percentiles_ms()
-    return NodeStats(counts.name, counts.calls, counts.failures, counts.rows, p50_ms, p95_ms)
+    return NodeStats(counts.name, counts.calls, counts.failures, counts.retries, counts.rows, p50_ms, p95_ms)

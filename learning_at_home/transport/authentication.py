@@ -36,9 +36,9 @@ class Authenticator:
             self.socket.send_multipart([*envelope, version, request_id, *verdict, b""], zmq.NOBLOCK)
 
 
-def caller_key(frame: zmq.Frame) -> bytes:
-    """The CURVE public key (32 bytes) of the connection that a received frame came by. Raises WireError without one."""
+def caller_key(frame: zmq.Frame) -> str:
+    """The CURVE public key, in hex, of the connection that a received frame came by. Raises WireError without one."""
     try:
-        return bytes.fromhex(str(frame.get("User-Id")))
-    except (zmq.ZMQError, ValueError) as error:
+        return str(frame.get("User-Id"))
+    except zmq.ZMQError as error:
         raise WireError("a message from a connection without a key") from error

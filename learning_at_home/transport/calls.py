@@ -1,16 +1,17 @@
 """The bookkeeping of calls in flight: ids, deadlines, who answers what. Pure: no socket, no clock; `now` is passed in.
 
 Every call that is added leaves exactly once: by a reply, by a failure, by its deadline, or because its peer was lost.
+One that was lost may be added again: it keeps its id, by which the node knows a backward that it has applied already.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+import msgspec
 
 from learning_at_home.errors import CallTimeout, LearningAtHomeError, WireError, from_wire
 from learning_at_home.peer_address import PeerAddress
@@ -20,75 +21,87 @@ from learning_at_home.wire.messages import Failure, Operation, Reply, TensorSpec
 Frames = list[list[Any]]  # the frames of each tensor (zmq.Frame; bytes in tests)
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """Work for one expert, ready to be sent: header entries and the frames of all tensors, in order."""
+class Call(msgspec.Struct, eq=False):
+    """Work for one expert, ready to be sent: header entries and the frames of all tensors, in order.
+
+    The first four are the caller's, and `task`, which comes back untouched with the answer; the rest is the table's.
+    """
 
     uid: str
     operation: Operation
     tensors: tuple[TensorSpec, ...]
-    frames: tuple[memoryview | bytes, ...]
+    frames: Sequence[memoryview | bytes]
+    task: Any = None
+    peer: PeerAddress | None = None
+    call_id: int = -1  # given when it is first sent; with `issued_ms` and our key it names the work for good
+    issued_ms: int = 0
+    first_sent: float = 0.0  # monotonic, as the next two
+    sent: float = 0.0
+    deadline: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True, eq=False):
     """What became of one call: either `reply` with its tensors' frames, or `error`."""
 
-    call_id: int
-    uid: str
+    call: Call
     peer: PeerAddress
     reply: Reply | None
     tensors: Frames
     error: LearningAtHomeError | None
-    seconds: float
+    seconds: float  # since it was last sent
+
+    @property
+    def call_id(self) -> int:
+        return self.call.call_id
+
+    @property
+    def uid(self) -> str:
+        return self.call.uid
 
 
-@dataclass(frozen=True, slots=True)
-class _Pending:
-    uid: str
-    peer: PeerAddress
-    sent: float
-    deadline: float
-
-
-@dataclass(slots=True)
 class CallTable:
     """Calls in flight and answers that wait to be fetched."""
 
-    ids: Iterable[int]
-    late: int = 0  # answers to calls that were abandoned or timed out
-    _earliest: float = math.inf  # no pending call's deadline is before this
-    _pending: dict[int, _Pending] = field(default_factory=dict)
-    _answers: deque[Answer] = field(default_factory=deque)
+    def __init__(self, ids: Iterator[int]) -> None:
+        self._ids = ids
+        self.late = 0  # answers to calls that were abandoned or timed out
+        self._earliest = math.inf  # no pending call's deadline is before this
+        self._pending: dict[int, Call] = {}
+        self._answers: deque[Answer] = deque()
 
     @property
     def num_open(self) -> int:
         """Calls whose answer was not fetched yet."""
         return len(self._pending) + len(self._answers)
 
-    def add(self, peer: PeerAddress, calls: Sequence[Call], now: float, deadline: float) -> list[int]:
-        """Ids for calls that are about to be sent."""
-        call_ids = list(itertools.islice(self.ids, len(calls)))
-        self._earliest = min(self._earliest, deadline)
-        for call_id, call in zip(call_ids, calls, strict=True):
-            self._pending[call_id] = _Pending(call.uid, peer, now, deadline)
-        return call_ids
+    def add(self, peer: PeerAddress, calls: Sequence[Call], now: float, wall_ms: int, deadline: float) -> None:
+        """Calls are about to be sent; those that never were get their ids."""
+        if deadline < self._earliest:
+            self._earliest = deadline
+        for call in calls:
+            if call.call_id < 0:
+                call.call_id = next(self._ids)
+                call.issued_ms = wall_ms
+                call.first_sent = now
+            call.peer = peer
+            call.sent = now
+            call.deadline = deadline
+            self._pending[call.call_id] = call
 
     def pop(self) -> Answer | None:
         return self._answers.popleft() if self._answers else None
 
     def replied(self, peer: PeerAddress, reply: Reply, frames: Sequence[Any], now: float) -> None:
         """A reply came. A wrong shape of message is the peer's fault and becomes this call's WireError."""
-        pending = self._take(peer, reply.call_id)
-        if pending is None:
+        call = self._take(peer, reply.call_id)
+        if call is None:
             return
         try:
-            tensors = split_frames([reply.tensors], frames)[0]
+            tensors = split_frames([reply.tensors], frames, codec=reply.codec)[0]
         except WireError as error:
-            broken = WireError(f"{pending.uid}: {error.message}", peer=peer.name)
-            self._answers.append(Answer(reply.call_id, pending.uid, peer, None, [], broken, now - pending.sent))
+            self._end(call, WireError(f"{call.uid}: {error.message}", peer=peer.name), now)
             return
-        self._answers.append(Answer(reply.call_id, pending.uid, peer, reply, tensors, None, now - pending.sent))
+        self._answers.append(Answer(call, peer, reply, tensors, None, now - call.sent))
 
     def failed(self, peer: PeerAddress, failure: Failure, now: float) -> None:
         """A failure came: of one call, or with call_id None of everything that waits for this peer."""
@@ -96,42 +109,55 @@ class CallTable:
         error = from_wire(failure.code, failure.message, peer=peer.name, retry_after_s=retry_after_s)
         if failure.call_id is None:
             self.lost(peer, error, now)
-        elif pending := self._take(peer, failure.call_id):
-            self._answers.append(Answer(failure.call_id, pending.uid, peer, None, [], error, now - pending.sent))
+        elif call := self._take(peer, failure.call_id):
+            self._end(call, error, now)
 
     def lost(self, peer: PeerAddress, error: LearningAtHomeError, now: float) -> None:
         """All calls that wait for this peer end with `error`."""
-        for call_id in [i for i, p in self._pending.items() if p.peer.public_key == peer.public_key]:
-            pending = self._pending.pop(call_id)
-            self._answers.append(Answer(call_id, pending.uid, peer, None, [], error, now - pending.sent))
+        for call in [call for call in self._pending.values() if _same(call.peer, peer)]:
+            del self._pending[call.call_id]
+            self._end(call, error, now)
 
     def expire(self, now: float) -> list[PeerAddress]:
         """Ends the calls whose deadline has passed; returns the peers that did not answer."""
         silent: list[PeerAddress] = []
         if now < self._earliest:
             return silent
-        for call_id in [i for i, p in self._pending.items() if p.deadline <= now]:
-            pending = self._pending.pop(call_id)
-            error = CallTimeout(f"{pending.uid}: no answer in {now - pending.sent:.2f} s", peer=pending.peer.name)
-            self._answers.append(Answer(call_id, pending.uid, pending.peer, None, [], error, now - pending.sent))
-            silent.append(pending.peer)
-        self._earliest = min((p.deadline for p in self._pending.values()), default=math.inf)
+        for call in [call for call in self._pending.values() if call.deadline <= now]:
+            del self._pending[call.call_id]
+            assert call.peer is not None, "`add` has set it"
+            waited_s = now - call.first_sent
+            self._end(call, CallTimeout(f"{call.uid}: no answer in {waited_s:.2f} s", peer=call.peer.name), now)
+            silent.append(call.peer)
+        self._earliest = min((call.deadline for call in self._pending.values()), default=math.inf)
         return silent
 
     def next_deadline(self) -> float:
         """When `expire` should be called next; infinity when nothing is pending."""
         return self._earliest
 
+    def open_calls(self) -> list[Call]:
+        """Those that have no answer yet."""
+        return list(self._pending.values())
+
     def abandon(self) -> None:
         """Forget everything; what still comes is late."""
         self._pending.clear()
         self._answers.clear()
 
-    def _take(self, peer: PeerAddress, call_id: int) -> _Pending | None:
-        pending = self._pending.get(call_id)
-        if (
-            pending is None or pending.peer.public_key != peer.public_key
-        ):  # answers for another peer's call count as noise
+    def _end(self, call: Call, error: LearningAtHomeError, now: float) -> None:
+        assert call.peer is not None, "`add` has set it"
+        self._answers.append(Answer(call, call.peer, None, [], error, now - call.sent))
+
+    def _take(self, peer: PeerAddress, call_id: int) -> Call | None:
+        """The pending call, taken out. Answers for another peer's call count as noise."""
+        call = self._pending.get(call_id)
+        if call is None or not _same(call.peer, peer):
             self.late += 1
             return None
-        return self._pending.pop(call_id)
+        del self._pending[call_id]
+        return call
+
+
+def _same(one: PeerAddress | None, other: PeerAddress) -> bool:
+    return one is other or (one is not None and one.public_key == other.public_key)

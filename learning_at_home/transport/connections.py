@@ -6,13 +6,14 @@ is used by one thread at a time, nothing rests on thread-locals, and no call pay
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import os
+import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from types import TracebackType
 
 import zmq
 
@@ -23,29 +24,31 @@ from learning_at_home.peer_address import PeerAddress
 from learning_at_home.transport.calls import Answer, Call, CallTable
 from learning_at_home.transport.link import Link
 from learning_at_home.version import AGENT
-from learning_at_home.wire.messages import Failure, Request, Work
+from learning_at_home.wire.messages import Codec, Failure, Request, Work
 
 MAX_LINKS_PER_CHANNEL = 128  # of four descriptors each: half of a process's usual 1,024
-MONITOR_INTERVAL_S = 0.05  # how often a wait looks for lost connections
+TRUSTED_S = 0.2  # a link that was used within this time is not asked whether it still lives
+MAX_WAIT_S = 1.0  # a wait looks at its clock again after this at the latest: a test's clock may have moved
 
 
 class Channel:
     """The links of one leaseholder, by peer."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], identity: Identity) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], identity: Identity, unencrypted: bool) -> None:
         self._context = context
         self._identity = identity
+        self._unencrypted = unencrypted
         self.links: OrderedDict[bytes, Link] = OrderedDict()
 
     def link(self, peer: PeerAddress) -> Link:
-        """The live link to a peer, made when there is none. Raises PeerUnreachable."""
+        """The link to a peer, made when there is none to where the peer is now. Raises PeerUnreachable."""
         link = self.links.get(peer.public_key)
         if link is not None:
-            if link.peer.endpoints == peer.endpoints and link.lost() is None:
+            if link.peer is peer or link.peer.endpoints == peer.endpoints:
                 self.links.move_to_end(peer.public_key)
                 return link
             self.drop(peer.public_key)
-        link = Link(self._context, self._identity, peer, AGENT)
+        link = Link(self._context, self._identity, peer, AGENT, self._unencrypted)
         self.links[peer.public_key] = link
         return link
 
@@ -64,15 +67,24 @@ class Channel:
 
 
 class Exchange:
-    """One round of calls over a leased channel. Not for sharing between threads."""
+    """One round of calls over a channel that is leased for it. Not for sharing between threads."""
 
-    def __init__(self, channel: Channel, ids: Iterator[int], clock: Clock) -> None:
+    def __init__(self, connections: Connections, channel: Channel, ids: Iterator[int], clock: Clock) -> None:
+        self._connections = connections
         self._channel = channel
         self._clock = clock
         self._table = CallTable(ids)
-        self._poller = zmq.Poller()
-        self._polled: dict[zmq.Socket[bytes], Link] = {}
-        self._next_monitor = 0.0
+        self._poller: zmq.Poller | None = None  # the link's own while there is only one
+        self._polled: dict[zmq.Socket[bytes], Link] = {}  # each link twice: by its socket and by its monitor
+
+    def __enter__(self) -> Exchange:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._table.abandon()
+        self._connections._give_back(self._channel, self._table.late)
 
     @property
     def pending(self) -> int:
@@ -84,25 +96,37 @@ class Exchange:
         """Answers that came for calls of an earlier exchange, or after their deadline."""
         return self._table.late
 
-    def send(self, peer: PeerAddress, project: str, calls: Sequence[Call], deadline: float) -> list[int]:
-        """Send one message with all these calls; returns their ids. What goes wrong comes as each call's answer."""
+    @property
+    def sockets(self) -> Sequence[zmq.Socket[bytes]]:
+        """What to watch for an event loop that calls `take_in` instead of waiting in `next_answer`."""
+        return list(self._polled)
+
+    def send(
+        self,
+        peer: PeerAddress,
+        project: str,
+        calls: Sequence[Call],
+        deadline: float,
+        codec: Codec = "none",
+        reply_codec: Codec = "none",
+    ) -> list[int]:
+        """Send one message with all these calls; returns their ids. What goes wrong comes as each call's answer.
+
+        Calls that were sent before go out under the same ids: all of one message must have been issued together.
+        """
         now = self._clock.monotonic_s()
-        call_ids = self._table.add(peer, calls, now, deadline)
-        work = tuple(
-            Work(call_id, call.uid, call.operation, call.tensors) for call_id, call in zip(call_ids, calls, strict=True)
-        )
+        self._table.add(peer, calls, now, round(self._clock.wall_s() * 1000), deadline)
+        first = calls[0]
+        work = tuple([Work(call.call_id, call.uid, call.operation, call.tensors) for call in calls])
+        frames = first.frames if len(calls) == 1 else [frame for call in calls for frame in call.frames]
         timeout_ms = min(3_600_000, max(1, round((deadline - now) * 1000)))
-        self._forget_dead_link(peer)
+        waited_ms = max(0, round((now - first.first_sent) * 1000))
+        request = Request(project, first.issued_ms, timeout_ms, work, waited_ms, codec, reply_codec)
         try:
-            link = self._channel.link(peer)
-            self._poll(link)
-            link.send(
-                Request(project, round(self._clock.wall_s() * 1000), timeout_ms, work),
-                [frame for call in calls for frame in call.frames],
-            )
+            self._link(peer, now).send(request, frames)
         except LearningAtHomeError as error:
             self._lose(peer, error)
-        return call_ids
+        return [call.call_id for call in calls]
 
     def next_answer(self, until: float) -> Answer | None:
         """The next answer of any call, or None when `until` (monotonic seconds) has passed or nothing is pending."""
@@ -110,85 +134,133 @@ class Exchange:
             if answer := self._table.pop():
                 return answer
             now = self._clock.monotonic_s()
-            for peer in self._table.expire(now):
-                self._unlink(peer)  # drops what is queued for a silent peer, and the hold on its tensors
-            if self._table.num_open == 0 or (now >= until and not self._receive(0.0)):
+            self._expire(now)
+            if self._table.num_open == 0 or (now >= until and not self._wait(0.0)):
                 return self._table.pop()
             if now < until:
-                wake = min(until, self._table.next_deadline(), now + MONITOR_INTERVAL_S)
-                self._receive(max(0.0, wake - now))
+                self._wait(max(0.0, min(until, self._table.next_deadline()) - now))
 
-    def close(self) -> None:
-        """Abandon what is pending."""
+    def take_in(self) -> list[Answer]:
+        """All answers that there are now, for whoever waits by other means."""
+        for link in dict.fromkeys(self._polled.values()):
+            self._drain(link)
+            self._look(link)
+        self._expire(self._clock.monotonic_s())
+        answers = []
+        while answer := self._table.pop():
+            answers.append(answer)
+        return answers
+
+    def open_calls(self) -> list[Call]:
+        """Calls that have no answer yet."""
+        return self._table.open_calls()
+
+    def next_deadline(self) -> float:
+        """When `take_in` must be called at the latest; infinity when nothing is pending."""
+        return self._table.next_deadline()
+
+    def abandon(self) -> None:
+        """Give up on what is pending: what still comes is late."""
         self._table.abandon()
 
-    def _forget_dead_link(self, peer: PeerAddress) -> None:
-        """End what waits on a link that the channel is about to replace: one that was lost, or whose peer has moved."""
-        link = self._channel.links.get(peer.public_key)
-        if link is None or link.socket not in self._polled:
+    def _link(self, peer: PeerAddress, now: float) -> Link:
+        """The link to a peer, watched. What waits on one that is replaced (its peer has moved) ends."""
+        old = self._channel.links.get(peer.public_key)
+        if old is not None:
+            moved = old.peer is not peer and old.peer.endpoints != peer.endpoints
+            if old.socket in self._polled:
+                if not moved:
+                    return old
+                self._drain(old)
+                self._lose(old.peer, PeerUnreachable(f"it has moved to {list(peer.endpoints)}", peer=peer.name))
+            elif moved or (now - old.used > TRUSTED_S and old.lost() is not None):
+                self._channel.drop(peer.public_key)
+        link = self._channel.link(peer)
+        link.used = now
+        self._watch(link)
+        return link
+
+    def _watch(self, link: Link) -> None:
+        self._polled[link.socket] = self._polled[link.monitor] = link
+        if len(self._polled) == 2:
+            self._poller = link.poller
             return
-        error = link.lost()
-        if error is None and link.peer.endpoints != peer.endpoints:
-            error = PeerUnreachable(f"it has moved to {list(peer.endpoints)}", peer=peer.name)
-        if error is not None:
+        self._poller = zmq.Poller()
+        for socket in self._polled:
+            self._poller.register(socket, zmq.POLLIN)
+
+    def _wait(self, timeout_s: float) -> bool:
+        """Take in what arrives within the time; whether anything did."""
+        ready = self._poller.poll(math.ceil(min(timeout_s, MAX_WAIT_S) * 1000)) if self._poller is not None else []
+        for socket, _ in ready:
+            link = self._polled.get(socket)
+            if link is None:
+                continue  # dropped a moment ago, with its other socket
+            if socket is link.socket:
+                self._take(link)
+            else:
+                self._look(link)
+        return bool(ready)
+
+    def _look(self, link: Link) -> None:
+        """What the monitor tells; answers that arrived before the end still count."""
+        if error := link.lost():
             self._drain(link)
             self._lose(link.peer, error)
 
-    def _poll(self, link: Link) -> None:
-        if link.socket not in self._polled:
-            self._polled[link.socket] = link
-            self._poller.register(link.socket, zmq.POLLIN)
-
-    def _receive(self, timeout_s: float) -> bool:
-        """Take in what arrives within the time; whether anything did."""
-        ready = self._poller.poll(math.ceil(timeout_s * 1000)) if self._polled else []
-        for socket, _ in ready:
-            self._drain(self._polled[socket])
-        now = self._clock.monotonic_s()
-        if not ready or now >= self._next_monitor:
-            self._next_monitor = now + MONITOR_INTERVAL_S
-            for link in list(self._polled.values()):
-                if error := link.lost():
-                    self._drain(link)  # answers that arrived before the end still count
-                    self._lose(link.peer, error)
-        return bool(ready)
-
     def _drain(self, link: Link) -> None:
+        while self._take(link):
+            pass
+
+    def _take(self, link: Link) -> bool:
+        """Take in one message, if there is one; whether there may be more."""
         try:
-            while received := link.receive():
-                message, frames = received
-                now = self._clock.monotonic_s()
-                if isinstance(message, Failure):
-                    self._table.failed(link.peer, message, now)
-                    if message.call_id is None:  # it refuses what the connection says as a whole: begin anew
-                        self._unlink(link.peer)
-                        return
-                else:
-                    self._table.replied(link.peer, message, frames, now)
+            received = link.receive()
         except WireError as error:
             self._lose(link.peer, error)
+            return False
+        if received is None:
+            return False
+        message, frames = received
+        now = self._clock.monotonic_s()
+        if not isinstance(message, Failure):
+            self._table.replied(link.peer, message, frames, now)
+            return True
+        self._table.failed(link.peer, message, now)
+        if message.call_id is None:  # it refuses what the connection says as a whole: begin anew
+            self._unlink(link.peer)
+            return False
+        return True
+
+    def _expire(self, now: float) -> None:
+        for peer in self._table.expire(now):
+            self._unlink(peer)  # drops what is queued for a silent peer, and the hold on its tensors
 
     def _lose(self, peer: PeerAddress, error: LearningAtHomeError) -> None:
         self._unlink(peer)
         self._table.lost(peer, error, self._clock.monotonic_s())
 
     def _unlink(self, peer: PeerAddress) -> None:
-        for socket, link in list(self._polled.items()):
-            if link.peer.public_key == peer.public_key:
-                self._poller.unregister(socket)
-                del self._polled[socket]
+        kept = {socket: link for socket, link in self._polled.items() if link.peer.public_key != peer.public_key}
+        if len(kept) < len(self._polled):
+            self._polled, self._poller = {}, None
+            for link in dict.fromkeys(kept.values()):
+                self._watch(link)
         self._channel.drop(peer.public_key)
 
 
 class Connections:
     """All connections of a calling process: a pool of channels. Thread-safe."""
 
-    def __init__(self, identity: Identity, clock: Clock) -> None:
+    def __init__(self, identity: Identity, clock: Clock, *, unencrypted: bool = False) -> None:
+        """`unencrypted`: connect to nodes that take no encrypted connections, too. For trusted machines in one rack."""
+        self._unencrypted = unencrypted
         self._identity = identity
         self._clock = clock
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 65_536)
-        self._ids = itertools.count(1)  # next() of a count is atomic under the interpreter lock
+        # Anywhere: another process with our key counts elsewhere. next() of a count is atomic under the interpreter lock.
+        self._ids = itertools.count(secrets.randbits(48))
         self._lock = threading.Lock()
         self._idle: list[Channel] = []
         self._leased = 0
@@ -196,16 +268,12 @@ class Connections:
         self._pid = os.getpid()
         self.late_answers = 0
 
-    @contextlib.contextmanager
-    def exchange(self) -> Iterator[Exchange]:
-        """Lease a channel for one round of calls. Raises UsageError after close, or in a forked child."""
-        channel = self._lease()
-        exchange = Exchange(channel, self._ids, self._clock)
-        try:
-            yield exchange
-        finally:
-            exchange.close()
-            self._give_back(channel, exchange.late)
+    def exchange(self) -> Exchange:
+        """A channel, leased for one round of calls until the end of its context.
+
+        Raises UsageError after close, or in a forked child.
+        """
+        return Exchange(self, self._lease(), self._ids, self._clock)
 
     def close(self) -> None:
         """Close all idle channels now, leased ones when they come back. May be called twice."""
@@ -229,7 +297,7 @@ class Connections:
             self._leased += 1
             if self._idle:
                 return self._idle.pop()
-        return Channel(self._context, self._identity)
+        return Channel(self._context, self._identity, self._unencrypted)
 
     def _give_back(self, channel: Channel, late: int) -> None:
         channel.trim()

@@ -7,14 +7,15 @@ backward long after its caller gave up; so reconnecting is off, and a lost link 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from learning_at_home.errors import PeerUnreachable, WireError
 from learning_at_home.identity import Identity
-from learning_at_home.peer_address import PeerAddress
-from learning_at_home.transport.socket_options import bound, secure_caller
+from learning_at_home.peer_address import PLAIN_SCHEME, PeerAddress
+from learning_at_home.transport.socket_options import bound, has_input, secure_caller
 from learning_at_home.wire.framing import decode_node, encode
 from learning_at_home.wire.messages import PROTOCOL_VERSIONS, Failure, Greeting, Reply, Request, Welcome
 
@@ -33,46 +34,57 @@ _REASONS = {
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "the encrypted handshake failed",
 }
 ZERO_COPY_BYTES = 32 * 1024  # below this a copy is cheaper than the bookkeeping of a shared buffer
+_NOBLOCK = int(zmq.NOBLOCK)  # as plain numbers: combining the enums costs as much as a send
+_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 
 
 class Link:
     """A socket to one peer. The first message is our greeting; requests follow it without waiting for the welcome."""
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], identity: Identity, peer: PeerAddress, agent: str
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        identity: Identity,
+        peer: PeerAddress,
+        agent: str,
+        unencrypted: bool = False,
     ) -> None:
+        """`unencrypted`: endpoints without CURVE will do, too. Raises PeerUnreachable."""
         self.peer = peer
+        endpoint = _choose(peer, unencrypted)
         with contextlib.ExitStack() as opened:
             try:
                 self.socket = opened.enter_context(context.socket(zmq.DEALER))
                 bound(self.socket)
                 self.socket.setsockopt(zmq.RECONNECT_IVL, -1)
-                self._monitor = opened.enter_context(self.socket.get_monitor_socket(_WATCHED))
+                self.monitor = opened.enter_context(self.socket.get_monitor_socket(_WATCHED))
                 opened.callback(self.socket.disable_monitor)
-                secure_caller(self.socket, identity, peer.public_key)
-                self.socket.connect(self._endpoint())
+                if endpoint.startswith(PLAIN_SCHEME):
+                    endpoint = "tcp://" + endpoint.removeprefix(PLAIN_SCHEME)
+                else:
+                    secure_caller(self.socket, identity, peer.public_key)
+                self.socket.connect(endpoint)
                 self.socket.send(encode(Greeting(PROTOCOL_VERSIONS, identity.public_key, agent)))
             except zmq.ZMQError as error:  # among them EMFILE: this process has no descriptor left
                 raise PeerUnreachable(f"{list(peer.endpoints)}: {error}", peer=peer.name) from error
             self._opened = opened.pop_all()
+        self.poller = zmq.Poller()  # for a wait on this link alone
+        self.poller.register(self.socket, zmq.POLLIN)
+        self.poller.register(self.monitor, zmq.POLLIN)
+        self.used = 0.0  # monotonic, kept by its user
 
-    def _endpoint(self) -> str:
-        for endpoint in self.peer.endpoints:
-            if endpoint.startswith("tcp://"):
-                return endpoint
-        raise PeerUnreachable(f"it announces no tcp:// endpoint but {list(self.peer.endpoints)}", peer=self.peer.name)
-
-    def send(self, request: Request, frames: list[memoryview | bytes]) -> None:
+    def send(self, request: Request, frames: Sequence[memoryview | bytes]) -> None:
         """Queue a request. Raises PeerUnreachable when the peer takes nothing any more (its queue is full)."""
         try:
+            send = self.socket.send
             header = encode(request)
             if not frames:
-                self.socket.send(header, zmq.NOBLOCK)
+                send(header, _NOBLOCK)
                 return
-            self.socket.send(header, zmq.NOBLOCK | zmq.SNDMORE)
-            for frame in frames[:-1]:
-                self.socket.send(frame, zmq.NOBLOCK | zmq.SNDMORE, copy=len(frame) < ZERO_COPY_BYTES)
-            self.socket.send(frames[-1], zmq.NOBLOCK, copy=len(frames[-1]) < ZERO_COPY_BYTES)
+            send(header, _MORE)
+            last = len(frames) - 1
+            for position, frame in enumerate(frames):
+                send(frame, _NOBLOCK if position == last else _MORE, copy=len(frame) < ZERO_COPY_BYTES)
         except zmq.ZMQError as error:
             raise PeerUnreachable(f"nothing more can be sent: {error}", peer=self.peer.name) from error
 
@@ -80,9 +92,14 @@ class Link:
         """The next reply or failure that has arrived, or None. Raises WireError for anything else."""
         while True:
             try:
-                header, *frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                header = self.socket.recv(_NOBLOCK, copy=False)
             except zmq.Again:
                 return None
+            frames = []
+            part = header
+            while part.more:  # a message arrives whole: none of these waits
+                part = self.socket.recv(copy=False)
+                frames.append(part)
             try:
                 message = decode_node(header.buffer)
                 if isinstance(message, Welcome):
@@ -99,14 +116,28 @@ class Link:
 
     def lost(self) -> PeerUnreachable | None:
         """The reason why this link is dead, once it is."""
-        while True:
-            try:
-                event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
-            except zmq.Again:
-                return None
+        while has_input(self.monitor):  # cheaper than the exception of an empty queue
+            event = parse_monitor_message(self.monitor.recv_multipart(zmq.NOBLOCK))
             reason = _REASONS.get(zmq.Event(event["event"]))
             if reason is not None:
                 return PeerUnreachable(f"{self.peer.endpoints[0]}: {reason}", peer=self.peer.name)
+        return None
 
     def close(self) -> None:
         self._opened.close()
+
+
+def _choose(peer: PeerAddress, unencrypted: bool) -> str:
+    """The first endpoint that may be used, encrypted ones first. Raises PeerUnreachable."""
+    for endpoint in peer.endpoints:
+        if endpoint.startswith("tcp://"):
+            return endpoint
+    for endpoint in peer.endpoints:
+        if endpoint.startswith(PLAIN_SCHEME):
+            if unencrypted:
+                return endpoint
+            raise PeerUnreachable(
+                f"{endpoint}: it takes unencrypted connections only, and this process makes none (unencrypted=True does)",
+                peer=peer.name,
+            )
+    raise PeerUnreachable(f"it announces no tcp:// endpoint but {list(peer.endpoints)}", peer=peer.name)

@@ -12,9 +12,10 @@ import socket as sockets
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 import zmq
 
 from learning_at_home.clock import CLOCK_SKEW_TOLERATED_S, Clock
@@ -30,13 +31,14 @@ from learning_at_home.errors import (
 from learning_at_home.identity import Identity, curve_public_key
 from learning_at_home.transport.authentication import Authenticator, caller_key
 from learning_at_home.transport.link import ZERO_COPY_BYTES
-from learning_at_home.transport.socket_options import bound, secure_server
+from learning_at_home.transport.socket_options import bound, has_input, secure_server
 from learning_at_home.transport.unsent import MAX_UNSENT_BYTES, UnsentBytes
 from learning_at_home.version import AGENT
 from learning_at_home.wire.framing import decode_caller, encode, split_frames
 from learning_at_home.wire.messages import (
     MAX_MESSAGE_CHARS,
     PROTOCOL_VERSIONS,
+    Codec,
     Failure,
     Greeting,
     Reply,
@@ -50,18 +52,21 @@ log = logging.getLogger(__name__)
 MAX_GREETED = 16_384  # connections remembered; one that was forgotten is asked to greet again
 MAX_QUEUED_ANSWERS = 16_384  # between the device thread and the socket; more than the runtime may hold in work
 RECEIVE_BURST = 64  # messages taken in before answers get their turn
+_NOBLOCK = int(zmq.NOBLOCK)  # as plain numbers: combining the enums costs as much as a send
+_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 
 
-@dataclass(frozen=True, slots=True)
-class Ticket:
-    """Where one answer goes, and until when it is wanted."""
+class Ticket(msgspec.Struct, frozen=True, eq=False):
+    """Where one answer goes, and until when it is wanted. A struct, because one is made for every call."""
 
-    caller: bytes  # Ed25519 public key, proven by the connection
+    caller: bytes  # Ed25519 public key, proven by the connection unless that is unencrypted
     call_id: int
     issued_ms: int
     deadline: float  # monotonic; work not started by then is dropped
     received: float  # monotonic
-    routing_id: bytes = field(repr=False)
+    routing_id: bytes
+    codec: Codec = "none"  # of the request's tensors
+    reply_codec: Codec = "none"  # wanted for the answer's
 
 
 class WorkHandler(Protocol):
@@ -70,6 +75,20 @@ class WorkHandler(Protocol):
     def on_work(self, ticket: Ticket, work: Work, frames: list[list[zmq.Frame]]) -> None:
         """Admit and queue it, quickly. A LearningAtHomeError becomes the failure of this one call."""
         ...
+
+    def work_here(self) -> bool:
+        """Called after each burst of messages: see to what was queued, and compute a little of it in this thread where
+        that is quicker than handing it over. Whether to be called again soon: more of that kind waits.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Caller:
+    """Who has greeted on a connection."""
+
+    public_key: bytes  # Ed25519
+    user_id: str | None  # what libzmq says of the connection's key; None when it has none (unencrypted)
 
 
 @dataclass(slots=True)
@@ -96,7 +115,10 @@ class Server:
         max_rows: int,
         max_bytes: int,
         max_unsent_bytes: int = MAX_UNSENT_BYTES,
+        unencrypted: bool = False,
     ) -> None:
+        """`unencrypted`: no CURVE, and callers are who they say they are. For trusted machines in one rack."""
+        self._unencrypted = unencrypted
         self._identity = identity
         self._project = project
         self._handler = handler
@@ -108,13 +130,14 @@ class Server:
         self.counters = Counters()
         self.error: BaseException | None = None  # why the thread ended, when it was not told to
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._greeted: OrderedDict[bytes, bytes] = OrderedDict()  # routing id -> Ed25519 public key
+        self._greeted: OrderedDict[bytes, _Caller] = OrderedDict()  # by routing id
         self._unsent = UnsentBytes(max_unsent_bytes)
         self._answers: deque[tuple[Ticket, Reply | Failure, Sequence[memoryview | bytes]]] = deque()
         self._wake_in, self._wake_out = sockets.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
         self._stopping = threading.Event()
+        self._ident: int | None = None  # of the server's thread, once it runs
         self._thread = threading.Thread(target=self._run, name="data-plane", daemon=True)
 
     def start(self) -> None:
@@ -123,7 +146,8 @@ class Server:
         self._router = self._context.socket(zmq.ROUTER)
         bound(self._router)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        secure_server(self._router, self._identity)
+        if not self._unencrypted:
+            secure_server(self._router, self._identity)
         host = f"[{self._host}]" if ":" in self._host else self._host
         try:
             self._router.bind(f"tcp://{host}:{self.port or '*'}")
@@ -134,12 +158,15 @@ class Server:
         self._thread.start()
 
     def answer(self, ticket: Ticket, message: Reply | Failure, frames: Sequence[memoryview | bytes] = ()) -> None:
-        """Queue an answer, from any thread. Never blocks: an answer over the bound is dropped and counted."""
+        """Send an answer, from any thread. Never blocks: an answer over the bound is dropped and counted."""
+        if threading.get_ident() == self._ident:
+            self._send(ticket.routing_id, message, frames)
+            return
         if len(self._answers) >= MAX_QUEUED_ANSWERS:
             self.counters.dropped_answers += 1
             return
         self._answers.append((ticket, message, frames))
-        self._wake()
+        self.wake()
 
     def fail(self, ticket: Ticket, error: LearningAtHomeError) -> None:
         """Answer with an error: its code, words and retry hint."""
@@ -148,7 +175,7 @@ class Server:
     def stop(self, timeout_s: float = 1.0) -> None:
         """Send what is queued, then close. May be called twice, and without a start."""
         self._stopping.set()
-        self._wake()
+        self.wake()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
@@ -156,23 +183,30 @@ class Server:
     def is_alive(self) -> bool:
         return self._thread.is_alive()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Let the server's thread look for answers and work, from any thread."""
         with contextlib.suppress(BlockingIOError, OSError):  # a wake is already waiting, or the server has closed
             self._wake_in.send(b"\0")
 
     def _run(self) -> None:
+        self._ident = threading.get_ident()
         try:
             poller = zmq.Poller()
             poller.register(self._router, zmq.POLLIN)
             poller.register(self._authenticator.socket, zmq.POLLIN)
             poller.register(self._wake_out, zmq.POLLIN)
+            wake_fd = self._wake_out.fileno()
+            more_work = False
             while not self._stopping.is_set():
-                for ready, _ in poller.poll():
+                for ready, _ in poller.poll(0 if more_work else None):
                     if ready is self._router:
                         self._receive()
-                    elif ready is self._authenticator.socket:
+                    elif ready == wake_fd:
+                        self._clear_wake()
+                    else:
                         self._authenticator.answer_all()
                 self._send_answers()
+                more_work = self._handler.work_here()
             self._send_answers()
             self._router.setsockopt(zmq.LINGER, 500)  # the last answers may still leave
         except BaseException as error:
@@ -189,30 +223,36 @@ class Server:
         self._wake_out.close()
 
     def _receive(self) -> None:
+        recv = self._router.recv
         for _ in range(RECEIVE_BURST):
-            try:
-                routing_id, header, *frames = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return
-            except ValueError:  # a message without a header
+            part = recv(copy=False)
+            routing_id = part.bytes
+            parts = []
+            while part.more:  # a message arrives whole: none of these waits
+                part = recv(copy=False)
+                parts.append(part)
+            if parts:
+                self._take(routing_id, parts[0], parts[1:])
+            else:
                 self.counters.malformed += 1
-                continue
-            self._take(routing_id.bytes, header, frames)
+            if not has_input(self._router):
+                return
 
     def _take(self, routing_id: bytes, header: zmq.Frame, frames: list[zmq.Frame]) -> None:
         """One message: a greeting is welcomed, a request becomes work, anything else is answered by a failure."""
         try:
             message = decode_caller(header.buffer)
+            user_id = None if self._unencrypted else caller_key(header)
             if isinstance(message, Greeting):
-                self._greet(routing_id, message, caller_key(header))
+                self._greet(routing_id, message, user_id)
                 return
             caller = self._greeted.get(routing_id)
-            if caller is None or curve_public_key(caller) != caller_key(header):
+            if caller is None or caller.user_id != user_id:
                 raise GreetingRequired("this connection has not been greeted; greet first")
             self._greeted.move_to_end(routing_id)
             if message.project != self._project:
                 raise UnknownProject(f"this node serves project {self._project}, not {message.project[:40]!r}")
-            tensors = split_frames([work.tensors for work in message.work], frames)
+            tensors = split_frames([work.tensors for work in message.work], frames, codec=message.codec)
         except WireError as error:
             self.counters.malformed += 1
             self._send(routing_id, _failure(None, error))
@@ -221,10 +261,12 @@ class Server:
             self.counters.refused += 1
             self._send(routing_id, _failure(None, error))
             return
-        self._dispatch(routing_id, caller, message, tensors)
+        self._dispatch(routing_id, caller.public_key, message, tensors)
 
-    def _greet(self, routing_id: bytes, greeting: Greeting, curve_key: bytes) -> None:
-        if len(greeting.public_key) != 32 or curve_public_key(greeting.public_key) != curve_key:
+    def _greet(self, routing_id: bytes, greeting: Greeting, user_id: str | None) -> None:
+        if len(greeting.public_key) != 32:
+            raise WireError("the greeting's public key is no Ed25519 key")
+        if user_id is not None and curve_public_key(greeting.public_key).hex() != user_id:
             raise WireError("the greeting's public key is not the key of this connection")
         first, last = PROTOCOL_VERSIONS
         if greeting.versions[0] > last or greeting.versions[1] < first:
@@ -232,7 +274,7 @@ class Server:
                 f"the caller speaks versions {greeting.versions[0]} to {greeting.versions[1]} of the protocol, "
                 f"this node {first} to {last}; update the older one"
             )
-        self._greeted[routing_id] = greeting.public_key
+        self._greeted[routing_id] = _Caller(greeting.public_key, user_id)
         self._greeted.move_to_end(routing_id)
         if len(self._greeted) > MAX_GREETED:
             self._greeted.popitem(last=False)
@@ -246,12 +288,20 @@ class Server:
     ) -> None:
         now = self._clock.monotonic_s()
         age_s = self._clock.wall_s() - request.issued_ms / 1000
-        late = (
-            age_s > request.timeout_ms / 1000 + CLOCK_SKEW_TOLERATED_S
-        )  # it lay in a buffer while this node was stopped
+        # A late one lay in a buffer while this node was stopped.
+        late = age_s > (request.waited_ms + request.timeout_ms) / 1000 + CLOCK_SKEW_TOLERATED_S
+        deadline = now + request.timeout_ms / 1000
         for work, frames in zip(request.work, tensors, strict=True):
-            deadline = now + request.timeout_ms / 1000
-            ticket = Ticket(caller, work.call_id, request.issued_ms, deadline, now, routing_id)
+            ticket = Ticket(
+                caller,
+                work.call_id,
+                request.issued_ms,
+                deadline,
+                now,
+                routing_id,
+                request.codec,
+                request.reply_codec,
+            )
             try:
                 if late:
                     raise DeadlinePassed(f"{work.uid}: the request is {age_s:.1f} s old by this node's clock")
@@ -260,10 +310,12 @@ class Server:
                 self.counters.refused += 1
                 self._send(routing_id, _failure(work.call_id, error))
 
-    def _send_answers(self) -> None:
+    def _clear_wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
             while self._wake_out.recv(4096):
                 pass
+
+    def _send_answers(self) -> None:
         while self._answers:
             ticket, message, frames = self._answers.popleft()
             self._send(ticket.routing_id, message, frames)
@@ -275,14 +327,16 @@ class Server:
             self.counters.dropped_answers += 1
             return
         try:
-            self._router.send(routing_id, zmq.NOBLOCK | zmq.SNDMORE)
-            self._router.send(encode(message), zmq.NOBLOCK | (zmq.SNDMORE if frames else 0))
-            for position, frame in enumerate(frames, 1):
-                more = zmq.SNDMORE if position < len(frames) else 0
+            send = self._router.send
+            send(routing_id, _MORE)
+            send(encode(message), _MORE if frames else _NOBLOCK)
+            last = len(frames) - 1
+            for position, frame in enumerate(frames):
+                flags = _NOBLOCK if position == last else _MORE
                 if len(frame) < ZERO_COPY_BYTES:
-                    self._router.send(frame, zmq.NOBLOCK | more)
+                    send(frame, flags)
                 else:
-                    tracker = self._router.send(frame, zmq.NOBLOCK | more, copy=False, track=True)
+                    tracker = send(frame, flags, copy=False, track=True)
                     self._unsent.add(routing_id, tracker, len(frame))
         except zmq.ZMQError:  # EHOSTUNREACH: it left; EAGAIN: it does not read
             self.counters.dropped_answers += 1

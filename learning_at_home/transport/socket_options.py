@@ -10,6 +10,7 @@ from learning_at_home.wire.messages import CHUNK_BYTES
 SEND_QUEUE_MESSAGES = 256  # per peer; what does not fit is refused to the sender at once (EAGAIN)
 RECEIVE_QUEUE_MESSAGES = 256
 HANDSHAKE_MS = 5_000
+_POLLIN = int(zmq.POLLIN)
 HEARTBEAT_MS = 5_000  # finds a peer whose machine vanished without closing its connection
 HEARTBEAT_TIMEOUT_MS = 20_000
 
@@ -39,3 +40,8 @@ def secure_server(socket: zmq.Socket[bytes], identity: Identity) -> None:
     socket.setsockopt(zmq.CURVE_SERVER, 1)
     socket.setsockopt(zmq.CURVE_SECRETKEY, z85(identity.curve_secret))
     socket.setsockopt(zmq.ZAP_DOMAIN, b"learning-at-home")
+
+
+def has_input(socket: zmq.Socket[bytes]) -> bool:
+    """Whether a message can be read. To ask costs less than half of the exception that an empty queue raises."""
+    return bool(int(socket.getsockopt(zmq.EVENTS)) & _POLLIN)

@@ -1,6 +1,8 @@
 """The one thread that runs torch on a device: takes a batch, computes it, answers each caller with its own rows.
 
-Threaded: other threads only submit. When it dies it keeps the reason in `error`, for the agent to end the process with.
+Threaded: other threads only submit. On the CPU, a batch that is known to take less than a hop to another thread costs
+is computed by the data plane's thread itself; never by both at a time. When the thread dies it keeps the reason in
+`error`, for the agent to end the process with.
 """
 
 from __future__ import annotations
@@ -22,10 +24,12 @@ from learning_at_home.wire.messages import Failure, Reply
 from node_agent.experts.hosted import HostedExperts
 from node_agent.runtime.batcher import Batch, Batcher, Limits, Pending
 from node_agent.runtime.computation import Outcome, compute, device_still_works
+from node_agent.runtime.costs import Costs
 from node_agent.runtime.statistics import Statistics
 
 log = logging.getLogger(__name__)
 
+QUICK_S = 1e-3  # a hop there and back takes a third of that, and no message waits longer than this for the data plane
 STOP_TIMEOUT_S = 1.0  # for the batch that is being computed; the thread is a daemon and holds nobody up
 
 
@@ -44,6 +48,10 @@ class Answers(Protocol):
 
     def fail(self, ticket: Ticket, error: LearningAtHomeError) -> None: ...
 
+    def wake(self) -> None:
+        """Let the data plane call `work_here`."""
+        ...
+
 
 class DeviceThread:
     """Owns the experts' tensors from `start` to `stop`."""
@@ -56,7 +64,10 @@ class DeviceThread:
         clock: Clock,
         limits: Limits,
         num_threads: int,
+        quick_s: float = QUICK_S,
     ) -> None:
+        """`quick_s`: batches expected to take less are the data plane's; 0: none are."""
+        self._quick_s = quick_s if device.type == "cpu" else 0.0  # a GPU is one thread's
         self._experts = experts
         self._device = device
         self._statistics = statistics
@@ -65,7 +76,9 @@ class DeviceThread:
         self._batcher: Batcher[Job] = Batcher(limits)
         self._changed = threading.Condition()
         self._stopping = False
-        self._computing = False
+        self._computing = False  # by whichever thread
+        self._next: Batch[Job] | None = None  # taken out of the queue, and left to the thread that should compute it
+        self._costs = Costs()
         self._answers: Answers | None = None
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=f"device {device}", daemon=True)
@@ -100,27 +113,44 @@ class DeviceThread:
             self._refuse_late(late)
 
     def submit(self, request: Pending[Job]) -> None:
-        """Queue admitted work, from any thread. Raises NodeOverloaded, or NodeDraining after `stop`."""
+        """Queue admitted work; `work_here` gets it going. Raises NodeOverloaded, or NodeDraining after `stop`."""
         with self._changed:
             if self._stopping:
                 raise NodeDraining("this node is stopping")
             self._batcher.add(request)
-            self._changed.notify_all()
+
+    def work_here(self) -> bool:
+        """Compute the next batch in this thread if it is a quick one, else let the device's thread do it.
+
+        Whether to be called again: more waits, and nobody computes.
+        """
+        with self._changed:
+            batch = self._claim(quick=True)
+            if batch is None:
+                return False
+        self._serve(batch)
+        with self._changed:
+            self._computing = False
+            more = self._next is not None or self._batcher.queued_rows > 0
+            if not more:
+                self._changed.notify_all()  # idle: see wait_until_idle
+            return more
 
     def wait_until_idle(self, timeout_s: float) -> bool:
         """Whether everything queued was computed within the time."""
         with self._changed:
             return self._changed.wait_for(
-                lambda: not self._thread.is_alive() or (not self._computing and not self._batcher.queued_rows),
+                lambda: (
+                    not self._thread.is_alive()
+                    or not (self._computing or self._next is not None or self._batcher.queued_rows)
+                ),
                 timeout_s,
             )
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """End after the batch that is being computed; what still waits is refused. May be called twice."""
         with self._changed:
-            self._stopping = True
-            left = self._batcher.drop_all()
-            self._changed.notify_all()
+            left = self._end()
         for request in left:
             self._fail(request, NodeDraining(f"{request.uid}: this node stopped before it came to this request"))
         if self._thread.is_alive():
@@ -129,33 +159,63 @@ class DeviceThread:
     def _run(self) -> None:
         try:
             torch.set_num_threads(self._num_threads)
-            while batch := self._next():
+            while batch := self._next_batch():
                 self._serve(batch)
         except BaseException as error:
             self.error = error
             log.exception("the thread of %s stopped", self._device)
         finally:
             with self._changed:
-                self._stopping = True
                 self._computing = False
-                left = self._batcher.drop_all()
-                self._changed.notify_all()
+                left = self._end()
             for request in left:
                 self._fail(request, NodeDraining(f"{request.uid}: this node's device stopped"))
 
-    def _next(self) -> Batch[Job] | None:
-        """The next batch as soon as there is one; None when it is time to stop."""
+    def _next_batch(self) -> Batch[Job] | None:
+        """The next batch that is not the data plane's, as soon as there is one; None when it is time to stop."""
         with self._changed:
             self._computing = False
-            if not self._batcher.queued_rows:
-                self._changed.notify_all()  # idle: see wait_until_idle
             while not self._stopping:
-                batch = self._batcher.next_batch(self._clock.monotonic_s())
+                batch = self._claim(quick=False)
                 if batch is not None:
-                    self._computing = True
                     return batch
+                self._changed.notify_all()  # perhaps idle: see wait_until_idle
                 self._changed.wait()
             return None
+
+    def _claim(self, *, quick: bool) -> Batch[Job] | None:
+        """The next batch, if it is of the kind that the calling thread computes; else the other thread is told."""
+        if self._computing or self._stopping:
+            return None
+        if self._next is None:
+            self._next = self._batcher.next_batch(self._clock.monotonic_s())
+        batch = self._next
+        if batch is None:
+            return None
+        if self._is_quick(batch) != quick:
+            if quick:
+                self._changed.notify_all()
+            elif self._answers is not None:
+                self._answers.wake()
+            return None
+        self._next = None
+        self._computing = True
+        return batch
+
+    def _is_quick(self, batch: Batch[Job]) -> bool:
+        layer = self._experts.by_uid[batch.uid].layer.prefix
+        expected_s = self._costs.expected_s(layer, batch.operation, batch.rows)
+        return expected_s is not None and expected_s < self._quick_s
+
+    def _end(self) -> list[Pending[Job]]:
+        """With the lock held: take nothing more. Returns what waits."""
+        self._stopping = True
+        left = self._batcher.drop_all()
+        if self._next is not None:
+            left = [*self._next.requests, *self._next.late, *left]
+            self._next = None
+        self._changed.notify_all()
+        return left
 
     def _serve(self, batch: Batch[Job]) -> None:
         self._refuse_late(batch.late)
@@ -166,6 +226,7 @@ class DeviceThread:
         outcomes = compute(expert, batch.operation, [request.payload.tensors for request in batch.requests])
         finished = self._clock.monotonic_s()
         self._batcher.observe(batch.rows, finished - started)
+        self._costs.observe(expert.layer.prefix, batch.operation, batch.rows, finished - started)
         for request, outcome in zip(batch.requests, outcomes, strict=True):
             self._reply(request, outcome, started, finished)
         if any(isinstance(outcome, LearningAtHomeError) for outcome in outcomes):

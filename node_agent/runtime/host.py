@@ -96,6 +96,10 @@ class Host:
             )
         )
 
+    def work_here(self) -> bool:
+        """See to what the last messages brought; called in the data-plane thread."""
+        return self.device_thread.work_here()
+
     @property
     def refused(self) -> int:
         """Requests refused at the door or dropped from the queue, messages that were none, answers nobody took."""

@@ -45,6 +45,9 @@ class Node:
         chunks = [answer[start : start + CHUNK_BYTES] for start in range(0, len(answer), CHUNK_BYTES)]
         self.server.answer(ticket, Reply(ticket.call_id, (spec,), 1, 1, 0, 0.0), chunks)
 
+    def work_here(self) -> bool:
+        return False
+
     @property
     def address(self) -> PeerAddress:
         return PeerAddress(ALICE.public_key, (f"tcp://127.0.0.1:{self.server.port}",), ALICE.name)

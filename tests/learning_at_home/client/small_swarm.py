@@ -77,6 +77,9 @@ class WilfulNode:
             spec, sent = to_frames(answer.contiguous())
             self.server.answer(ticket, Reply(work.call_id, (spec,), 0, 0, 0, 0.0), sent)
 
+    def work_here(self) -> bool:
+        return False
+
     def stop(self) -> None:
         self.server.stop()
 

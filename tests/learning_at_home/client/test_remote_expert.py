@@ -4,7 +4,7 @@ import copy
 import math
 import threading
 import time
-from dataclasses import replace
+from msgspec.structs import replace
 
 import numpy as np
 import pytest
@@ -272,7 +272,7 @@ def test_a_full_node_with_a_tiny_hint_is_asked_five_times_at_most(small_swarm):
 )
 def test_a_full_nodes_hint_counts_within_bounds(small_swarm, hint_s, least_s, most_s):
     holder = PeerAddress(bytes(32), ("tcp://127.0.0.1:1",), "alice")
-    task = Task("ffn0.0.0", 0, holder, "forward", (), np.arange(1), TensorSpec("float64", (1, 6)))
+    task = Task("ffn0.0.0", 0, holder, "forward", (), 1, np.arange(1), TensorSpec("float64", (1, 6)))
     error = NodeOverloaded("full", retry_after_s=hint_s)
 
     at = retry_at(task, error, now=100.0)

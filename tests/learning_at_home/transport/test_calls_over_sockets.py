@@ -29,7 +29,7 @@ from learning_at_home.transport.connections import Connections
 from learning_at_home.transport.server import Server, Ticket
 from learning_at_home.transport.socket_options import secure_caller
 from learning_at_home.wire.framing import decode_node, encode
-from learning_at_home.wire.messages import CHUNK_BYTES, Failure, Greeting, Reply, Request, TensorSpec, Work
+from learning_at_home.wire.messages import CHUNK_BYTES, PROTOCOL_VERSIONS, Failure, Greeting, Reply, Request, TensorSpec, Work
 
 CLOCK = SystemClock()
 STRANGER = Identity.generate()
@@ -62,6 +62,10 @@ class Echo:
         self.server.answer(ticket, reply, answer)
         if work.uid == "ffn0.5":
             self.server.answer(ticket, reply, answer)
+
+
+    def work_here(self) -> bool:
+        return False
 
 
 def replace_call_id(reply: Reply, call_id: int) -> Reply:
@@ -244,7 +248,7 @@ def stranger(echo: Echo) -> Iterator[zmq.Socket[bytes]]:
 
 
 def greeting() -> bytes:
-    return encode(Greeting((1, 1), STRANGER.public_key, "test"))
+    return encode(Greeting(PROTOCOL_VERSIONS, STRANGER.public_key, "test"))
 
 
 def failure_code(socket: zmq.Socket[bytes]) -> int:
@@ -277,7 +281,7 @@ def test_versions_that_share_nothing_say_both_ranges(stranger: zmq.Socket[bytes]
     assert isinstance(message, Failure)
     assert message.code == VersionMismatch.code
     assert "7 to 9" in message.message
-    assert "1 to 1" in message.message
+    assert "2 to 2" in message.message
 
 
 def test_garbage_and_lies_are_answered_and_harm_nobody(

@@ -54,6 +54,9 @@ class Inbox:
     def fail(self, ticket, error) -> None:
         self._put(ticket.call_id, error)
 
+    def wake(self) -> None:
+        pass
+
     def wait_for(self, number: int) -> dict:
         with self._arrived:
             assert self._arrived.wait_for(lambda: len(self.outcomes) >= number, TIMEOUT_S)
@@ -72,7 +75,7 @@ class Setting:
         cpu = torch.device("cpu")
         experts = HostedExperts([Expert(ExpertUid("ffn0", (0,)), LAYER, self.gate, cpu)])
         self.statistics = Statistics(experts.by_uid)
-        self.thread = DeviceThread(experts, cpu, self.statistics, CLOCK, limits, num_threads=1)
+        self.thread = DeviceThread(experts, cpu, self.statistics, CLOCK, limits, num_threads=1, quick_s=0.0)
         self.inbox = Inbox()
         self.thread.start(self.inbox)
 
@@ -82,6 +85,7 @@ class Setting:
         tensor = torch.zeros(rows, 4, dtype=torch.float64)
         self.thread.check_room("ffn0.0", rows, 32 * rows)
         self.thread.submit(Pending("ffn0.0", "forward", rows, 32 * rows, now, now + timeout_s, Job(ticket, (tensor,))))
+        self.thread.work_here()
 
     def occupy(self) -> None:
         """Have the device busy with call 0."""
