@@ -21,6 +21,7 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import islice
 from typing import Final
 
 import msgspec
@@ -68,7 +69,6 @@ class KeptAnswer(msgspec.Struct, frozen=True, eq=False, gc=False):
     message: Reply | Failure
     frames: Sequence[memoryview | bytes]
     size_bytes: int
-    expires: float  # monotonic
 
 
 _Key = tuple[int, int]  # issue time and call id: an id within one caller
@@ -82,7 +82,7 @@ class _Caller:
     def __init__(self, floor_ms: int) -> None:
         self.works: dict[_Key, Ticket | KeptAnswer | None] = {}
         self.order: deque[_Key] = deque()  # as they came; may hold keys that `works` has no longer
-        self.answers: deque[_Key] = deque()  # as they were answered; the same
+        self.answers: deque[tuple[float, _Key]] = deque()  # when each expires, as they were answered; the same
         self.answer_bytes = 0
         self.floor_ms = floor_ms
         self.newest_ms = floor_ms  # no work was issued later
@@ -114,7 +114,8 @@ class BackwardWindow:
         self._callers: OrderedDict[bytes, _Caller] = OrderedDict()  # the least recently active first; none is empty
         self._floors_ms = array("q", [0]) * self.limits.buckets
         self._num_ids = 0  # in all `order`
-        self._since_tidied = 0
+        self._untidied = 0  # admissions
+        self._max_ids, self._max_ids_per_caller = self.limits.ids, self.limits.ids_per_caller
         self._answer_bytes = 0
 
     @property
@@ -136,30 +137,30 @@ class BackwardWindow:
         backward was never applied, or when it was and its answer is gone.
         """
         key = (ticket.issued_ms, ticket.call_id)
-        limits = self.limits
         with self._lock:
             caller = self._callers.get(ticket.caller)
             if caller is not None and key in caller.works:
                 self._callers.move_to_end(ticket.caller)
                 return self._again(caller, key, ticket)
-            floor_ms = self._floors_ms[self._bucket(ticket.caller)] if caller is None else caller.floor_ms
-            self._check(ticket, waited_ms, wall_ms, floor_ms)
             if caller is None:
+                floor_ms = self._floors_ms[self._bucket(ticket.caller)]
+                self._check(ticket, waited_ms, wall_ms, floor_ms)
                 caller = self._callers[ticket.caller] = _Caller(floor_ms)
+                if len(self._callers) > self.limits.callers:
+                    self._forget_caller(*self._idlest())
             else:
+                self._check(ticket, waited_ms, wall_ms, caller.floor_ms)
                 self._callers.move_to_end(ticket.caller)
             caller.works[key] = ticket
             caller.order.append(key)
             if ticket.issued_ms > caller.newest_ms:
                 caller.newest_ms = ticket.issued_ms
             self._num_ids += 1
-            self._since_tidied += 1
-            if self._num_ids > limits.ids or len(caller.order) > limits.ids_per_caller:
+            if self._num_ids > self._max_ids or len(caller.order) > self._max_ids_per_caller:
                 self._forget_some_id(caller)
-            if len(self._callers) > limits.callers:
-                self._forget_caller(*self._idlest())
-            if self._since_tidied >= TIDY_EVERY:
-                self._since_tidied = 0
+            self._untidied += 1
+            if self._untidied == TIDY_EVERY:
+                self._untidied = 0
                 for public_key, either in ((ticket.caller, caller), self._idlest()):
                     self._tidy(public_key, either, wall_ms - self._window_ms, ticket.received, TIDY_STEPS)
             return NEW
@@ -179,13 +180,15 @@ class BackwardWindow:
         lie in memory that is larger (a batch's) or will be written to again, and are copied to be kept.
         """
         key = (ticket.issued_ms, ticket.call_id)
-        size_bytes = ANSWER_OVERHEAD_BYTES + sum(map(len, frames))
+        size_bytes = ANSWER_OVERHEAD_BYTES
+        for frame in frames:
+            size_bytes += len(frame)
         kept: KeptAnswer | None = None
+        expires = now + self.limits.answer_life_s
+        if ticket.deadline > expires:
+            expires = ticket.deadline
         if size_bytes <= self.limits.answer_bytes:
-            expires = now + self.limits.answer_life_s
-            if ticket.deadline > expires:
-                expires = ticket.deadline
-            kept = KeptAnswer(message, [bytes(f) for f in frames] if shared else frames, size_bytes, expires)
+            kept = KeptAnswer(message, [bytes(f) for f in frames] if shared else frames, size_bytes)
         with self._lock:
             caller = self._callers.get(ticket.caller)
             newest = None if caller is None else caller.works.get(key)
@@ -193,7 +196,7 @@ class BackwardWindow:
                 return ticket  # forgotten meanwhile: its floor guards it
             caller.works[key] = kept
             if kept is not None:
-                caller.answers.append(key)
+                caller.answers.append((expires, key))
                 caller.answer_bytes += size_bytes
                 self._answer_bytes += size_bytes
                 if self._answer_bytes > self.limits.answer_bytes:
@@ -290,35 +293,48 @@ class BackwardWindow:
 
     def _tidy(self, public_key: bytes, caller: _Caller, stale_ms: int, now: float, steps: int) -> bool:
         """Forget ids before the window and answers that nobody waits for; whether there may be more of either."""
-        order, answers, works = caller.order, caller.answers, caller.works
-        left = steps
-        while left and order and order[0][0] <= stale_ms:
-            self._forget_oldest(caller)
-            left -= 1
-        more = left == 0
-        left = steps
-        while left and answers:
-            kept = works.get(answers[0])
-            if isinstance(kept, KeptAnswer) and kept.expires > now:
+        old = late = 0
+        for issued_ms, _ in islice(caller.order, steps):
+            if issued_ms > stale_ms:
                 break
-            self._drop_oldest_answer(caller)
-            left -= 1
-        if not order:
+            old += 1
+        self._forget_oldest(caller, old)
+        for expires, key in islice(caller.answers, steps):
+            if expires > now and isinstance(caller.works.get(key), KeptAnswer):
+                break
+            late += 1
+        self._drop_answers(caller, late)
+        if not caller.order:
             self._forget_caller(public_key, caller)
             return False
-        return more or left == 0
+        return old == steps or late == steps
 
-    def _forget_oldest(self, caller: _Caller) -> None:
-        key = caller.order.popleft()
-        self._num_ids -= 1
-        if key not in caller.works:
-            return  # it was forgotten by `forget`: never applied
-        if key[0] > caller.floor_ms:
-            caller.floor_ms = key[0]
-        state = caller.works.pop(key)
-        if isinstance(state, KeptAnswer):
-            caller.answer_bytes -= state.size_bytes
-            self._answer_bytes -= state.size_bytes
+    def _forget_oldest(self, caller: _Caller, num: int = 1) -> None:
+        """Forget what came first: this raises the caller's floor."""
+        works, order = caller.works, caller.order
+        self._num_ids -= num
+        for _ in range(num):
+            key = order.popleft()
+            if key in works:  # else it was never applied: see `forget`
+                if key[0] > caller.floor_ms:
+                    caller.floor_ms = key[0]
+                state = works.pop(key)
+                if isinstance(state, KeptAnswer):
+                    self._count_bytes(caller, -state.size_bytes)
+
+    def _drop_answers(self, caller: _Caller, num: int = 1) -> None:
+        """Drop what was answered first: a retry of it is refused."""
+        works, answers = caller.works, caller.answers
+        for _ in range(num):
+            key = answers.popleft()[1]
+            state = works.get(key)
+            if isinstance(state, KeptAnswer):
+                works[key] = None
+                self._count_bytes(caller, -state.size_bytes)
+
+    def _count_bytes(self, caller: _Caller, size_bytes: int) -> None:
+        caller.answer_bytes += size_bytes
+        self._answer_bytes += size_bytes
 
     def _forget_caller(self, public_key: bytes, caller: _Caller) -> None:
         floor_ms = caller.newest_ms if caller.works else caller.floor_ms
@@ -333,14 +349,6 @@ class BackwardWindow:
         digest = blake2b(public_key, digest_size=8, key=self._bucket_secret).digest()
         return int.from_bytes(digest, "little") % self.limits.buckets
 
-    def _drop_oldest_answer(self, caller: _Caller) -> None:
-        key = caller.answers.popleft()
-        state = caller.works.get(key)
-        if isinstance(state, KeptAnswer):
-            caller.works[key] = None
-            caller.answer_bytes -= state.size_bytes
-            self._answer_bytes -= state.size_bytes
-
     def _make_room(self) -> None:
         """Who holds more answers than the level at which all would fit gives up its oldest; the others keep all."""
         room = self.limits.answer_bytes - self.limits.answer_bytes // SLACK
@@ -350,5 +358,5 @@ class BackwardWindow:
         for position, caller in enumerate(holders):
             level = room // (len(holders) - position)
             while caller.answer_bytes > level:
-                self._drop_oldest_answer(caller)
+                self._drop_answers(caller)
             room -= caller.answer_bytes
