@@ -29,7 +29,7 @@ import msgspec
 from learning_at_home.clock import CLOCK_SKEW_TOLERATED_S
 from learning_at_home.errors import StaleRequest
 from learning_at_home.transport.server import Ticket
-from learning_at_home.wire.messages import Failure, Reply
+from learning_at_home.wire.messages import MAX_WORK_PER_REQUEST, Failure, Reply
 
 ANSWER_OVERHEAD_BYTES = 1_024  # header, views and bookkeeping of one kept answer; 700 were measured
 SKEW_MS = round(CLOCK_SKEW_TOLERATED_S * 1000)
@@ -47,6 +47,7 @@ class WindowLimits:
     callers: int = 4_096  # about 2 KB each
     ids: int = 131_072  # about 200 bytes each
     ids_per_caller: int = 65_536  # 13 s of the 5,000 calls per second that a node can answer: over the usual deadline
+    ids_granted: int = 2 * MAX_WORK_PER_REQUEST  # who holds fewer pays for nobody: a floor is no finer than a message
     answer_bytes: int = 64 * 1024 * 1024
     answer_life_s: float = 30.0  # and up to the request's deadline: for callers that try again with a later one
     buckets: int = 65_536  # floors of forgotten callers; 8 bytes each
@@ -279,7 +280,8 @@ class BackwardWindow:
         """Make room for the id that has just come from `newest`. Who holds more than its share pays itself; else who
         has been silent for longest."""
         held, limits = len(newest.order), self.limits
-        if held > limits.ids_per_caller or held > limits.ids // len(self._callers):
+        share = max(limits.ids_granted, limits.ids // len(self._callers))
+        if held > limits.ids_per_caller or held > share:
             self._forget_oldest(newest)
             return
         public_key, idle = self._idlest()
