@@ -12,6 +12,7 @@ import socket
 from collections.abc import Sequence
 
 from learning_at_home.errors import ConfigError
+from learning_at_home.peer_address import PLAIN_SCHEME
 
 WILDCARDS = ("0.0.0.0", "::", "")  # noqa: S104 - what they are compared with
 ANYWHERE = ("192.0.2.1", 9)  # reserved for documentation: nothing is sent there, only the route is asked for
@@ -48,9 +49,10 @@ async def numeric(host: str) -> str:
     return min(addresses, key=lambda address: ":" in address)
 
 
-def endpoint(host: str, port: int) -> str:
+def endpoint(host: str, port: int, unencrypted: bool = False) -> str:
     """As announcements carry it."""
-    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+    scheme = PLAIN_SCHEME if unencrypted else "tcp://"
+    return f"{scheme}[{host}]:{port}" if ":" in host else f"{scheme}{host}:{port}"
 
 
 def is_loopback(host: str) -> bool:

@@ -41,6 +41,7 @@ told = logging.getLogger("node_agent.told")  # what the person at the terminal s
 
 SERVING_LINE = "the swarm knows of this node and can send it work"
 WATCH_INTERVAL_S = 0.25  # how soon a dead thread ends the process
+SWEEP_INTERVAL_S = 5.0
 NOTICE_S = 1.0  # after withdrawing, what still arrives is served for so long at most
 QUIET_S = 0.3  # ... or until nothing arrived for this long: longer than most steps of a trainer
 LEAVE_TIMEOUT_S = 3.5  # withdrawing, notice and the queue together; what then still waits is refused
@@ -116,7 +117,9 @@ class Agent:
             try:
                 your_address = invitation.coordinator.your_address if invitation.coordinator else None
                 reachable_at = config.announce_host or announced_host(config.host, your_address, invitation.bootstrap)
-                address = PeerAddress(identity.public_key, (endpoint(await numeric(reachable_at), port),), name)
+                address = PeerAddress(
+                    identity.public_key, (endpoint(await numeric(reachable_at), port, config.unencrypted),), name
+                )
                 told.info("reachable at %s, name %s; DHT port %d", address.endpoints[0], name, dht.port)
                 announcer = Announcer(
                     dht,
@@ -186,12 +189,16 @@ class Agent:
     async def _watch(self, host: Host) -> None:
         """Say when the first rows were served; raise when a thread has died."""
         has_served = False
+        next_sweep = 0.0
         while True:
             if failure := host.failure():
                 raise NodeFailed(f"this node can no longer serve: {failure}") from failure
             if not has_served and host.statistics.rows:
                 has_served = True
                 told.info("first rows served")
+            if (now := self.clock.monotonic_s()) >= next_sweep:
+                next_sweep = now + SWEEP_INTERVAL_S
+                await asyncio.to_thread(host.sweep)
             await asyncio.sleep(WATCH_INTERVAL_S)
 
     async def _write_tensorboard(self, parts: Parts) -> None:
@@ -249,6 +256,7 @@ def host_options(config: NodeConfig, device: torch.device) -> HostOptions:
         port=config.port,
         device=device,
         num_threads=config.threads,
+        unencrypted=config.unencrypted,
         max_rows=config.max_rows,
         limits=Limits(batch_rows=config.max_rows),  # what the memory check counted with
     )

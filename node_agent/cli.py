@@ -114,6 +114,11 @@ def build_parser() -> argparse.ArgumentParser:
     who.add_argument("--announce-host", metavar="HOST", help="address under which others reach it (found by itself)")
     who.add_argument("--port", help="TCP port for expert calls (any free one)")
     who.add_argument("--dht-port", metavar="PORT", help="UDP port for the DHT (any free one)")
+    who.add_argument(
+        "--unencrypted",
+        action="store_true",
+        help="expert calls without encryption or proof of keys; only for trusted machines in one rack",
+    )
     who.add_argument("--tensorboard", metavar="DIR", help="write the node's health there, for TensorBoard")
     who.add_argument("--exit-with-parent", action="store_true", help="leave when standard input is closed")
     who.add_argument("--log-level", choices=LOG_LEVELS, help="of the log on standard error (warning)")

@@ -45,6 +45,7 @@ class NodeConfig:
     max_rows: int = MAX_ROWS_PER_REQUEST
     memory_limit_bytes: int | None = None
     join_timeout_s: float = 60.0
+    unencrypted: bool = False  # expert calls without CURVE and proof of keys: for trusted machines in one rack
     tensorboard: Path | None = None
     exit_with_parent: bool = False
     log_level: str = "warning"
@@ -165,6 +166,7 @@ _READERS = {
     "max_rows": _whole,
     "memory_limit": _size,
     "join_timeout": _number,
+    "unencrypted": _switch,
     "tensorboard": _path,
     "exit_with_parent": _switch,
     "log_level": _text,

@@ -155,7 +155,7 @@ async def open_eyes(settings: Settings, identity: Identity, clock: Clock) -> Asy
         await node.__aenter__()
     except ConfigError as error:
         raise ConfigError(f"{error.message}; choose another port with --dht-port, or 0 for any") from error
-    connections = Connections(identity, clock)
+    connections = Connections(identity, clock, unencrypted=True)  # a probe has no secrets, and proves little anyway
     threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="probe")
     eyes = DhtEyes(node, connections, clock, threads)
     try:

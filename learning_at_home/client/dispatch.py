@@ -20,6 +20,8 @@ from learning_at_home.client.fanout import NO_COMPRESSION, CallContext, FanOut, 
 from learning_at_home.client.living import LivingExperts
 from learning_at_home.client.quorum import Ask, Done, Quorum, Rows, Wait
 from learning_at_home.client.selection import next_best_cells
+from learning_at_home.client.traced_round import TracedRound
+from learning_at_home.client.tracing import section
 from learning_at_home.directory.directory import LayerView
 from learning_at_home.errors import (
     CallTimeout,
@@ -74,8 +76,17 @@ class Answers:
 class ForwardRound:
     """Ask the chosen experts, and the next best where too few answer. Used once."""
 
-    def __init__(self, context: CallContext, terms: Terms, living: LivingExperts, x: Tensor, lines_RL: Tensor) -> None:
+    def __init__(
+        self,
+        context: CallContext,
+        terms: Terms,
+        living: LivingExperts,
+        x: Tensor,
+        lines_RL: Tensor,
+        traced: TracedRound | None = None,
+    ) -> None:
         """`x` [R, *row shape] and the gate's `lines_RL`: detached, on the CPU."""
+        self._traced = traced
         self._context = context
         self._terms = terms
         self._living = living
@@ -93,7 +104,7 @@ class ForwardRound:
         patience_s = PATIENCE_SHARE * terms.deadline_s
         quorum = Quorum(len(self._x), terms.k_min, grace_s=terms.grace_s, patience_s=patience_s, deadline=deadline)
         with self._context.connections.exchange() as exchange:
-            fanout = FanOut(self._context, exchange, deadline, compression=terms.compression)
+            fanout = FanOut(self._context, exchange, deadline, compression=terms.compression, traced=self._traced)
             rows = np.repeat(np.arange(len(self._x)), chosen_RK.shape[1])
             self._ask(fanout, quorum, view, rows, self._asked_RA.reshape(-1))
             while not isinstance(decision := quorum.decide(clock.monotonic_s()), Done):
@@ -108,7 +119,8 @@ class ForwardRound:
         short_rows = quorum.short_rows()
         if len(short_rows):
             raise not_enough(terms.layer.prefix, len(short_rows), len(self._x), terms.k_min, self._causes)
-        return self._assemble()
+        with section(self._traced, "assemble"):
+            return self._assemble()
 
     def _ask(self, fanout: FanOut, quorum: Quorum, view: LayerView, rows: Rows, cells: Rows) -> None:
         """Ask for each row the expert of the cell beside it."""
@@ -214,7 +226,12 @@ class ForwardRound:
 
 
 def ask_backward(
-    context: CallContext, terms: Terms, x: Tensor, gradient_RSx: Tensor, parts: tuple[Part, ...]
+    context: CallContext,
+    terms: Terms,
+    x: Tensor,
+    gradient_RSx: Tensor,
+    parts: tuple[Part, ...],
+    traced: TracedRound | None = None,
 ) -> Tensor:
     """The gradient of x [R, *row shape], from the experts that answered forward; their hosts update them.
 
@@ -224,28 +241,30 @@ def ask_backward(
     num_slots = gradient_RSx.shape[1]
     flat = gradient_RSx.flatten(0, 1)
     tasks = []
-    for part in parts:
-        rows = torch.from_numpy(part.rows)
-        slots = torch.from_numpy(part.rows * num_slots + part.slots)
-        tensors = (x.index_select(0, rows), flat.index_select(0, slots))
-        expected = TensorSpec(terms.layer.dtype, tuple(tensors[0].shape))
-        tasks.append(
-            Task(part.uid, part.cell, part.holder, "backward", tensors, len(part.rows), part.rows, expected)
-        )
-    results, causes, zero_rows = _run_backward(context, terms, tasks, len(x))
+    with section(traced, "gather"):
+        for part in parts:
+            rows = torch.from_numpy(part.rows)
+            slots = torch.from_numpy(part.rows * num_slots + part.slots)
+            tensors = (x.index_select(0, rows), flat.index_select(0, slots))
+            expected = TensorSpec(terms.layer.dtype, tuple(tensors[0].shape))
+            tasks.append(
+                Task(part.uid, part.cell, part.holder, "backward", tensors, len(part.rows), part.rows, expected)
+            )
+    results, causes, zero_rows = _run_backward(context, terms, tasks, len(x), traced)
     if not results:
         raise not_enough(terms.layer.prefix, len(x), len(x), 1, causes, "backward")
     asked = sum(len(task.rows) for task in tasks)
     context.stats.lost_gradients(zero_rows, asked - sum(len(result.task.rows) for result in results))
-    x_gradient = torch.zeros_like(x)
-    for result in sorted(results, key=lambda result: (result.task.cell, result.task.rows[0])):
-        assert result.tensor is not None, "only results with a tensor are kept"
-        x_gradient.index_add_(0, torch.from_numpy(result.task.rows), result.tensor)
+    with section(traced, "scatter"):
+        x_gradient = torch.zeros_like(x)
+        for result in sorted(results, key=lambda result: (result.task.cell, result.task.rows[0])):
+            assert result.tensor is not None, "only results with a tensor are kept"
+            x_gradient.index_add_(0, torch.from_numpy(result.task.rows), result.tensor)
     return x_gradient
 
 
 def _run_backward(
-    context: CallContext, terms: Terms, tasks: list[Task], num_rows: int
+    context: CallContext, terms: Terms, tasks: list[Task], num_rows: int, traced: TracedRound | None
 ) -> tuple[list[Result], dict[str, LearningAtHomeError], int]:
     """The good results, the causes of the others, and how many rows have no result."""
     now = context.clock.monotonic_s()
@@ -256,7 +275,7 @@ def _run_backward(
     quorum.exhausted(np.arange(num_rows))  # only who computed a row forward can compute it backward
     results, causes = [], {}
     with context.connections.exchange() as exchange:
-        fanout = FanOut(context, exchange, deadline, insist=True, compression=terms.compression)
+        fanout = FanOut(context, exchange, deadline, insist=True, compression=terms.compression, traced=traced)
         for task in tasks:
             quorum.asked(task.rows, now)
         fanout.ask(tasks)

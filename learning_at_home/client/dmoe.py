@@ -25,6 +25,8 @@ from learning_at_home.client.living import LivingExperts
 from learning_at_home.client.mixture import importance_loss, mix, mixture_weights
 from learning_at_home.client.remote_expert import training_anchor
 from learning_at_home.client.selection import best_cells, cell_scores
+from learning_at_home.client.traced_round import TracedRound
+from learning_at_home.client.tracing import section
 from learning_at_home.errors import ConfigError, SpecMismatch, UsageError
 from learning_at_home.project import LayerSpec
 
@@ -38,8 +40,8 @@ class DMoE(torch.nn.Module):
     Every row goes to its `k_best` best living experts; it needs answers of `k_min`, and once it has them the others
     have `grace_s` more. When too few answer, the next best living ones are asked, within `deadline_s`. The defaults
     of k_min, deadline_s and grace_s are the project's. `compression`: "float16", "bfloat16" or "int8" for what is sent
-    and what comes back, or a pair of two; what it loses: docs/performance.md. Batches over one request's limit are split, and each part is
-    an update of its own at the expert.
+    and what comes back, or a pair of two; what it loses: docs/performance.md. Batches over one request's limit are
+    split, and each part is an update of its own at the expert.
 
     Forward raises SpecMismatch, EmptyBatch or NonFiniteTensor before anything is sent, and NotEnoughExperts, with a
     cause per uid, when a row has fewer than k_min answers. Backward goes to the experts that answered; one that fails
@@ -109,18 +111,21 @@ class DMoE(torch.nn.Module):
 
     def _mixture(self, x: Tensor) -> Tensor:
         check_rows(f"layer {self.layer.prefix}", self.layer, x)
-        lines_RL = self.gate.line_scores(x)
-        plan = _Plan(self._calls, self.terms, self._living, lines_RL.detach().to("cpu"), self.k_best)
-        answers_RSx: Tensor
-        cells_RS: Tensor
-        answers_RSx, cells_RS = _FanOutToExperts.apply(  # type: ignore[no-untyped-call]
-            x, training_anchor(self.layer), plan
-        )
-        scores_RS = cell_scores(lines_RL, self.layer.grid, cells_RS.clamp_min(0))
-        weights_RS = mixture_weights(scores_RS, cells_RS >= 0)
-        if torch.is_grad_enabled():
-            self._last_use = weights_RS, cells_RS, self._living.now()[1].cells_N.to(cells_RS.device)
-        return mix(answers_RSx, weights_RS)
+        with self._calls.tracing.round(self.layer.prefix, "forward", x.shape[0]) as traced:
+            with section(traced, "gate"):
+                lines_RL = self.gate.line_scores(x)
+            plan = _Plan(self._calls, self.terms, self._living, lines_RL.detach().to("cpu"), self.k_best, traced)
+            answers_RSx: Tensor
+            cells_RS: Tensor
+            answers_RSx, cells_RS = _FanOutToExperts.apply(  # type: ignore[no-untyped-call]
+                x, training_anchor(self.layer), plan
+            )
+            with section(traced, "mix"):
+                scores_RS = cell_scores(lines_RL, self.layer.grid, cells_RS.clamp_min(0))
+                weights_RS = mixture_weights(scores_RS, cells_RS >= 0)
+                if torch.is_grad_enabled():
+                    self._last_use = weights_RS, cells_RS, self._living.now()[1].cells_N.to(cells_RS.device)
+                return mix(answers_RSx, weights_RS)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,6 +137,7 @@ class _Plan:
     living: LivingExperts
     lines_RL: Tensor
     k_best: int
+    traced: TracedRound | None
 
 
 class _SavedRound(FunctionCtx):
@@ -154,9 +160,10 @@ class _FanOutToExperts(torch.autograd.Function):
         view, index = plan.living.at_least(terms.k_min, deadline)
         if len(index) < terms.k_min:
             raise not_enough(terms.layer.prefix, len(x), len(x), terms.k_min, {})
-        chosen_RK = best_cells(plan.lines_RL, index, plan.k_best)
-        x_cpu = x.detach().to("cpu")
-        answers = ForwardRound(plan.calls, terms, plan.living, x_cpu, plan.lines_RL).run(view, chosen_RK, deadline)
+        with section(plan.traced, "choose"):
+            chosen_RK = best_cells(plan.lines_RL, index, plan.k_best)
+        asking = ForwardRound(plan.calls, terms, plan.living, x.detach().to("cpu"), plan.lines_RL, plan.traced)
+        answers = asking.run(view, chosen_RK, deadline)
         ctx.calls, ctx.terms, ctx.parts = plan.calls, terms, answers.parts
         ctx.save_for_backward(x)
         cells_RS = answers.cells.to(x.device)
@@ -170,5 +177,6 @@ class _FanOutToExperts(torch.autograd.Function):
         check_gradient(name, gradient_RSx)
         (x,) = ctx.saved_tensors
         gradient = gradient_RSx.detach().to("cpu").contiguous()
-        x_gradient = ask_backward(ctx.calls, ctx.terms, x.detach().to("cpu"), gradient, ctx.parts)
+        with ctx.calls.tracing.round(ctx.terms.layer.prefix, "backward", x.shape[0]) as traced:
+            x_gradient = ask_backward(ctx.calls, ctx.terms, x.detach().to("cpu"), gradient, ctx.parts, traced)
         return x_gradient.to(x.device) if ctx.needs_input_grad[0] else None, None, None

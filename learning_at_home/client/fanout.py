@@ -21,6 +21,8 @@ from torch import Tensor
 from learning_at_home.client.compression import Compression
 from learning_at_home.client.quorum import Rows
 from learning_at_home.client.stats import CallStats
+from learning_at_home.client.traced_round import TracedCall, TracedRound
+from learning_at_home.client.tracing import Tracing
 from learning_at_home.clock import Clock
 from learning_at_home.directory.directory import Directory
 from learning_at_home.errors import (
@@ -57,6 +59,7 @@ class CallContext:
     directory: Directory
     stats: CallStats
     clock: Clock
+    tracing: Tracing
 
     def __deepcopy__(self, memo: dict[int, object]) -> CallContext:
         return self
@@ -67,7 +70,7 @@ class CallContext:
         )
 
 
-class Task(msgspec.Struct, frozen=True, eq=False):
+class Task(msgspec.Struct, eq=False):
     """Work for one expert. The tensors lie on the CPU and nobody else writes to them."""
 
     uid: str
@@ -79,6 +82,7 @@ class Task(msgspec.Struct, frozen=True, eq=False):
     rows: Rows  # which ones of the caller's batch, where that matters to it
     expected: TensorSpec  # the one tensor of a right answer
     retries: int = 0  # how often a full node has been asked again
+    traced: TracedCall | None = None  # FanOut's
 
 
 class Result(msgspec.Struct, frozen=True, eq=False):
@@ -104,7 +108,9 @@ class FanOut:
         *,
         insist: bool = False,
         compression: Compression = NO_COMPRESSION,
+        traced: TracedRound | None = None,
     ) -> None:
+        self._traced = traced
         self.context = context
         self.exchange = exchange
         self.deadline = deadline
@@ -115,23 +121,25 @@ class FanOut:
         self._reconnected: set[int] = set()  # calls that were sent over a second connection
         self._answered: set[bytes] = set()  # peers that said anything in this round
 
-    def ask(self, tasks: Iterable[Task]) -> None:
-        """Send the tasks: one message per node, more only when it would pass the size limit.
+    def ask(self, tasks: Iterable[Task]) -> list[int]:
+        """Send the tasks: one message per node, more only when it would pass the size limit. Returns the calls' ids.
 
         Raises UsageError when values do not fit the compression that was chosen.
         """
-        self._send([_call(task, self._compression) for task in tasks])
+        calls = [self._call(task) for task in tasks]
+        self._send(calls)
+        return [call.call_id for call in calls]
 
     def ask_later(self, task: Task, at: float) -> None:
         """Send the task at a moment (monotonic), from within `next_result`."""
-        heapq.heappush(self._later, (at, next(self._order), _call(task, self._compression)))
+        heapq.heappush(self._later, (at, next(self._order), self._call(task)))
 
     def next_result(self, until: float) -> Result | None:
         """The next result, or None when `until` has passed."""
         clock = self.context.clock
         while True:
             if self._later:
-                self._ask_what_is_due(clock.monotonic_s())
+                self.send_what_is_due()
             wake = min(until, self._later[0][0]) if self._later else until
             answer = self.exchange.next_answer(wake)
             if answer is not None:
@@ -157,6 +165,8 @@ class FanOut:
         for call in open_calls:
             holder = call.task.holder
             self.context.stats.failed(holder.public_key, holder.name)
+            if call.task.traced is not None:
+                call.task.traced.left_behind()
         for task in silent:
             if task.holder.public_key not in self._answered:
                 self.context.directory.report_failure(task.holder.public_key, now)
@@ -178,6 +188,8 @@ class FanOut:
                 tensor = _usable(task, answer)
             except LearningAtHomeError as unusable:
                 error = unusable
+        if task.traced is not None:
+            _trace(task.traced, answer, error)
         if error is None:
             self.context.stats.answered(holder.public_key, holder.name, task.num_rows, answer.seconds, now)
         elif self._insist and self._goes_out_again(answer.call, error, now):
@@ -187,6 +199,20 @@ class FanOut:
             self.context.stats.failed(holder.public_key, holder.name)
         self._tell_directory(holder.public_key, error, now)
         return Result(task, tensor, error)
+
+    def _call(self, task: Task) -> Call:
+        """The task with its tensors as frames."""
+        if self._traced is not None and task.traced is None:
+            task.traced = self._traced.call(task.uid, task.holder, task.num_rows)
+        if task.traced is not None:
+            task.traced.issued()
+        codec = self._compression.request
+        if len(task.tensors) == 1:
+            spec, frames = to_frames(task.tensors[0], codec)
+            return Call(task.uid, task.operation, (spec,), frames, task)
+        framed = [to_frames(tensor, codec) for tensor in task.tensors]
+        specs = tuple([spec for spec, _ in framed])
+        return Call(task.uid, task.operation, specs, [frame for _, frames in framed for frame in frames], task)
 
     def _tell_directory(self, public_key: bytes, error: LearningAtHomeError | None, now: float) -> None:
         directory = self.context.directory
@@ -201,26 +227,31 @@ class FanOut:
         directory.report_failure(public_key, now)
 
     def _goes_out_again(self, call: Call, error: LearningAtHomeError, now: float) -> bool:
+        task: Task = call.task
         if isinstance(error, NodeOverloaded):
-            task: Task = call.task
             at = retry_at(task, error, now)
             if at is None or at >= self.deadline:
                 return False
-            call.task = msgspec.structs.replace(task, retries=task.retries + 1)
+            task.retries += 1
         elif isinstance(error, PeerUnreachable) and call.call_id not in self._reconnected:
             self._reconnected.add(call.call_id)
             at = now
         else:
             return False
+        if task.traced is not None:
+            task.traced = task.traced.again()
         heapq.heappush(self._later, (at, next(self._order), call))
         return True
 
-    def _ask_what_is_due(self, now: float) -> None:
+    def send_what_is_due(self) -> bool:
+        """Send the tasks that waited for their moment, if there are any. `next_result` does it by itself."""
+        now = self.context.clock.monotonic_s()
         due = []
         while self._later and self._later[0][0] <= now:
             due.append(heapq.heappop(self._later)[2])
         if due:
             self._send(due)
+        return bool(due)
 
     def _send(self, calls: Sequence[Call]) -> None:
         by_node: dict[tuple[bytes, int], list[Call]] = {}
@@ -236,6 +267,9 @@ class FanOut:
                     self._compression.request,
                     self._compression.reply,
                 )
+                for call in message:
+                    if (traced := call.task.traced) is not None:
+                        traced.sent(sum(map(len, call.frames)))
 
 
 def retry_at(task: Task, error: NodeOverloaded, now: float) -> float | None:
@@ -268,14 +302,12 @@ def _messages(calls: Sequence[Call]) -> Iterator[Sequence[Call]]:
         yield message
 
 
-def _call(task: Task, compression: Compression) -> Call:
-    specs: list[TensorSpec] = []
-    frames: list[memoryview] = []
-    for tensor in task.tensors:
-        spec, parts = to_frames(tensor, compression.request)
-        specs.append(spec)
-        frames += parts
-    return Call(task.uid, task.operation, tuple(specs), frames, task)
+def _trace(traced: TracedCall, answer: Answer, error: LearningAtHomeError | None) -> None:
+    read = answer.call.sent + answer.seconds
+    if answer.reply is not None:
+        num_bytes = sum(len(frame) for frames in answer.tensors for frame in frames)
+        traced.received(num_bytes, answer.reply.queued_us, answer.reply.computed_us, at=read)
+    traced.ended(error)
 
 
 def _usable(task: Task, answer: Answer) -> Tensor:

@@ -6,6 +6,7 @@ once: there is no parameter here to optimize. Knows nothing of gates and grids.
 
 from __future__ import annotations
 
+import concurrent.futures
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,9 +14,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from learning_at_home.client.checks import check_finite, check_first_order, check_gradient, check_one_request, check_specs
+from learning_at_home.client.checks import (
+    check_finite,
+    check_first_order,
+    check_gradient,
+    check_one_request,
+    check_rows,
+    check_specs,
+)
 from learning_at_home.client.compression import Compression, compression_of
-from learning_at_home.client.fanout import CallContext, FanOut, Task
+from learning_at_home.client.fanout import CallContext, FanOut, Result, Task
 from learning_at_home.errors import CallTimeout, ConfigError, LearningAtHomeError, UnknownExpert
 from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.peer_address import PeerAddress
@@ -32,11 +40,12 @@ _ALL_ROWS = np.empty(0, np.int64)  # of a call whose rows are all the same to us
 class RemoteExpert(torch.nn.Module):
     """`y = RemoteExpert(swarm, "ffn0.1.2")(x)`, x [rows, *row shape] of the layer's dtype, on any device.
 
-    Raises InvalidUid or UnknownLayer at once; a call raises SpecMismatch, EmptyBatch, BatchTooLarge or NonFiniteTensor
-    (the last one while the request is on its way: a forward changes nothing), UnknownExpert when no living node serves it, and what its host answers (ExpertFailed,
-    NodeDraining ...), CallTimeout or PeerUnreachable. A full node is asked again while the deadline allows.
+    Raises InvalidUid or UnknownLayer at once; a call raises SpecMismatch, EmptyBatch, BatchTooLarge, NonFiniteTensor
+    (a forward's while the request travels already: it changes nothing), UnknownExpert when no living node serves it,
+    what its host answers (ExpertFailed, NodeDraining ...), CallTimeout or PeerUnreachable. While the deadline allows, a
+    full node is asked again, and one whose connection was lost once more.
     Backward goes to the host that did the forward, whoever serves the expert by then; when that host is gone it raises.
-    A backward that raised may still have been applied by the host; it is never sent twice.
+    However often it was sent, the host applies it once at most; one that raised may have been applied.
     """
 
     def __init__(
@@ -74,17 +83,38 @@ class RemoteExpert(torch.nn.Module):
         """One request to a host of the expert, without autograd. Raises what RemoteExpert's docstring lists."""
         context = self._calls
         deadline = context.clock.monotonic_s() + self.deadline_s
-        with context.connections.exchange() as exchange:
-            fanout = FanOut(context, exchange, deadline, insist=True, compression=self.compression)
+        rows = tensors[0].shape[0]
+        with context.tracing.round(self._name, operation, rows) as traced, context.connections.exchange() as exchange:
+            fanout = FanOut(context, exchange, deadline, insist=True, compression=self.compression, traced=traced)
             fanout.ask([self.task(operation, tensors, holder)])
             if operation == "forward":
                 check_finite(self._name, tensors[0])  # while the request travels; a forward changes nothing
             result = fanout.next_result(deadline + 1.0)  # every call answers at its deadline at the latest
         if result is None:
             raise CallTimeout(f"{self.uid}: no answer in {self.deadline_s:g} s")
+        return self.tensor_of(result).to(tensors[0].device)
+
+    def tensor_of(self, result: Result) -> Tensor:
+        """The answer, on the CPU, or its error with the expert's name."""
         if result.tensor is None:
             raise _naming(self.uid, result.error)
-        return result.tensor.to(tensors[0].device)
+        return result.tensor
+
+    async def acall(self, x: Tensor) -> Tensor:
+        """The expert's output in a running event loop, without autograd: many calls may be under way at once.
+
+        Those that begin in one turn of the loop go to their node in one message. Raises what a call raises.
+        """
+        check_rows(self._name, self.layer, x)
+        check_one_request(self._name, self.layer, x)
+        task = self.task("forward", (x,), self.holder())
+        deadline = self._calls.clock.monotonic_s() + self.deadline_s
+        result = await self._swarm.asynchronous.of_running_loop().call(task, deadline, self.compression)
+        return self.tensor_of(result).to(x.device)
+
+    def submit(self, x: Tensor) -> concurrent.futures.Future[Tensor]:
+        """`acall` from any thread, on a thread of the swarm's: a future of the output. x must not change before."""
+        return self._swarm.asynchronous.submit(self.acall(x))
 
     def task(self, operation: Operation, tensors: tuple[Tensor, ...], holder: PeerAddress) -> Task:
         """The work that a call is, its tensors on the CPU."""

@@ -17,12 +17,14 @@ from types import TracebackType
 from typing import NoReturn, SupportsFloat
 
 from learning_at_home.client.access import check_way_in, key_bytes, parse_project_url, reach_coordinator, wanted_project
+from learning_at_home.client.async_calls import AsyncCalls
 from learning_at_home.client.fanout import CallContext
 from learning_at_home.client.living import POLL_S, LivingExperts
 from learning_at_home.client.membership import Membership
 from learning_at_home.client.remote_expert import RemoteExpert
 from learning_at_home.client.reporting import ReportQueue, link_of_trainer
 from learning_at_home.client.stats import CallStats, SwarmStats
+from learning_at_home.client.tracing import MAX_SPANS, Trace, Tracing
 from learning_at_home.clock import SystemClock
 from learning_at_home.coordinator_messages import MAX_METRICS, MAX_NAME_CHARS, Report, TrainerTelemetry
 from learning_at_home.directory.directory import LayerView
@@ -61,11 +63,12 @@ class Swarm:
         self.identity = identity
         self.run = (run or identity.name)[:MAX_NAME_CHARS]
         self.dashboard_url = dashboard_url
+        self.asynchronous = AsyncCalls(calls)
         self._reports = reports or ReportQueue()
         self._living = {layer.prefix: LivingExperts(calls, layer) for layer in project.layers}
         # Weak, because experts keep their swarm alive and not the other way round.
         self._experts: weakref.WeakValueDictionary[ExpertUid, RemoteExpert] = weakref.WeakValueDictionary()
-        self._finalizer = weakref.finalize(self, _close, membership, calls.connections, os.getpid())
+        self._finalizer = weakref.finalize(self, _close, membership, self.asynchronous, calls.connections, os.getpid())
 
     @classmethod
     def connect(
@@ -78,6 +81,7 @@ class Swarm:
         identity: Identity | Path | None = None,
         run: str | None = None,
         timeout_s: float = 15.0,
+        unencrypted: bool = False,
     ) -> Swarm:
         """A swarm, joined, with what is alive known. Experts may still be missing: `wait_until_alive`.
 
@@ -85,7 +89,8 @@ class Swarm:
         coordinator is down. Without it: `bootstrap` ("host:port" of any peers of the DHT) and `project`: its id (the
         record then comes from the DHT), a record, or a TOML file. `coordinator_key`, hex: of several coordinators that
         publish such a project, this one is meant, and at `url` no other may answer. `identity`: a key, or the file that
-        keeps one; by default a new key for this process. `run` names the training on the dashboard. Raises ConfigError,
+        keeps one; by default a new key for this process. `run` names the training on the dashboard. `unencrypted`: call
+        nodes that take no encrypted connections, too (`lah node --unencrypted`, in one's own rack). Raises ConfigError,
         CoordinatorUnreachable, UnknownProject, AmbiguousProject or BootstrapFailed.
         """
         deadline = time.monotonic() + timeout_s
@@ -97,7 +102,7 @@ class Swarm:
         wanted = access.record if access else wanted_project(project, address)
         peers = tuple(dict.fromkeys([*(access.bootstrap if access else ()), *bootstrap]))
         calls_stats, reports = CallStats(), ReportQueue()
-        connections = Connections(me, clock)
+        connections = Connections(me, clock, unencrypted=unencrypted)
         membership = Membership(me, clock, peers, wanted, key)
         if address is not None:
             trainer = _TelemetrySource(calls_stats, connections, clock)
@@ -109,7 +114,7 @@ class Swarm:
         except BaseException:
             connections.close()
             raise
-        calls = CallContext(joined.record.id, connections, joined.directory, calls_stats, clock)
+        calls = CallContext(joined.record.id, connections, joined.directory, calls_stats, clock, Tracing(clock))
         dashboard_url = access.dashboard_url if access else None
         swarm = cls(
             joined.record, calls, me, run=run, reports=reports, membership=membership, dashboard_url=dashboard_url
@@ -182,6 +187,13 @@ class Swarm:
         """Counts and latencies of this process's calls."""
         return self.calls.stats.snapshot(self.calls.clock.monotonic_s(), self.calls.connections.late_answers)
 
+    def trace(self, max_spans: int = MAX_SPANS) -> Trace:
+        """`with swarm.trace() as t: step()`, then `print(t.text())`: what each call of a step went through.
+
+        Also as JSON (`t.to_json()`) and for chrome://tracing or Perfetto (`t.save("step.json")`); docs/tracing.md.
+        """
+        return self.calls.tracing.trace(max_spans)
+
     def close(self) -> None:
         """Leave the swarm; the last reports get a second. May be called twice. Expert calls then raise UsageError."""
         self._finalizer()
@@ -245,9 +257,10 @@ def _number(name: str, value: SupportsFloat) -> float:
         raise UsageError(f"report: {name} is no number: {error}") from error
 
 
-def _close(membership: Membership | None, connections: Connections, owner_pid: int) -> None:
+def _close(membership: Membership | None, asynchronous: AsyncCalls, connections: Connections, owner_pid: int) -> None:
     if os.getpid() != owner_pid:
         return  # a forked child: the threads and sockets are its parent's
+    asynchronous.close()
     if membership is not None:
         membership.close()
     connections.close()

@@ -96,8 +96,21 @@ class TracedRound:
 class TracedCall:
     """A call while it runs. Every method takes the moment (monotonic seconds), or reads the clock."""
 
-    __slots__ = ("_attempt", "_bytes_received", "_bytes_sent", "_chosen_s", "_end", "_holder", "_issued_s")
-    __slots__ += ("_node_us", "_received_s", "_round", "_rows", "_sent_s", "_uid")
+    __slots__ = (
+        "_attempt",
+        "_bytes_received",
+        "_bytes_sent",
+        "_chosen_s",
+        "_end",
+        "_holder",
+        "_issued_s",
+        "_node_us",
+        "_received_s",
+        "_round",
+        "_rows",
+        "_sent_s",
+        "_uid",
+    )
 
     def __init__(self, traced: TracedRound, uid: str, holder: PeerAddress, rows: int, attempt: int, at: float) -> None:
         self._round = traced

@@ -20,7 +20,7 @@ ANNOUNCEMENT_LIFE_S = 60.0  # two refreshes may be lost; a dead host is gone fro
 ANNOUNCEMENT_REFRESH_S = 20.0
 REFRESH_JITTER = 0.2
 STALE_AFTER_S = 1.5 * ANNOUNCEMENT_REFRESH_S
-_ENDPOINT = re.compile(r"tcp://(?:\[([0-9a-fA-F:.]{2,45})\]|([0-9.]{7,15})):([1-9][0-9]{0,4})")
+_ENDPOINT = re.compile(r"tcp(?:\+plain)?://(?:\[([0-9a-fA-F:.]{2,45})\]|([0-9.]{7,15})):([1-9][0-9]{0,4})")
 MAX_CLAIMS = 64
 MAX_SPANS = 128  # per claim; the DHT's bound on a record is tighter still for a node that scatters all its claims
 MAX_CLAIMED_CELLS = 8_192  # of one node: a stranger must not make every reader walk millions of cells
@@ -70,7 +70,8 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def is_endpoint(text: str) -> bool:
-    """Whether callers may connect to it though a stranger wrote it: `tcp://`, a numeric unicast address, a port.
+    """Whether callers may connect to it though a stranger wrote it: `tcp://` or, for those who accept it, PLAIN_SCHEME;
+    a numeric unicast address, a port.
 
     No other transport, no further ZeroMQ syntax, and no names: libzmq looks them up in the one thread that serves all
     connections of a process, so that a name server which never answers would stop them all.

@@ -259,7 +259,7 @@ class Connections:
         self._clock = clock
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 65_536)
-        # Anywhere: another process with our key counts elsewhere. next() of a count is atomic under the interpreter lock.
+        # From anywhere: another process with our key counts elsewhere. next() is atomic under the interpreter lock.
         self._ids = itertools.count(secrets.randbits(48))
         self._lock = threading.Lock()
         self._idle: list[Channel] = []

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import zmq
 
 from learning_at_home.transport.inflow_accounts import FRAME_BYTES, Cut, InflowAccounts, InflowLimits
+from learning_at_home.transport.socket_options import has_input
 from learning_at_home.transport.tcp_counters import TcpConnection, TcpCounters, counts_received_bytes, neighbourhood
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 LOOK_S = 0.02  # between looks while much arrives or is held: at 1 GB/s 20 MB come in this time
 QUIET_LOOK_S = 0.05  # while little does
 LOOK_S_PER_CONNECTION = 25e-6  # a look takes about 1 µs for each: a twentieth of the time, however many there are
-MUCH_BYTES = 256 * 1024  # held by one, it is looked at closely: what still waits in the kernel is not libzmq's
+MUCH_BYTES = 256 * 1024
 LOG_S = 10.0  # an attack does not fill the log
 
 _EVENT = struct.Struct("=HI")  # type and descriptor, as libzmq's monitor says them
@@ -35,8 +36,7 @@ _EVENT = struct.Struct("=HI")  # type and descriptor, as libzmq's monitor says t
 @dataclass(slots=True)
 class _Watched:
     connection: TcpConnection
-    received: int = 0  # as the kernel counted at the last look
-    unread: int = 0  # of these, what libzmq had not fetched; looked at for those that hold much
+    received: int = 0  # bytes, as counted at the last look
 
 
 class InflowGuard:
@@ -56,6 +56,7 @@ class InflowGuard:
         self._watched: dict[int, _Watched] = {}  # by descriptor; libzmq owns them
         self._taken: defaultdict[int, int] = defaultdict(int)  # by descriptor, since the last look
         self._next_look = 0.0
+        self.held_bytes = 0  # what libzmq held for all connections at the last look
         self._untold: list[Cut] = []
         self._next_log = 0.0
         self.works = counts_received_bytes()
@@ -80,11 +81,6 @@ class InflowGuard:
         """How many were open at the last look."""
         return len(self._watched)
 
-    @property
-    def held_bytes(self) -> int:
-        """What libzmq held for all of them at the last look."""
-        return self._accounts.held_bytes
-
     def received(self, frame: zmq.Frame, num_bytes: int, num_frames: int) -> None:
         """A whole message was read: any frame of it, and bytes and number of its frames without the routing id's."""
         self._taken[int(frame.get(zmq.SRCFD))] += num_bytes + FRAME_BYTES * num_frames
@@ -98,13 +94,14 @@ class InflowGuard:
         if now < self._next_look or not self.works:
             return ()
         self._follow(now)
-        arrived = sum(self._count(descriptor, watched, now) for descriptor, watched in list(self._watched.items()))
-        self._taken.clear()
-        much = max(arrived, self._accounts.held_bytes) > MUCH_BYTES
+        arrived = self._count(now)
+        self.held_bytes = self._accounts.held_bytes
+        much = max(arrived, self.held_bytes) > MUCH_BYTES
         self._next_look = now + max(LOOK_S if much else QUIET_LOOK_S, LOOK_S_PER_CONNECTION * len(self._watched))
-        cuts = self._accounts.cut(now)
-        for cut in cuts:
-            self._counters.shut_down(self._watched.pop(cut.connection).connection)
+        if self._accounts.exceed_bounds():
+            for descriptor in self._accounts.holding():
+                self._count_closely(descriptor, now)
+        cuts = [cut for cut in self._accounts.cut(now) if self._shut_down(cut)]
         self._tell(cuts, now)
         return cuts
 
@@ -121,12 +118,8 @@ class InflowGuard:
 
         libzmq tells the end before it closes the descriptor, so whoever gets the number next is told of later.
         """
-        while True:
-            try:
-                event = self._monitor.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            kind, descriptor = _EVENT.unpack(event[0])
+        while has_input(self._monitor):
+            kind, descriptor = _EVENT.unpack(self._monitor.recv_multipart()[0])
             self._forget(descriptor)
             if kind == zmq.EVENT_ACCEPTED:
                 self._watch(descriptor, now)
@@ -143,26 +136,34 @@ class InflowGuard:
         if self._watched.pop(descriptor, None):
             self._accounts.closed(descriptor)
 
-    def _count(self, descriptor: int, watched: _Watched, now: float) -> int:
-        """Bring one account up to date; how many bytes have arrived since the last look."""
-        received = self._counters.received_bytes(descriptor)
-        taken = self._taken.get(descriptor, 0)
-        if received == watched.received and not taken and not watched.unread:
-            return 0
-        if received is None:
-            self._forget(descriptor)
-            return 0
-        arrived = received - watched.received
-        watched.received = received
-        held = self._accounts.update(descriptor, received, taken, now)
-        watched.unread = 0
-        if held > MUCH_BYTES:
-            if not self._counters.is_open(watched.connection):
+    def _count(self, now: float) -> int:
+        """Bring all accounts up to date; how many bytes have arrived since the last look."""
+        arrived = 0
+        received_bytes, taken = self._counters.received_bytes, self._taken
+        for descriptor, watched in list(self._watched.items()):
+            received = received_bytes(descriptor)
+            if received == watched.received and descriptor not in taken:
+                continue
+            if received is None:
                 self._forget(descriptor)
-                return 0
-            watched.unread = self._counters.unread_bytes(descriptor)
-            self._accounts.update(descriptor, received - watched.unread, 0, now)
+                continue
+            arrived += received - watched.received
+            watched.received = received
+            self._accounts.update(descriptor, received, taken.get(descriptor, 0), now)
+        taken.clear()
         return arrived
+
+    def _count_closely(self, descriptor: int, now: float) -> None:
+        """Leave out what still waits in the kernel: it is not in libzmq's memory, and the kernel bounds it."""
+        watched = self._watched[descriptor]
+        if self._counters.is_open(watched.connection):
+            watched.received -= self._counters.unread_bytes(descriptor)  # the next look finds and counts these again
+            self._accounts.update(descriptor, watched.received, 0, now)
+        else:
+            self._forget(descriptor)
+
+    def _shut_down(self, cut: Cut) -> bool:
+        return self._counters.shut_down(self._watched.pop(cut.connection).connection)
 
     def _tell(self, cuts: Sequence[Cut], now: float) -> None:
         self._untold += [cut for cut in cuts if cut.reason != "idle"]

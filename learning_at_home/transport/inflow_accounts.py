@@ -44,8 +44,7 @@ class _Account:
     neighbourhood: str
     updated_at: float
     last_message_at: float  # or when it was opened
-    arrived: int = 0
-    gone: float = 0.0  # of `arrived`, what libzmq does not hold any more
+    gone: float = 0.0  # of the bytes that arrived, what libzmq does not hold any more
     held: int = 0
     holding_since: float = 0.0
 
@@ -77,8 +76,8 @@ class InflowAccounts:
         self._accounts.pop(connection, None)
         self._holding.pop(connection, None)
 
-    def update(self, connection: int, arrived: int, taken: int, now: float) -> int:
-        """What it holds, in bytes: `arrived` in all since it was opened, `taken` out by the node since the last update.
+    def update(self, connection: int, arrived: int, taken: int, now: float) -> None:
+        """Bytes that `arrived` since it was opened, and that the node has `taken` out since the last update.
 
         The credits err on the generous side; none is kept beyond what arrived, so an honest connection stays near zero
         and nobody saves up for later.
@@ -86,7 +85,6 @@ class InflowAccounts:
         account = self._accounts[connection]
         heartbeats = HEARTBEAT_BYTES_PER_S * (now - account.updated_at)
         account.gone = min(arrived, account.gone + taken + heartbeats)
-        account.arrived = arrived
         account.updated_at = now
         account.held = int(arrived - account.gone)
         if taken:
@@ -96,7 +94,17 @@ class InflowAccounts:
         elif connection not in self._holding:
             self._holding[connection] = account
             account.holding_since = now
-        return account.held
+
+    def holding(self) -> list[int]:
+        """The connections that hold something worth counting."""
+        return list(self._holding)
+
+    def exceed_bounds(self) -> bool:
+        """Whether someone must be cut off for what is held."""
+        limits = self._limits
+        return self.held_bytes > limits.total_bytes or any(
+            account.held > limits.connection_bytes for account in self._holding.values()
+        )
 
     def cut(self, now: float) -> list[Cut]:
         """Close the accounts of those that must end: by their own bound, by the bound of all, or idle too long.

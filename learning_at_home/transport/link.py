@@ -137,7 +137,7 @@ def _choose(peer: PeerAddress, unencrypted: bool) -> str:
             if unencrypted:
                 return endpoint
             raise PeerUnreachable(
-                f"{endpoint}: it takes unencrypted connections only, and this process makes none (unencrypted=True does)",
+                f"{endpoint}: it takes unencrypted connections only, which need unencrypted=True on this side",
                 peer=peer.name,
             )
     raise PeerUnreachable(f"it announces no tcp:// endpoint but {list(peer.endpoints)}", peer=peer.name)

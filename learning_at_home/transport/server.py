@@ -30,6 +30,8 @@ from learning_at_home.errors import (
 )
 from learning_at_home.identity import Identity, curve_public_key
 from learning_at_home.transport.authentication import Authenticator, caller_key
+from learning_at_home.transport.inflow import InflowGuard
+from learning_at_home.transport.inflow_accounts import InflowLimits
 from learning_at_home.transport.link import ZERO_COPY_BYTES
 from learning_at_home.transport.socket_options import bound, has_input, secure_server
 from learning_at_home.transport.unsent import MAX_UNSENT_BYTES, UnsentBytes
@@ -65,6 +67,7 @@ class Ticket(msgspec.Struct, frozen=True, eq=False):
     deadline: float  # monotonic; work not started by then is dropped
     received: float  # monotonic
     routing_id: bytes
+    waited_ms: int = 0  # over 0 when the caller sends it again
     codec: Codec = "none"  # of the request's tensors
     reply_codec: Codec = "none"  # wanted for the answer's
 
@@ -98,6 +101,7 @@ class Counters:
     malformed: int = 0
     refused: int = 0
     dropped_answers: int = 0  # their caller has left or does not read
+    cut_off: int = 0  # connections that sent more than is read of them
 
 
 class Server:
@@ -115,10 +119,12 @@ class Server:
         max_rows: int,
         max_bytes: int,
         max_unsent_bytes: int = MAX_UNSENT_BYTES,
+        inflow_limits: InflowLimits | None = None,
         unencrypted: bool = False,
     ) -> None:
         """`unencrypted`: no CURVE, and callers are who they say they are. For trusted machines in one rack."""
         self._unencrypted = unencrypted
+        self._inflow_limits = inflow_limits
         self._identity = identity
         self._project = project
         self._handler = handler
@@ -145,6 +151,7 @@ class Server:
         self._authenticator = Authenticator(self._context)
         self._router = self._context.socket(zmq.ROUTER)
         bound(self._router)
+        self._guard = InflowGuard(self._router, self._inflow_limits)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         if not self._unencrypted:
             secure_server(self._router, self._identity)
@@ -170,7 +177,7 @@ class Server:
 
     def fail(self, ticket: Ticket, error: LearningAtHomeError) -> None:
         """Answer with an error: its code, words and retry hint."""
-        self.answer(ticket, _failure(ticket.call_id, error))
+        self.answer(ticket, failure_of(ticket.call_id, error))
 
     def stop(self, timeout_s: float = 1.0) -> None:
         """Send what is queued, then close. May be called twice, and without a start."""
@@ -198,7 +205,8 @@ class Server:
             wake_fd = self._wake_out.fileno()
             more_work = False
             while not self._stopping.is_set():
-                for ready, _ in poller.poll(0 if more_work else None):
+                timeout_ms = 0 if more_work else self._guard.timeout_ms(self._clock.monotonic_s())
+                for ready, _ in poller.poll(timeout_ms):
                     if ready is self._router:
                         self._receive()
                     elif ready == wake_fd:
@@ -207,6 +215,7 @@ class Server:
                         self._authenticator.answer_all()
                 self._send_answers()
                 more_work = self._handler.work_here()
+                self.counters.cut_off += len(self._guard.look(self._clock.monotonic_s()))
             self._send_answers()
             self._router.setsockopt(zmq.LINGER, 500)  # the last answers may still leave
         except BaseException as error:
@@ -216,6 +225,7 @@ class Server:
             self._close()
 
     def _close(self) -> None:
+        self._guard.close()
         self._router.close()
         self._authenticator.socket.close(linger=0)
         self._context.term()
@@ -232,6 +242,7 @@ class Server:
                 part = recv(copy=False)
                 parts.append(part)
             if parts:
+                self._guard.received(parts[0], sum(map(len, parts)), len(parts))
                 self._take(routing_id, parts[0], parts[1:])
             else:
                 self.counters.malformed += 1
@@ -255,11 +266,11 @@ class Server:
             tensors = split_frames([work.tensors for work in message.work], frames, codec=message.codec)
         except WireError as error:
             self.counters.malformed += 1
-            self._send(routing_id, _failure(None, error))
+            self._send(routing_id, failure_of(None, error))
             return
         except LearningAtHomeError as error:
             self.counters.refused += 1
-            self._send(routing_id, _failure(None, error))
+            self._send(routing_id, failure_of(None, error))
             return
         self._dispatch(routing_id, caller.public_key, message, tensors)
 
@@ -299,6 +310,7 @@ class Server:
                 deadline,
                 now,
                 routing_id,
+                request.waited_ms,
                 request.codec,
                 request.reply_codec,
             )
@@ -308,7 +320,7 @@ class Server:
                 self._handler.on_work(ticket, work, frames)
             except LearningAtHomeError as error:
                 self.counters.refused += 1
-                self._send(routing_id, _failure(work.call_id, error))
+                self._send(routing_id, failure_of(work.call_id, error))
 
     def _clear_wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -342,6 +354,7 @@ class Server:
             self.counters.dropped_answers += 1
 
 
-def _failure(call_id: int | None, error: LearningAtHomeError) -> Failure:
+def failure_of(call_id: int | None, error: LearningAtHomeError) -> Failure:
+    """An error as it crosses the wire: its code, words and retry hint."""
     retry_after_ms = None if error.retry_after_s is None else round(error.retry_after_s * 1000)
     return Failure(call_id, error.code, error.message[:MAX_MESSAGE_CHARS], retry_after_ms)

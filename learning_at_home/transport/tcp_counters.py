@@ -43,13 +43,13 @@ class TcpCounters:
         self._getsockopt = ctypes.PyDLL(None).getsockopt  # keeps the interpreter lock: half a microsecond
         self._info = ctypes.create_string_buffer(_INFO_BYTES)
         self._received = ctypes.c_uint64.from_buffer(self._info, _BYTES_RECEIVED)
-        self._arguments = (
-            ctypes.c_int(sockets.IPPROTO_TCP),
-            ctypes.c_int(sockets.TCP_INFO),
-            ctypes.c_void_p(ctypes.addressof(self._info)),
-        )
         self._size = ctypes.c_uint(_INFO_BYTES)
-        self._size_pointer = ctypes.c_void_p(ctypes.addressof(self._size))
+        self._arguments = (
+            sockets.IPPROTO_TCP,
+            sockets.TCP_INFO,
+            ctypes.c_void_p(ctypes.addressof(self._info)),
+            ctypes.c_void_p(ctypes.addressof(self._size)),
+        )
         self._unread = bytearray(4)
         self._nothing = sockets.socket(sockets.AF_UNIX)
         # Said to be IPv6 so that there is room for addresses of both families; it need not exist here.
@@ -61,7 +61,7 @@ class TcpCounters:
 
     def received_bytes(self, descriptor: int) -> int | None:
         """All that came on this connection, what nobody has read yet included; None when it has ended."""
-        if self._getsockopt(ctypes.c_int(descriptor), *self._arguments, self._size_pointer):
+        if self._getsockopt(descriptor, *self._arguments):
             return None
         return self._received.value
 
@@ -76,8 +76,9 @@ class TcpCounters:
     def find(self, descriptor: int) -> TcpConnection | None:
         """The TCP connection behind a descriptor; None when it has ended."""
         with contextlib.suppress(OSError), self._copied(descriptor) as copy:
-            local_port = copy.getsockname()[1]
-            return TcpConnection(descriptor, self._cookie(), local_port, copy.getpeername()[0])
+            here = copy.getsockname()
+            if isinstance(here, tuple):  # of a socket within this machine it is a name
+                return TcpConnection(descriptor, self._cookie(), here[1], copy.getpeername()[0])
         return None
 
     def is_open(self, connection: TcpConnection) -> bool:

@@ -15,7 +15,7 @@ from learning_at_home.errors import BatchTooLarge, EmptyBatch, NonFiniteTensor, 
 from learning_at_home.project import LayerSpec
 from learning_at_home.tensors.finite import is_finite
 from learning_at_home.tensors.frames import from_frames
-from learning_at_home.wire.messages import Operation, TensorSpec, Work
+from learning_at_home.wire.messages import Codec, Operation, TensorSpec, Work
 from node_agent.experts.expert import Expert
 
 TENSOR_NAMES: dict[Operation, tuple[str, ...]] = {
@@ -48,9 +48,16 @@ def check_specs(expert: Expert, work: Work, max_rows: int) -> int:
     return rows
 
 
-def unpack(expert: Expert, work: Work, frames: Sequence[Sequence[zmq.Frame]]) -> tuple[Tensor, ...]:
-    """The tensors, on the CPU. Raises NonFiniteTensor."""
-    tensors = tuple(from_frames(spec, parts) for spec, parts in zip(work.tensors, frames, strict=True))
+def unpack(
+    expert: Expert, work: Work, frames: Sequence[Sequence[zmq.Frame]], codec: Codec = "none"
+) -> tuple[Tensor, ...]:
+    """The tensors, on the CPU. Raises NonFiniteTensor for a backward's.
+
+    A forward changes nothing, and whose fault an output is that is not finite, `compute` finds out.
+    """
+    tensors = tuple([from_frames(spec, parts, codec) for spec, parts in zip(work.tensors, frames, strict=True)])
+    if work.operation == "forward":
+        return tensors
     for name, tensor in zip(TENSOR_NAMES[work.operation], tensors, strict=True):
         if not is_finite(tensor):
             raise NonFiniteTensor(f"{expert.uid}: {name} hold NaN or infinity; the expert takes finite numbers only")

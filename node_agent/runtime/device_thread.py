@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from learning_at_home.clock import Clock
-from learning_at_home.errors import DeadlinePassed, LearningAtHomeError, NodeDraining, NodeOverloaded
+from learning_at_home.errors import DeadlinePassed, LearningAtHomeError, NodeDraining, NodeOverloaded, UsageError
 from learning_at_home.tensors.frames import to_frames
-from learning_at_home.transport.server import Ticket
-from learning_at_home.wire.messages import Failure, Reply
+from learning_at_home.transport.server import Ticket, failure_of
+from learning_at_home.wire.messages import Codec, Failure, Reply, TensorSpec
 from node_agent.experts.hosted import HostedExperts
+from node_agent.runtime.backward_window import BackwardWindow
 from node_agent.runtime.batcher import Batch, Batcher, Limits, Pending
 from node_agent.runtime.computation import Outcome, compute, device_still_works
 from node_agent.runtime.costs import Costs
@@ -64,6 +65,7 @@ class DeviceThread:
         clock: Clock,
         limits: Limits,
         num_threads: int,
+        backwards: BackwardWindow,
         quick_s: float = QUICK_S,
     ) -> None:
         """`quick_s`: batches expected to take less are the data plane's; 0: none are."""
@@ -73,6 +75,7 @@ class DeviceThread:
         self._statistics = statistics
         self._clock = clock
         self._num_threads = num_threads
+        self._backwards = backwards
         self._batcher: Batcher[Job] = Batcher(limits)
         self._changed = threading.Condition()
         self._stopping = False
@@ -228,7 +231,7 @@ class DeviceThread:
         self._batcher.observe(batch.rows, finished - started)
         self._costs.observe(expert.layer.prefix, batch.operation, batch.rows, finished - started)
         for request, outcome in zip(batch.requests, outcomes, strict=True):
-            self._reply(request, outcome, started, finished)
+            self._reply(request, outcome, started, finished, shared=len(outcomes) > 1)
         if any(isinstance(outcome, LearningAtHomeError) for outcome in outcomes):
             log.info("%s: %s", batch.uid, next(o for o in outcomes if isinstance(o, LearningAtHomeError)))
             if not device_still_works(self._device):
@@ -236,28 +239,37 @@ class DeviceThread:
                     f"{self._device} fails since {batch.uid} ran {batch.operation}; start the node again"
                 )
 
-    def _reply(self, request: Pending[Job], outcome: Outcome, started: float, finished: float) -> None:
-        assert self._answers is not None
+    def _reply(self, request: Pending[Job], outcome: Outcome, started: float, finished: float, *, shared: bool) -> None:
+        """`shared`: the outcome is a part of a larger tensor."""
+        ticket, answers = request.payload.ticket, self._answers
+        assert answers is not None
+        message: Reply | Failure
+        frames: Sequence[memoryview | bytes] = ()
+        expert = self._experts.by_uid[request.uid]
+        if isinstance(outcome, LearningAtHomeError):
+            message = failure_of(ticket.call_id, outcome)
+        else:
+            spec, frames, codec = _packed(outcome, ticket.reply_codec)
+            message = Reply(
+                ticket.call_id,
+                (spec,),
+                queued_us=max(0, round((started - request.arrived) * 1e6)),
+                computed_us=max(0, round((finished - started) * 1e6)),
+                updates=expert.updates,
+                load_ms=self.load_s() * 1e3,
+                codec=codec,
+            )
+        now = self._clock.monotonic_s()
+        if request.operation == "backward":
+            ticket = self._backwards.answered(ticket, message, frames, now, shared=shared)
+        answers.answer(ticket, message, frames)
         if isinstance(outcome, LearningAtHomeError):
             self._statistics.failed(request.uid)
-            self._answers.fail(request.payload.ticket, outcome)
             return
-        expert = self._experts.by_uid[request.uid]
         forward = request.operation == "forward"
         flop = request.rows * (expert.forward_flop_per_row if forward else expert.backward_flop_per_row)
-        spec, frames = to_frames(outcome)
-        reply = Reply(
-            call_id=request.payload.ticket.call_id,
-            tensors=(spec,),
-            queued_us=max(0, round((started - request.arrived) * 1e6)),
-            computed_us=max(0, round((finished - started) * 1e6)),
-            updates=expert.updates,
-            load_ms=self.load_s() * 1e3,
-        )
-        now = self._clock.monotonic_s()
         latency_s = now - request.arrived
         self._statistics.answered(request.uid, request.operation, request.rows, flop, latency_s, expert.updates, now)
-        self._answers.answer(request.payload.ticket, reply, frames)
 
     def _refuse_late(self, late: Sequence[Pending[Job]]) -> None:
         for request in late:
@@ -267,6 +279,18 @@ class DeviceThread:
             )
 
     def _fail(self, request: Pending[Job], error: LearningAtHomeError) -> None:
+        """It was not computed, and will not be."""
         self._statistics.refuse()
+        ticket = request.payload.ticket
+        if request.operation == "backward":
+            ticket = self._backwards.forget(ticket)
         if self._answers is not None:
-            self._answers.fail(request.payload.ticket, error)
+            self._answers.fail(ticket, error)
+
+
+def _packed(tensor: Tensor, codec: Codec) -> tuple[TensorSpec, Sequence[memoryview], Codec]:
+    """In the form that the caller wants, or as it is when its numbers do not fit that."""
+    try:
+        return *to_frames(tensor, codec), codec
+    except UsageError:
+        return *to_frames(tensor), "none"

@@ -19,6 +19,7 @@ from learning_at_home.transport.server import Server, Ticket
 from learning_at_home.wire.messages import Work
 from node_agent.experts.hosted import HostedExperts
 from node_agent.runtime.admission import check_specs, size_bytes, unpack
+from node_agent.runtime.backward_window import NEW, PENDING, BackwardWindow
 from node_agent.runtime.batcher import Limits, Pending
 from node_agent.runtime.device_thread import DeviceThread, Job
 from node_agent.runtime.statistics import Statistics
@@ -32,6 +33,7 @@ class HostOptions:
     port: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     num_threads: int = 1
+    unencrypted: bool = False
     max_rows: int = MAX_ROWS_PER_REQUEST
     limits: Limits = field(default_factory=Limits)
 
@@ -47,11 +49,19 @@ class Host:
         clock: Clock,
         options: HostOptions,
     ) -> None:
+        self._clock = clock
         self.experts = experts
         self.statistics = Statistics(experts.by_uid)
         self.options = options
+        self.backwards = BackwardWindow(clock.monotonic_s())
         self.device_thread = DeviceThread(
-            experts, options.device, self.statistics, clock, options.limits, options.num_threads
+            experts,
+            options.device,
+            self.statistics,
+            clock,
+            options.limits,
+            options.num_threads,
+            self.backwards,
         )
         self.server = Server(
             identity,
@@ -62,6 +72,7 @@ class Host:
             port=options.port,
             max_rows=options.max_rows,
             max_bytes=MAX_BYTES_PER_REQUEST,
+            unencrypted=options.unencrypted,
         )
         self._draining = threading.Event()
         self.last_work_s = 0.0  # monotonic; written by the data plane
@@ -77,6 +88,22 @@ class Host:
 
         A full node refuses by the header alone: it neither copies nor reads the tensors.
         """
+        if work.operation == "forward":
+            self._queue(ticket, work, frames)
+            return
+        known = self.backwards.admit(ticket, ticket.waited_ms, round(self._clock.wall_s() * 1000))
+        if known is PENDING:
+            return
+        if known is not NEW:
+            self.server.answer(ticket, known.message, known.frames)
+            return
+        try:
+            self._queue(ticket, work, frames)
+        except BaseException:
+            self.backwards.forget(ticket)  # it may come again
+            raise
+
+    def _queue(self, ticket: Ticket, work: Work, frames: list[list[zmq.Frame]]) -> None:
         if self._draining.is_set():
             raise NodeDraining("this node is leaving and takes nothing new; ask another")
         self.last_work_s = ticket.received
@@ -92,7 +119,7 @@ class Host:
                 size_bytes=num_bytes,
                 arrived=ticket.received,
                 deadline=ticket.deadline,
-                payload=Job(ticket, unpack(expert, work, frames)),
+                payload=Job(ticket, unpack(expert, work, frames, ticket.codec)),
             )
         )
 
@@ -105,6 +132,10 @@ class Host:
         """Requests refused at the door or dropped from the queue, messages that were none, answers nobody took."""
         at_the_door = self.server.counters
         return self.statistics.refused + at_the_door.refused + at_the_door.malformed + at_the_door.dropped_answers
+
+    def sweep(self) -> None:
+        """Give back what is remembered in vain; to be called every few seconds."""
+        self.backwards.sweep(round(self._clock.wall_s() * 1000), self._clock.monotonic_s())
 
     def drain(self, timeout_s: float) -> bool:
         """Take nothing new and finish the queue; whether it was finished in time. Blocks."""

@@ -46,8 +46,13 @@ class LocalSwarm:
         experts: Sequence[Sequence[str]] | None = None,
         device: str = "cpu",
         wait: bool = True,
+        unencrypted: bool = False,
     ) -> None:
-        """`experts`: patterns per node, instead of equal shares. `wait`: enter only when every node serves."""
+        """`experts`: patterns per node, instead of equal shares. `wait`: enter only when every node serves.
+
+        `unencrypted`: nodes for callers with `unencrypted=True`.
+        """
+        self._unencrypted = unencrypted
         self.project = project.check()
         shares = [list(share) for share in experts] if experts is not None else divide_cells(project, num_nodes)
         if not shares or not all(shares):
@@ -159,6 +164,7 @@ class LocalSwarm:
             name=f"node-{number}",
             data_dir=Path(self._folder.name) / f"node-{number}",
             host=HOST,
+            unencrypted=self._unencrypted,
         ).check()
         return AgentNode(config, self._loop) if self._in_process else ProcessNode(config)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from learning_at_home.client.fanout import CallContext
 from learning_at_home.client.stats import CallStats
 from learning_at_home.client.swarm import Swarm
+from learning_at_home.client.tracing import Tracing
 from learning_at_home.clock import SystemClock
 from learning_at_home.dht.records import sign_record
 from learning_at_home.directory.announcement import Announcement, Claim, layer_key, spans_of
@@ -99,7 +100,7 @@ class SmallSwarm:
         self.project = ProjectRecord(id="test", layers=(self.spec,))
         clock, me = SystemClock(), Identity.generate()
         directory = Directory(self.project, clock)
-        calls = CallContext(self.project.id, Connections(me, clock), directory, CallStats(), clock)
+        calls = CallContext(self.project.id, Connections(me, clock), directory, CallStats(), clock, Tracing(clock))
         self.swarm = Swarm(self.project, calls, me)
 
     @property

@@ -15,6 +15,7 @@ from learning_at_home.transport.server import Ticket
 from learning_at_home.wire.messages import Reply
 from node_agent.experts.expert import Expert
 from node_agent.experts.hosted import HostedExperts
+from node_agent.runtime.backward_window import BackwardWindow
 from node_agent.runtime.batcher import Limits, Pending
 from node_agent.runtime.device_thread import DeviceThread, Job
 from node_agent.runtime.statistics import Statistics
@@ -75,7 +76,16 @@ class Setting:
         cpu = torch.device("cpu")
         experts = HostedExperts([Expert(ExpertUid("ffn0", (0,)), LAYER, self.gate, cpu)])
         self.statistics = Statistics(experts.by_uid)
-        self.thread = DeviceThread(experts, cpu, self.statistics, CLOCK, limits, num_threads=1, quick_s=0.0)
+        self.thread = DeviceThread(
+            experts,
+            cpu,
+            self.statistics,
+            CLOCK,
+            limits,
+            num_threads=1,
+            backwards=BackwardWindow(CLOCK.monotonic_s()),
+            quick_s=0.0,
+        )
         self.inbox = Inbox()
         self.thread.start(self.inbox)
 

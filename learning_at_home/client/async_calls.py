@@ -1,0 +1,223 @@
+"""Expert calls of an event loop: many under way at once, over the loop's own sockets, without a hop to another thread.
+
+Async. What belongs to one loop is used by its thread only. Calls that begin in one turn of the loop leave together,
+one message per node. The channel is leased while calls are under way and given back when none is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import math
+import threading
+import weakref
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import zmq
+
+from learning_at_home.client.compression import Compression
+from learning_at_home.client.fanout import CallContext, FanOut, Result, Task
+from learning_at_home.client.loop_thread import LoopThread
+from learning_at_home.errors import LearningAtHomeError, UsageError
+from learning_at_home.transport.connections import Exchange
+
+CLOSE_TIMEOUT_S = 2.0
+_T = TypeVar("_T")
+
+
+class AsyncCalls:
+    """The asynchronous calls of a swarm. Thread-safe."""
+
+    def __init__(self, context: CallContext) -> None:
+        self._context = context
+        self._lock = threading.Lock()
+        self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopCalls] = weakref.WeakKeyDictionary()
+        self._own: LoopThread | None = None
+        self._closed = False
+
+    def of_running_loop(self) -> LoopCalls:
+        """What belongs to the loop that runs in this thread. Raises UsageError after `close`."""
+        loop = asyncio.get_running_loop()
+        calls = self._loops.get(loop)
+        if calls is None:
+            with self._lock:
+                self._check_open()
+                calls = self._loops[loop] = LoopCalls(self._context, loop)
+        return calls
+
+    def submit(self, coroutine: Coroutine[Any, Any, _T]) -> concurrent.futures.Future[_T]:
+        """Run a coroutine on the swarm's own loop for calls, which is started by the first. Raises UsageError."""
+        try:
+            with self._lock:
+                self._check_open()
+                if self._own is None:
+                    self._own = LoopThread("expert-calls")
+                return self._own.submit(coroutine)
+        except UsageError:
+            coroutine.close()
+            raise
+
+    def close(self) -> None:
+        """End all calls with UsageError. May be called twice."""
+        with self._lock:
+            self._closed = True
+            loops, own = dict(self._loops), self._own
+        for loop, calls in loops.items():
+            calls.close_from_anywhere(loop)
+        if own is not None:
+            own.close(CLOSE_TIMEOUT_S)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("the swarm is closed")
+
+
+class LoopCalls:
+    """The calls of one event loop."""
+
+    def __init__(self, context: CallContext, loop: asyncio.AbstractEventLoop) -> None:
+        self._context = context
+        self._loop = weakref.ref(loop)
+        self._outbox: list[tuple[Task, float, Compression, asyncio.Future[Result]]] = []
+        self._waiting: dict[int, tuple[FanOut, asyncio.Future[Result]]] = {}  # by call id
+        self._exchange: Exchange | None = None
+        self._watched: dict[int, zmq.Socket[bytes]] = {}  # by descriptor
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
+
+    async def call(self, task: Task, deadline: float, compression: Compression) -> Result:
+        """The task's result. An expert that is full is asked again, one whose connection was lost once more."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+        if not self._outbox:
+            loop.call_soon(self._send)
+        self._outbox.append((task, deadline, compression, future))
+        return await future
+
+    def close_from_anywhere(self, loop: asyncio.AbstractEventLoop) -> None:
+        """End what is under way; in the loop's thread while the loop runs."""
+        if not loop.is_running():
+            self._give_up()
+            return
+        try:
+            running_here = asyncio.get_running_loop() is loop
+        except RuntimeError:
+            running_here = False
+        if running_here:
+            self._give_up()
+            return
+        done = threading.Event()
+
+        def give_up() -> None:
+            self._give_up()
+            done.set()
+
+        loop.call_soon_threadsafe(give_up)
+        done.wait(CLOSE_TIMEOUT_S)
+
+    def _send(self) -> None:
+        outbox, self._outbox = self._outbox, []
+        try:
+            if self._exchange is None:
+                self._exchange = self._context.connections.exchange()
+        except LearningAtHomeError as error:
+            for _, _, _, future in outbox:
+                _fail(future, error)
+            return
+        rounds: dict[tuple[float, Compression], list[tuple[Task, asyncio.Future[Result]]]] = {}
+        for task, deadline, compression, future in outbox:
+            rounds.setdefault((round(deadline, 3), compression), []).append((task, future))
+        for (deadline, compression), pairs in rounds.items():
+            fanout = FanOut(self._context, self._exchange, deadline, insist=True, compression=compression)
+            try:
+                ids = fanout.ask([task for task, _ in pairs])
+            except LearningAtHomeError as error:  # values that do not fit the compression
+                for _, future in pairs:
+                    _fail(future, error)
+                continue
+            for call_id, (_, future) in zip(ids, pairs, strict=True):
+                self._waiting[call_id] = (fanout, future)
+        self._take_in()  # sending may have used up the sign that something arrived
+
+    def _take_in(self) -> None:
+        """See to what has arrived, and to what is due."""
+        exchange = self._exchange
+        if exchange is None:
+            return
+        due = math.inf
+        for answer in exchange.take_in():
+            fanout, future = self._waiting[answer.call_id]
+            result = fanout.judge(answer)
+            if result is None:
+                continue
+            del self._waiting[answer.call_id]
+            if not future.done():
+                future.set_result(result)
+        for fanout in {id(fanout): fanout for fanout, _ in self._waiting.values()}.values():
+            if fanout.send_what_is_due():
+                self._running().call_soon(self._take_in)  # as in `_send`
+            due = min(due, fanout.next_due())
+        if not self._waiting:
+            self._release()
+            return
+        self._watch(exchange)
+        self._call_again(min(due, exchange.next_deadline()))
+
+    def _watch(self, exchange: Exchange) -> None:
+        sockets = {int(socket.getsockopt(zmq.FD)): socket for socket in exchange.sockets}
+        if sockets == self._watched:
+            return
+        loop = self._running()
+        for descriptor in self._watched.keys() - sockets.keys():
+            loop.remove_reader(descriptor)
+        for descriptor in sockets.keys() - self._watched.keys():
+            loop.add_reader(descriptor, self._take_in)
+        self._watched = sockets
+
+    def _call_again(self, at: float) -> None:
+        """At a moment (monotonic seconds) at the latest."""
+        if self._timer is not None and self._timer_at <= at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = at
+        delay_s = max(0.0, at - self._context.clock.monotonic_s())
+        self._timer = self._running().call_later(delay_s, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer, self._timer_at = None, math.inf
+        self._take_in()
+
+    def _release(self) -> None:
+        """Nothing is under way: give the channel back."""
+        loop = self._loop()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer, self._timer_at = None, math.inf
+        if loop is not None and not loop.is_closed():
+            for descriptor in self._watched:
+                loop.remove_reader(descriptor)
+        self._watched = {}
+        if self._exchange is not None:
+            exchange, self._exchange = self._exchange, None
+            exchange.__exit__(None, None, None)
+
+    def _give_up(self) -> None:
+        waiting = [future for _, future in self._waiting.values()] + [future for *_, future in self._outbox]
+        self._waiting, self._outbox = {}, []
+        self._release()
+        loop = self._loop()
+        if loop is not None and not loop.is_closed():
+            for future in waiting:
+                _fail(future, UsageError("the swarm was closed before the expert answered"))
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        loop = self._loop()
+        assert loop is not None, "it runs this code"
+        return loop
+
+
+def _fail(future: asyncio.Future[Result], error: LearningAtHomeError) -> None:
+    if not future.done():
+        future.set_exception(error)
