@@ -86,13 +86,13 @@ class LoopCalls:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
 
-    async def call(self, task: Task, deadline: float, compression: Compression) -> Result:
+    async def call(self, task: Task, timeout_s: float, compression: Compression) -> Result:
         """The task's result. An expert that is full is asked again, one whose connection was lost once more."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
         if not self._outbox:
             loop.call_soon(self._send)
-        self._outbox.append((task, deadline, compression, future))
+        self._outbox.append((task, timeout_s, compression, future))
         return await future
 
     def close_from_anywhere(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -126,9 +126,11 @@ class LoopCalls:
                 _fail(future, error)
             return
         rounds: dict[tuple[float, Compression], list[tuple[Task, asyncio.Future[Result]]]] = {}
-        for task, deadline, compression, future in outbox:
-            rounds.setdefault((round(deadline, 3), compression), []).append((task, future))
-        for (deadline, compression), pairs in rounds.items():
+        for task, timeout_s, compression, future in outbox:
+            rounds.setdefault((timeout_s, compression), []).append((task, future))
+        now = self._context.clock.monotonic_s()
+        for (timeout_s, compression), pairs in rounds.items():
+            deadline = now + timeout_s
             fanout = FanOut(self._context, self._exchange, deadline, insist=True, compression=compression)
             try:
                 ids = fanout.ask([task for task, _ in pairs])

@@ -108,8 +108,7 @@ class RemoteExpert(torch.nn.Module):
         check_rows(self._name, self.layer, x)
         check_one_request(self._name, self.layer, x)
         task = self.task("forward", (x,), self.holder())
-        deadline = self._calls.clock.monotonic_s() + self.deadline_s
-        result = await self._swarm.asynchronous.of_running_loop().call(task, deadline, self.compression)
+        result = await self._swarm.asynchronous.of_running_loop().call(task, self.deadline_s, self.compression)
         return self.tensor_of(result).to(x.device)
 
     def submit(self, x: Tensor) -> concurrent.futures.Future[Tensor]:

@@ -1,0 +1,145 @@
+"""Calls of an event loop: many at once, one message per node and turn, nothing left behind."""
+
+import asyncio
+import threading
+
+import pytest
+import torch
+
+from learning_at_home.errors import CallTimeout, NodeOverloaded, SpecMismatch, UsageError
+from tests.learning_at_home.client.small_swarm import SmallSwarm, layer, twice
+
+TIMEOUT_S = 10.0
+
+
+def rows(num: int = 2) -> torch.Tensor:
+    return torch.randn(num, 6, dtype=torch.float64)
+
+
+def test_many_calls_are_under_way_at_once_and_each_gets_its_own_answer(small_swarm):
+    swarm: SmallSwarm = small_swarm(layer())
+    swarm.add_wilful([0, 1], twice)
+    experts = [swarm.swarm.expert(f"ffn0.0.{cell}") for cell in (0, 1)]
+    inputs = [rows() for _ in range(40)]
+
+    async def run() -> list[torch.Tensor]:
+        async with asyncio.timeout(TIMEOUT_S):
+            return await asyncio.gather(*(experts[n % 2].acall(x) for n, x in enumerate(inputs)))
+
+    for x, y in zip(inputs, asyncio.run(run()), strict=True):
+        assert torch.equal(y, 2 * x)
+        assert not y.requires_grad
+
+
+def test_calls_of_one_turn_go_in_one_message(small_swarm, monkeypatch):
+    swarm: SmallSwarm = small_swarm(layer())
+    node = swarm.add_wilful([0], twice)
+    expert = swarm.swarm.expert("ffn0.0.0")
+    taken = []
+    take = node.server._take
+    monkeypatch.setattr(node.server, "_take", lambda *message: (taken.append(message), take(*message))[1])
+
+    async def run() -> None:
+        async with asyncio.timeout(TIMEOUT_S):
+            await asyncio.gather(*(expert.acall(rows()) for _ in range(20)))
+
+    asyncio.run(run())
+    assert len(taken) == 2, "a greeting and a request"
+    assert len(node.seen) == 20
+
+
+def test_several_loops_do_not_share_sockets(small_swarm):
+    swarm: SmallSwarm = small_swarm(layer())
+    swarm.add_wilful([0], twice)
+    expert = swarm.swarm.expert("ffn0.0.0")
+    x = rows()
+    right: list[bool] = []
+
+    async def run() -> None:
+        async with asyncio.timeout(TIMEOUT_S):
+            for _ in range(20):
+                right.append(torch.equal(await expert.acall(x), 2 * x))
+
+    threads = [threading.Thread(target=asyncio.run, args=(run(),)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(TIMEOUT_S)
+    assert right == [True] * 80
+
+
+def test_submit_gives_a_future_to_any_thread(small_swarm):
+    swarm: SmallSwarm = small_swarm(layer())
+    swarm.add_wilful([0], twice)
+    expert = swarm.swarm.expert("ffn0.0.0")
+    inputs = [rows() for _ in range(10)]
+    futures = [expert.submit(x) for x in inputs]
+    for x, future in zip(inputs, futures, strict=True):
+        assert torch.equal(future.result(TIMEOUT_S), 2 * x)
+
+
+def test_a_wrong_input_is_refused_before_it_is_sent(small_swarm):
+    swarm: SmallSwarm = small_swarm(layer())
+    node = swarm.add_wilful([0], twice)
+    expert = swarm.swarm.expert("ffn0.0.0")
+    with pytest.raises(SpecMismatch):
+        asyncio.run(expert.acall(torch.zeros(1, 5, dtype=torch.float64)))
+    with pytest.raises(SpecMismatch):
+        expert.submit(torch.zeros(1, 5, dtype=torch.float64)).result(TIMEOUT_S)
+    assert not node.seen
+
+
+def test_a_full_node_is_asked_again(small_swarm):
+    swarm: SmallSwarm = small_swarm(layer())
+    refusals = iter([NodeOverloaded("full", retry_after_s=0.01)] * 2)
+    swarm.add_wilful([0], lambda work, tensors: next(refusals, None) or twice(work, tensors))
+    x = rows()
+    assert torch.equal(asyncio.run(swarm.swarm.expert("ffn0.0.0").acall(x)), 2 * x)
+    assert swarm.swarm.stats().retries == 2
+    assert swarm.swarm.stats().failures == 0
+
+
+def test_a_silent_node_times_out_and_the_next_call_is_served(small_swarm):
+    swarm: SmallSwarm = small_swarm(layer(deadline_s=0.3))
+    silent = [True]
+    swarm.add_wilful([0], lambda work, tensors: None if silent.pop() else twice(work, tensors))
+    expert = swarm.swarm.expert("ffn0.0.0")
+    x = rows()
+
+    async def run() -> torch.Tensor:
+        with pytest.raises(CallTimeout):
+            await expert.acall(x)
+        silent.append(False)
+        return await expert.acall(x)
+
+    assert torch.equal(asyncio.run(run()), 2 * x)
+
+
+def test_a_cancelled_call_harms_no_other(small_swarm):
+    swarm: SmallSwarm = small_swarm(layer())
+    swarm.add_wilful([0], twice)
+    expert = swarm.swarm.expert("ffn0.0.0")
+    x = rows()
+
+    async def run() -> torch.Tensor:
+        given_up = asyncio.ensure_future(expert.acall(x))
+        kept = asyncio.ensure_future(expert.acall(x))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        return await kept
+
+    assert torch.equal(asyncio.run(run()), 2 * x)
+
+
+def test_closing_the_swarm_ends_what_is_under_way(small_swarm):
+    swarm: SmallSwarm = small_swarm(layer())
+    node = swarm.add_wilful([0], lambda work, tensors: None)
+    expert = swarm.swarm.expert("ffn0.0.0")
+    future = expert.submit(rows())
+    while not node.seen:
+        assert not future.done()
+    swarm.swarm.close()
+    with pytest.raises(UsageError):
+        future.result(TIMEOUT_S)
+    with pytest.raises(UsageError):
+        expert.submit(rows())
