@@ -20,6 +20,8 @@ MAX_HEADER_BYTES = 256 * 1024  # a message with work for 1,024 experts takes abo
 MAX_WORK_PER_REQUEST = 1_024
 MAX_TENSORS_PER_WORK = 16
 MAX_DIMENSIONS = 8
+MAX_DIMENSION = 1 << 40  # an ordinary integer for msgpack; what bounds a tensor is the limit of bytes
+MAX_TIMEOUT_MS = 3_600_000
 MAX_MESSAGE_CHARS = 2_000
 
 BLOCK_ELEMENTS = 128  # of one scale of codec int8: 3 % of bytes for scales, and an outlier coarsens few neighbours
@@ -28,13 +30,16 @@ Operation = Literal["forward", "backward"]
 Codec = Literal["none", "float16", "bfloat16", "int8"]  # how a tensor's numbers travel; its dtype stays what it is
 CODECS: tuple[Codec, ...] = get_args(Codec)
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+Shape = Annotated[
+    tuple[Annotated[int, msgspec.Meta(ge=0, le=MAX_DIMENSION)], ...], msgspec.Meta(max_length=MAX_DIMENSIONS)
+]
 
 
-class TensorSpec(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class TensorSpec(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """dtype and shape of one tensor, as both sides compute with it; its bytes on the wire follow by `wire_bytes`."""
 
     dtype: DtypeName
-    shape: tuple[int, ...]
+    shape: Shape
 
     @property
     def num_bytes(self) -> int:
@@ -76,13 +81,16 @@ class Welcome(msgspec.Struct, frozen=True, tag="welcome", forbid_unknown_fields=
     codecs: tuple[str, ...] = ("none",)  # that it takes and answers in
 
 
-class Work(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+Tensors = Annotated[tuple[TensorSpec, ...], msgspec.Meta(max_length=MAX_TENSORS_PER_WORK)]
+
+
+class Work(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """What one expert shall do. forward: [inputs]; backward: [inputs, gradient of the outputs]."""
 
     call_id: int  # counter of the caller's; the answer carries it
     uid: str
     operation: Operation
-    tensors: tuple[TensorSpec, ...]
+    tensors: Tensors
 
 
 class Request(msgspec.Struct, frozen=True, tag="request", forbid_unknown_fields=True):
@@ -90,8 +98,8 @@ class Request(msgspec.Struct, frozen=True, tag="request", forbid_unknown_fields=
 
     project: str
     issued_ms: int  # caller's corrected wall clock when it first asked; with its key and call_id the id of each work
-    timeout_ms: int  # from arrival; work not started by then is dropped
-    work: tuple[Work, ...]
+    timeout_ms: Annotated[int, msgspec.Meta(ge=1, le=MAX_TIMEOUT_MS)]  # from arrival; not started by then: dropped
+    work: Annotated[tuple[Work, ...], msgspec.Meta(min_length=1, max_length=MAX_WORK_PER_REQUEST)]
     waited_ms: Count = 0  # from issued_ms to this attempt: over 0 in a retry
     codec: Codec = "none"  # of this message's tensors
     reply_codec: Codec = "none"  # that the answers shall have
@@ -101,7 +109,7 @@ class Reply(msgspec.Struct, frozen=True, tag="reply", forbid_unknown_fields=True
     """The result of one Work: its tensors follow as frames. backward: the gradient of the inputs."""
 
     call_id: int
-    tensors: tuple[TensorSpec, ...]
+    tensors: Tensors
     queued_us: Count  # admission to start of compute
     computed_us: Count
     updates: Count  # optimizer steps of this expert so far

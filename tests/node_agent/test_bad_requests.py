@@ -22,7 +22,7 @@ from learning_at_home.identity import Identity
 from learning_at_home.project import LayerSpec, ProjectRecord
 from learning_at_home.transport.socket_options import secure_caller
 from learning_at_home.wire.framing import decode_node, encode
-from learning_at_home.wire.messages import Failure, Greeting, Request, TensorSpec, Welcome, Work
+from learning_at_home.wire.messages import PROTOCOL_VERSIONS, Failure, Greeting, Request, TensorSpec, Welcome, Work
 from node_agent.testing import LocalSwarm
 
 UID = "ffn0.0.1"
@@ -111,7 +111,7 @@ class RawCaller:
         return message
 
     def greet(self) -> None:
-        greeting = Greeting((1, 1), self.identity.public_key, "mallory/1")
+        greeting = Greeting(PROTOCOL_VERSIONS, self.identity.public_key, "mallory/1")
         assert isinstance(self.exchange(encode(greeting)), Welcome)
 
     def close(self) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
+import math
 
 import pytest
 import torch
 import zmq
 
 from learning_at_home.errors import SpecMismatch
-from learning_at_home.tensors.frames import DTYPES, from_frames, spec_of, to_frames
+from learning_at_home.tensors.frames import DOT_ELEMENTS, DTYPES, from_frames, from_frames_checked, spec_of, to_frames
 from learning_at_home.wire.framing import split_frames
 from learning_at_home.wire.messages import CHUNK_BYTES, TensorSpec
 
@@ -65,3 +66,80 @@ def test_a_received_tensor_may_be_written_to() -> None:
     arrived = from_frames(TensorSpec("float32", (4,)), [zmq.Frame(bytes(16))])
     arrived += 1
     assert arrived.tolist() == [1.0] * 4
+
+
+def lying_at(offset: int, content: bytes) -> zmq.Frame:
+    """A frame whose bytes begin `offset` bytes after a multiple of 64, as small ones do inside ZeroMQ's buffers."""
+
+    class Frame:
+        def __init__(self) -> None:
+            memory = torch.empty(len(content) + 128, dtype=torch.uint8)
+            start = -memory.data_ptr() % 64 + offset
+            self.buffer = memory.numpy().data[start : start + len(content)]
+            self.buffer[:] = content
+
+        def __len__(self) -> int:
+            return len(self.buffer)
+
+    return Frame()  # type: ignore[return-value]
+
+
+def address(buffer: memoryview) -> int:
+    return torch.frombuffer(buffer, dtype=torch.uint8).data_ptr()
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+def test_one_aligned_frame_becomes_the_memory_of_the_tensor(dtype: torch.dtype) -> None:
+    tensor = torch.randn(70, 70).to(dtype)
+    spec, [frame] = to_frames(tensor)
+    received = lying_at(8, bytes(frame))
+    arrived = from_frames(spec, [received])
+    assert torch.equal(arrived, tensor)
+    assert arrived.data_ptr() == address(received.buffer)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+def test_a_frame_that_lies_anywhere_is_copied_to_an_aligned_place(dtype: torch.dtype) -> None:
+    tensor = torch.randn(7, 3).to(dtype)
+    spec, [frame] = to_frames(tensor)
+    arrived = from_frames(spec, [lying_at(dtype.itemsize - 1, bytes(frame))])
+    assert torch.equal(arrived, tensor)
+    assert arrived.data_ptr() % dtype.itemsize == 0
+
+
+def test_the_tensor_keeps_the_memory_of_its_frame_alive() -> None:
+    spec, [sent] = to_frames(torch.full((4_000,), 3.0))
+    arrived = from_frames(spec, [zmq.Frame(bytes(sent))])[1:]
+    gc.collect()
+    assert torch.equal(arrived, torch.full((3_999,), 3.0))
+
+
+def test_frames_that_cannot_be_written_to_are_copied() -> None:
+    class ReadOnly:
+        buffer = memoryview(bytes(16))
+
+    arrived = from_frames(TensorSpec("float32", (4,)), [ReadOnly()])  # type: ignore[list-item]
+    arrived += 1
+    assert ReadOnly.buffer == bytes(16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+@pytest.mark.parametrize("num_elements", [1, DOT_ELEMENTS, DOT_ELEMENTS + 1, CHUNK_BYTES + 77])
+@pytest.mark.parametrize("wrong", [None, math.nan, math.inf, -math.inf])
+def test_one_number_that_is_not_finite_is_noticed(wrong: float | None, num_elements: int, dtype: torch.dtype) -> None:
+    tensor = torch.randn(num_elements).to(dtype)
+    for position in (0, num_elements // 2, num_elements - 1):
+        changed = tensor.clone()
+        if wrong is not None:
+            changed[position] = wrong
+        spec, frames = to_frames(changed)
+        arrived, finite = from_frames_checked(spec, [zmq.Frame(bytes(frame)) for frame in frames])
+        assert finite is (wrong is None)
+        assert torch.equal(arrived, changed) or math.isnan(wrong or 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+@pytest.mark.parametrize("num_elements", [3, DOT_ELEMENTS + 1, CHUNK_BYTES])
+def test_numbers_whose_sum_overflows_are_finite(num_elements: int, dtype: torch.dtype) -> None:
+    spec, frames = to_frames(torch.full((num_elements,), torch.finfo(dtype).max, dtype=dtype))
+    assert from_frames_checked(spec, [zmq.Frame(bytes(frame)) for frame in frames])[1]

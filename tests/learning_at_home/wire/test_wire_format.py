@@ -19,6 +19,7 @@ from learning_at_home.wire.messages import (
     MAX_HEADER_BYTES,
     MAX_WORK_PER_REQUEST,
     CallerMessage,
+    Codec,
     Failure,
     Greeting,
     NodeMessage,
@@ -111,6 +112,27 @@ def test_unknown_keys_and_types_are_refused() -> None:
             decode_caller(msgspec.msgpack.encode(changed))
 
 
+@pytest.mark.parametrize("entry", [[], [7, "a.1", "forward"], [7, "a.1", "forward", [], 1], [7, "a.1", "evaluate", []]])
+def test_work_of_another_form_is_refused(entry: list[object]) -> None:
+    header = msgspec.msgpack.decode(encode(CALLER_EXAMPLES["request-forward"]))
+    with pytest.raises(WireError):
+        decode_caller(msgspec.msgpack.encode({**header, "work": [entry]}))
+
+
+@pytest.mark.parametrize("key, value", [("codec", "zip"), ("reply_codec", 8), ("waited_ms", -1), ("waited_ms", None)])
+def test_codecs_and_times_that_do_not_exist_are_refused(key: str, value: object) -> None:
+    header = msgspec.msgpack.decode(encode(CALLER_EXAMPLES["request-retried"]))
+    with pytest.raises(WireError):
+        decode_caller(msgspec.msgpack.encode({**header, key: value}))
+
+
+def test_an_answer_with_more_tensors_than_allowed_is_refused() -> None:
+    assert isinstance(decode_node(encode(Reply(7, (ROWS,) * 16, 0, 0, 0, 0.0))), Reply)
+    for specs in ((ROWS,) * 17, (TensorSpec("float32", (1,) * 9),), (TensorSpec("float32", (-1,)),)):
+        with pytest.raises(WireError):
+            decode_node(encode(Reply(7, specs, 0, 0, 0, 0.0)))
+
+
 @pytest.mark.parametrize(
     "request_",
     [
@@ -157,6 +179,48 @@ def test_frames_are_dealt_to_groups_and_tensors_in_order() -> None:
     ]
 
 
+def test_frames_of_other_sizes_in_the_middle_are_refused() -> None:
+    spec = TensorSpec("float32", (CHUNK_BYTES // 2,))
+    assert split_frames([(spec,)], [bytes(CHUNK_BYTES), bytes(CHUNK_BYTES)])
+    with pytest.raises(WireError, match="1,048,572, 1,048,580 bytes"):
+        split_frames([(spec,)], [bytes(CHUNK_BYTES - 4), bytes(CHUNK_BYTES + 4)])
+
+
 def test_more_bytes_than_allowed_are_refused_by_the_header_alone() -> None:
     with pytest.raises(WireError, match="allowed"):
         split_frames([(TensorSpec("float64", (1 << 40, 1 << 40)),)], [])
+    one = TensorSpec("float32", (1,))
+    with pytest.raises(WireError, match="allowed"):
+        split_frames([(one, one), (one,)], [bytes(4)] * 3, limit_bytes=11)
+    assert split_frames([(one, one), (one,)], [bytes(4)] * 3, limit_bytes=12)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_small_message_cannot_ask_for_a_large_tensor(codec: Codec) -> None:
+    """What counts is the larger of the bytes that came and those that they become."""
+    spec = TensorSpec("float64", (1_000,))
+    frames = [bytes(wire_bytes(spec, codec))]
+    assert split_frames([(spec,)], frames, 8_000, codec)
+    with pytest.raises(WireError, match="allowed"):
+        split_frames([(spec,)], frames, 7_999, codec)
+    tiny = TensorSpec("float16", (1,))
+    with pytest.raises(WireError, match="allowed"):
+        split_frames([(tiny,)], [bytes(wire_bytes(tiny, "int8"))], 4, "int8")
+
+
+@pytest.mark.parametrize(
+    "num_elements, sizes",
+    [
+        (0, {"none": 0, "float16": 0, "bfloat16": 0, "int8": 0}),
+        (1, {"none": 4, "float16": 2, "bfloat16": 2, "int8": 5}),
+        (128, {"none": 512, "float16": 256, "bfloat16": 256, "int8": 132}),
+        (129, {"none": 516, "float16": 258, "bfloat16": 258, "int8": 137}),
+    ],
+)
+def test_bytes_follow_from_the_header_alone(num_elements: int, sizes: dict[Codec, int]) -> None:
+    spec = TensorSpec("float32", (1, num_elements))
+    assert {codec: wire_bytes(spec, codec) for codec in CODECS} == sizes
+    for codec, size in sizes.items():
+        assert split_frames([(spec,)], [bytes(size)] if size else [], codec=codec)
+        with pytest.raises(WireError):
+            split_frames([(spec,)], [bytes(size + 1)], codec=codec)
