@@ -23,7 +23,7 @@ from learning_at_home.errors import (
     WireError,
 )
 from learning_at_home.identity import Identity
-from learning_at_home.peer_address import PeerAddress
+from learning_at_home.peer_address import PLAIN_SCHEME, PeerAddress
 from learning_at_home.transport.calls import Answer, Call
 from learning_at_home.transport.connections import Connections
 from learning_at_home.transport.server import Server, Ticket
@@ -362,3 +362,59 @@ def test_an_error_of_the_runtime_reaches_the_caller_with_its_cause(echo: Echo, c
     assert isinstance(answer.error, ExpertFailed)
     assert "ZeroDivisionError" in str(answer.error)
     assert answer.error.retry_after_s == 0.25
+
+
+@pytest.fixture
+def plain_echo() -> Iterator[Echo]:
+    handler = Echo()
+    handler.server = Server(
+        Identity.generate(), "digits", handler, CLOCK, max_rows=10, max_bytes=1000, unencrypted=True
+    )
+    handler.server.start()
+    yield handler
+    handler.server.stop()
+
+
+def plain_address(echo: Echo) -> PeerAddress:
+    endpoint = f"{PLAIN_SCHEME}127.0.0.1:{echo.server.port}"
+    return PeerAddress(echo.server._identity.public_key, (endpoint,), "brisk-heron")
+
+
+def test_an_unencrypted_node_answers_callers_who_accept_that(plain_echo: Echo) -> None:
+    pool = Connections(Identity.generate(), CLOCK, unencrypted=True)
+    try:
+        answer = ask(pool, plain_address(plain_echo), call("ffn0.2", b"b" * 3 * CHUNK_BYTES))[0]
+        assert b"".join(frame.bytes for frame in answer.tensors[0]) == b"b" * 3 * CHUNK_BYTES
+    finally:
+        pool.close()
+
+
+def test_others_are_told_and_send_nothing(plain_echo: Echo, connections: Connections) -> None:
+    answer = ask(connections, plain_address(plain_echo), call())[0]
+    assert isinstance(answer.error, PeerUnreachable)
+    assert "unencrypted=True" in answer.error.message
+    assert plain_echo.seen == []
+
+
+def test_an_unencrypted_caller_is_refused_by_an_encrypted_node(echo: Echo) -> None:
+    pool = Connections(Identity.generate(), CLOCK, unencrypted=True)
+    endpoint = f"{PLAIN_SCHEME}127.0.0.1:{echo.server.port}"
+    try:
+        answer = ask(pool, PeerAddress(echo.server._identity.public_key, (endpoint,), "x"), call(), timeout_s=1.0)[0]
+        assert answer.error is not None
+        assert echo.seen == []
+    finally:
+        pool.close()
+
+
+def test_a_call_that_is_sent_again_keeps_its_id(echo: Echo, connections: Connections) -> None:
+    work = call()
+    deadline = CLOCK.monotonic_s() + 5
+    with connections.exchange() as exchange:
+        first = exchange.send(address(echo), "digits", [work], deadline)
+        assert exchange.next_answer(deadline) is not None
+        again = exchange.send(address(echo), "digits", [work], deadline)
+        answer = exchange.next_answer(deadline)
+    assert answer is not None and answer.error is None
+    assert first == again == [answer.call_id]
+    assert work.sent > work.first_sent

@@ -71,7 +71,7 @@ class Inbox:
 
 
 class Setting:
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, quick_s: float = 0.0) -> None:
         self.gate = Gate()
         cpu = torch.device("cpu")
         experts = HostedExperts([Expert(ExpertUid("ffn0", (0,)), LAYER, self.gate, cpu)])
@@ -84,7 +84,7 @@ class Setting:
             limits,
             num_threads=1,
             backwards=BackwardWindow(CLOCK.monotonic_s()),
-            quick_s=0.0,
+            quick_s=quick_s,
         )
         self.inbox = Inbox()
         self.thread.start(self.inbox)
@@ -189,3 +189,30 @@ def test_stopping_refuses_what_waits_and_everything_after(setting):
     assert setting.thread.error is None
     with pytest.raises(NodeDraining):
         setting.submit(2)
+
+
+def test_a_batch_that_is_known_to_be_quick_is_computed_by_the_data_planes_thread():
+    setting = Setting(Limits(), quick_s=1.0)
+    setting.gate.open.set()
+    threads: list[str] = []
+    answer = setting.inbox.answer
+    setting.inbox.answer = lambda *parts: (threads.append(threading.current_thread().name), answer(*parts))[1]
+    setting.submit(0)
+    setting.inbox.wait_for(1)
+    assert setting.thread.wait_until_idle(TIMEOUT_S)
+    setting.submit(1)
+    assert threads == ["device cpu", threading.current_thread().name]
+    setting.thread.stop()
+
+
+def test_the_data_plane_leaves_a_batch_alone_while_the_device_computes_another():
+    setting = Setting(Limits(), quick_s=1.0)
+    setting.occupy()
+    setting.submit(1)
+    assert setting.inbox.outcomes == {}
+    setting.gate.open.set()
+    setting.inbox.wait_for(1)  # call 0; the thread then leaves call 1, which is a quick one now, to the data plane
+    while 1 not in setting.inbox.outcomes:
+        setting.thread.work_here()
+    assert setting.thread.wait_until_idle(TIMEOUT_S)
+    setting.thread.stop()
