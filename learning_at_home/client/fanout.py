@@ -37,8 +37,7 @@ from learning_at_home.errors import (
 )
 from learning_at_home.peer_address import PeerAddress
 from learning_at_home.project import MAX_BYTES_PER_REQUEST
-from learning_at_home.tensors.finite import is_finite
-from learning_at_home.tensors.frames import from_frames, to_frames
+from learning_at_home.tensors.frames import from_frames_checked, to_frames
 from learning_at_home.transport.calls import Answer, Call
 from learning_at_home.transport.connections import Connections, Exchange
 from learning_at_home.wire.messages import MAX_WORK_PER_REQUEST, Operation, TensorSpec
@@ -317,7 +316,7 @@ def _usable(task: Task, answer: Answer) -> Tensor:
         seen = ", ".join(map(str, specs)) or "nothing"
         raise WireError(f"{task.uid}: the node answers {seen} instead of {task.expected}", peer=task.holder.name)
     assert answer.reply is not None, "it has tensors"
-    tensor = from_frames(task.expected, answer.tensors[0], answer.reply.codec)
-    if not is_finite(tensor):
+    tensor, finite = from_frames_checked(task.expected, answer.tensors[0], answer.reply.codec)
+    if not finite:
         raise ExpertFailed(f"{task.uid}: its answer holds NaN or infinity", peer=task.holder.name)
     return tensor
