@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fnmatch
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,6 @@ PAIRS = 5
 QUICK_PAIRS = 2
 BUDGET_S = 1.5  # of one sample: some hundred calls of a row, or one of the largest
 QUICK_BUDGET_S = 0.25
-BY_QUICK = "left out by --quick"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,6 @@ def run(name: str, comparisons: Sequence[Comparison | Skipped], options: Options
         print(f"no row is called {' or '.join(options.only)}; there are: {names}", file=sys.stderr)
         return 2
     started = time.monotonic()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the sides on the way out
     rows = _measure_all(wanted, options)
     seconds = time.monotonic() - started
     print(f"\n{table(rows)}\n\n{name}: {seconds:.0f} s, {options.runs} pairs per row")
@@ -85,7 +84,7 @@ def run(name: str, comparisons: Sequence[Comparison | Skipped], options: Options
 
 def _measure_all(wanted: Sequence[Comparison | Skipped], options: Options) -> list[Row]:
     rows = []
-    with Sides() as sides:
+    with _ending_in_order(), Sides() as sides:
         for position, comparison in enumerate(wanted):
             bar = comparison.bar
             print(f"[{position + 1}/{len(wanted)}] {bar.row}, against {bar.reference} ...", file=sys.stderr, flush=True)
@@ -95,3 +94,13 @@ def _measure_all(wanted: Sequence[Comparison | Skipped], options: Options) -> li
                 if side.key not in still_needed:
                     sides.end(side)
     return rows
+
+
+@contextlib.contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """SIGTERM ends the sides too, as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

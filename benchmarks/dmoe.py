@@ -9,10 +9,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from benchmarks.command_line import BY_QUICK, Options, options_of, parser, run, size
+from benchmarks.command_line import Options, options_of, parser, run, size
 from benchmarks.pairs import Comparison, Skipped, Task
 from benchmarks.rivals import environment
 from benchmarks.rows import Bar
+from benchmarks.runtime_rows import runtime_rows
 from benchmarks.sides import SideSpec
 from benchmarks.worker import Work
 
@@ -29,6 +30,8 @@ class Sizes:
     grid: tuple[int, int] = (4, 4)
     k_best: int = 4
     nodes: int = 4
+    runtime_experts: int = 64
+    tf32: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,9 +44,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.add_argument("--grid", type=size, nargs=2, default=default.grid, help="of the layer (4 4)")
     flags.add_argument("--k-best", type=size, default=default.k_best, help=f"experts per row ({default.k_best})")
     flags.add_argument("--nodes", type=size, default=default.nodes, help=f"that share the grid ({default.nodes})")
+    flags.add_argument("--runtime-experts", type=size, default=default.runtime_experts, help="on a GPU (64)")
+    flags.add_argument("--tf32", action="store_true", help="on a GPU: let both sides' products be TF32")
     given = flags.parse_args(argv)
     grid = (given.grid[0], given.grid[1])
-    sizes = Sizes(given.hidden, given.larger_hidden, given.batch, grid, given.k_best, given.nodes)
+    sizes = Sizes(
+        given.hidden,
+        given.larger_hidden,
+        given.batch,
+        grid,
+        given.k_best,
+        given.nodes,
+        given.runtime_experts,
+        given.tf32,
+    )
     options = options_of(given)
     return run("dmoe", comparisons(sizes, options), options)
 
@@ -60,6 +74,7 @@ def comparisons(sizes: Sizes, options: Options) -> list[Comparison | Skipped]:
         Comparison(Bar(row, "hivemind", 100, "s"), Task(ours, work), _hivemind(sizes, work, options)),
         Comparison(Bar(row, local, 0.5, "s"), Task(ours, work), Task(in_process, work)),
         Comparison(Bar(larger_row, local, 0.8, "s"), Task(larger, work), Task(larger_in_process, work)),
+        *runtime_rows(sizes.larger_hidden, sizes.runtime_experts, options, tf32=sizes.tf32),
     ]
 
 
@@ -73,10 +88,8 @@ def _sides(architecture: str, hidden_size: int, sizes: Sizes, options: Options) 
 
 
 def _hivemind(sizes: Sizes, work: Work, options: Options) -> Task | str:
-    if options.quick:
-        return BY_QUICK
-    if not environment.is_installed():
-        return environment.HOW
+    if reason := environment.missing(quick=options.quick):
+        return reason
     settings = {**_common("mlp", sizes.hidden, sizes, options), "num_handlers": 1}
     side = SideSpec("hivemind", "benchmarks.rivals.hivemind_mixture", settings, python=str(environment.PYTHON))
     return Task(side, replace(work, warm_s=0.0))  # 10 s a step: the pair that does not count has warmed it up

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from benchmarks.command_line import BY_QUICK, Options, options_of, parser, run, size
+from benchmarks.command_line import Options, options_of, parser, run, size
 from benchmarks.node_rows import node_rows
 from benchmarks.pairs import Comparison, Skipped, Task
 from benchmarks.rivals import environment
 from benchmarks.rows import Bar
 from benchmarks.sides import SideSpec
 from benchmarks.worker import Work
+
+RIVAL = "hivemind"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,83 +60,104 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def comparisons(sizes: Sizes, options: Options) -> list[Comparison | Skipped]:
     """All rows, in an order that lets few processes live at once."""
-    budget_s = options.budget_s
-    one = Work(name="forward", budget_s=budget_s)
-    both = Work(name="forward-backward", budget_s=budget_s)
-    threads = Work(name="threads", callers=sizes.callers, budget_s=budget_s)
-    in_flight = Work(name="in-flight", callers=sizes.callers, budget_s=budget_s)
-    many = Work(name="forward", rows=sizes.rows, budget_s=budget_s)
-    many_both = Work(name="forward-backward", rows=sizes.rows, budget_s=budget_s)
-
-    ours = SideSpec("ours", "benchmarks.workers.our_experts", _of("nop", sizes.hidden, options))
-    plain = SideSpec("ours", "benchmarks.workers.our_experts", {**_of("nop", sizes.hidden, options), "plain": True})
-    echo = SideSpec("echo", "benchmarks.workers.zeromq_echo", {"hidden_size": sizes.hidden, "plain": False})
-    echo_plain = SideSpec("echo", "benchmarks.workers.zeromq_echo", {"hidden_size": sizes.hidden, "plain": True})
-
-    def rival(architecture: str, work: Work) -> Task | str:
-        return hivemind_task(_of(architecture, sizes.hidden, options), work, options)
-
-    callers, rows = f"{sizes.callers}", f"{sizes.rows}rows"
-    found: list[Comparison | Skipped] = [
-        Comparison(Bar("nop-1row-forward", "hivemind", 14, "s"), Task(ours, one), rival("nop", one)),
-        Comparison(Bar("nop-1row-forward", "zeromq-echo", 0.4, "s"), Task(ours, one), Task(echo, one)),
-        Comparison(Bar("nop-1row-forward-backward", "hivemind", 13, "s"), Task(ours, both), rival("nop", both)),
-        Comparison(
-            Bar(f"nop-{callers}callers-forward", "hivemind", 10, "1/s"), Task(ours, threads), rival("nop", threads)
-        ),
-        Comparison(
-            Bar(f"nop-{callers}inflight-forward", f"hivemind, {callers} callers", 18, "1/s"),
-            Task(ours, in_flight),
-            rival("nop", threads),
-        ),
-        Comparison(Bar(f"nop-{rows}-forward-curve", "hivemind", 4, "s"), Task(ours, many), rival("nop", many)),
-        Comparison(Bar(f"nop-{rows}-forward-curve", "zeromq-echo", 0.7, "s"), Task(ours, many), Task(echo, many)),
-        Comparison(Bar(f"nop-{rows}-forward-plain", "hivemind", 12, "s"), Task(plain, many), rival("nop", many)),
-        Comparison(
-            Bar(f"nop-{rows}-forward-plain", "zeromq-echo plain", 0.7, "s"), Task(plain, many), Task(echo_plain, many)
-        ),
-        Comparison(
-            Bar(f"mlp{sizes.hidden}-{rows}-forward-backward", "hivemind", 1.5, "s"),
-            Task(SideSpec("ours", "benchmarks.workers.our_experts", _of("mlp", sizes.hidden, options)), many_both),
-            rival("mlp", many_both),
-        ),
+    return [
+        *_short_calls(sizes, options),
+        *_large_batches(sizes, options),
+        *_trained_experts(sizes, options),
+        _many_experts(sizes, options),
+        *node_rows(sizes.node_hidden, sizes.node_experts, options),
     ]
-    found += [_beside_local(num_rows, sizes, options) for num_rows in (sizes.fewer_rows, sizes.rows)]
-    found.append(_many_experts(sizes, in_flight, options))
-    return found + node_rows(sizes.node_hidden, sizes.node_experts, options)
 
 
-def hivemind_task(settings: dict[str, object], work: Work, options: Options) -> Task | str:
+def _short_calls(sizes: Sizes, options: Options) -> list[Comparison]:
+    """One row of `nop`: what a call costs, and how many are answered per second."""
+    ours, echo = _ours("nop", sizes, options), _echo(sizes)
+    one = Work(name="forward", budget_s=options.budget_s)
+    both = Work(name="forward-backward", budget_s=options.budget_s)
+    threads = Work(name="threads", callers=sizes.callers, budget_s=options.budget_s)
+    in_flight = Work(name="in-flight", callers=sizes.callers, budget_s=options.budget_s)
+
+    def beside_rival(row: str, bar: float, unit: str, mine: Work, theirs: Work, reference: str = RIVAL) -> Comparison:
+        return Comparison(Bar(row, reference, bar, unit), Task(ours, mine), _rival("nop", theirs, sizes, options))
+
+    callers = sizes.callers
+    return [
+        beside_rival("nop-1row-forward", 14, "s", one, one),
+        Comparison(Bar("nop-1row-forward", "zeromq-echo", 0.4, "s"), Task(ours, one), Task(echo, one)),
+        beside_rival("nop-1row-forward-backward", 13, "s", both, both),
+        beside_rival(f"nop-{callers}callers-forward", 10, "1/s", threads, threads),
+        beside_rival(f"nop-{callers}inflight-forward", 18, "1/s", in_flight, threads, f"{RIVAL}, {callers} callers"),
+    ]
+
+
+def _large_batches(sizes: Sizes, options: Options) -> list[Comparison]:
+    """Many rows of `nop`: bytes per second, encrypted and not."""
+    work = Work(name="forward", rows=sizes.rows, budget_s=options.budget_s)
+    rows = []
+    for name, plain, bar, echo in (("curve", False, 4, "zeromq-echo"), ("plain", True, 12, "zeromq-echo plain")):
+        row = f"nop-{sizes.rows}rows-forward-{name}"
+        ours = Task(_ours("nop", sizes, options, plain=plain), work)
+        rows += [
+            Comparison(Bar(row, RIVAL, bar, "s"), ours, _rival("nop", work, sizes, options)),
+            Comparison(Bar(row, echo, 0.7, "s"), ours, Task(_echo(sizes, plain=plain), work)),
+        ]
+    return rows
+
+
+def _trained_experts(sizes: Sizes, options: Options) -> list[Comparison | Skipped]:
+    """Experts whose own work is most of the time."""
+
+    def work(num_rows: int) -> Work:
+        work = Work(name="forward-backward", rows=num_rows, budget_s=options.budget_s)
+        return replace(work, warm_s=0.0) if options.quick else work
+
+    large = work(sizes.rows)
+    rows: list[Comparison | Skipped] = [
+        Comparison(
+            Bar(f"mlp{sizes.hidden}-{sizes.rows}rows-forward-backward", RIVAL, 1.5, "s"),
+            Task(_ours("mlp", sizes, options), large),
+            _rival("mlp", large, sizes, options),
+        )
+    ]
+    for num_rows in (sizes.fewer_rows, sizes.rows):
+        bar = Bar(f"ffn{sizes.hidden}-{num_rows}rows-forward-backward", "local", 0.9, "s")
+        local = SideSpec("local", "benchmarks.workers.local_expert", _of("ffn", sizes, options))
+        rows.append(
+            Comparison(bar, Task(_ours("ffn", sizes, options), work(num_rows)), Task(local, work(num_rows)))
+            if num_rows == sizes.fewer_rows or not options.quick
+            else Skipped(bar, environment.BY_QUICK)
+        )
+    return rows
+
+
+def _many_experts(sizes: Sizes, options: Options) -> Comparison:
+    """A full node beside a node of one expert."""
+    work = Work(name="in-flight", callers=sizes.callers, budget_s=options.budget_s)
+    one = _ours("nop", sizes, options)
+    many = replace(one, settings={**one.settings, "num_experts": sizes.experts})
+    bar = Bar(f"calls-per-second-{sizes.experts}-experts", "the same with 1 expert", 0.8, "1/s")
+    return Comparison(bar, Task(many, work), Task(one, work))
+
+
+def _ours(architecture: str, sizes: Sizes, options: Options, *, plain: bool = False) -> SideSpec:
+    settings = {**_of(architecture, sizes, options), "plain": plain}
+    return SideSpec("ours", "benchmarks.workers.our_experts", settings)
+
+
+def _echo(sizes: Sizes, *, plain: bool = False) -> SideSpec:
+    return SideSpec("echo", "benchmarks.workers.zeromq_echo", {"hidden_size": sizes.hidden, "plain": plain})
+
+
+def _rival(architecture: str, work: Work, sizes: Sizes, options: Options) -> Task | str:
     """The same work by the rival, or why there is none."""
-    if options.quick:
-        return BY_QUICK
-    if not environment.is_installed():
-        return environment.HOW
-    side = SideSpec("hivemind", "benchmarks.rivals.hivemind_experts", settings, python=str(environment.PYTHON))
-    return Task(side, work)
+    if reason := environment.missing(quick=options.quick):
+        return reason
+    settings = _of(architecture, sizes, options)
+    return Task(SideSpec(RIVAL, "benchmarks.rivals.hivemind_experts", settings, python=str(environment.PYTHON)), work)
 
 
-def _beside_local(num_rows: int, sizes: Sizes, options: Options) -> Comparison:
-    settings = _of("ffn", sizes.hidden, options)
-    work = Work(name="forward-backward", rows=num_rows, budget_s=options.budget_s)
-    return Comparison(
-        Bar(f"ffn{sizes.hidden}-{num_rows}rows-forward-backward", "local", 0.9, "s"),
-        Task(SideSpec("ours", "benchmarks.workers.our_experts", settings), work),
-        Task(SideSpec("local", "benchmarks.workers.local_expert", settings), work),
-    )
-
-
-def _many_experts(sizes: Sizes, work: Work, options: Options) -> Comparison:
-    one = _of("nop", sizes.hidden, options)
-    return Comparison(
-        Bar(f"calls-per-second-{sizes.experts}-experts", "the same with 1 expert", 0.8, "1/s"),
-        Task(SideSpec("ours", "benchmarks.workers.our_experts", {**one, "num_experts": sizes.experts}), work),
-        Task(SideSpec("ours, 1 expert", "benchmarks.workers.our_experts", one), work),
-    )
-
-
-def _of(architecture: str, hidden_size: int, options: Options) -> dict[str, object]:
-    return {"architecture": architecture, "hidden_size": hidden_size, "seed": options.seed}
+def _of(architecture: str, sizes: Sizes, options: Options) -> dict[str, object]:
+    return {"architecture": architecture, "hidden_size": sizes.hidden, "seed": options.seed}
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks.command_line import BY_QUICK, Options
+from benchmarks.command_line import Options
 from benchmarks.pairs import Comparison, Skipped, Task
 from benchmarks.projects import PREFIX, project_of
+from benchmarks.rivals import environment
 from benchmarks.rows import Bar
 from benchmarks.sides import SideSpec
 from benchmarks.worker import Work
@@ -31,7 +32,7 @@ def node_rows(hidden_size: int, experts: tuple[int, int], options: Options) -> l
     side = SideSpec("ours", "benchmarks.workers.our_experts", _of(hidden_size, most, options))
     rows.append(Comparison(bar, Task(side, Work(name="memory")), limit_bytes, once=True))
     if options.quick:
-        return [rows[0], *(Skipped(row.bar, BY_QUICK) for row in rows[1:])]
+        return [rows[0], *(Skipped(row.bar, environment.BY_QUICK) for row in rows[1:])]
     return rows
 
 

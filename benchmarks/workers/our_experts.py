@@ -50,14 +50,10 @@ class OurExperts:
         project = project_of(settings.architecture, settings.hidden_size, (settings.num_experts,))
         with contextlib.ExitStack() as opened:
             pattern = [[f"{PREFIX}.[0:{settings.num_experts}]"]]
-            if settings.plain:
-                self._nodes = opened.enter_context(LocalSwarm(project, 1, experts=pattern, unencrypted=True))
-                self._swarm = opened.enter_context(
-                    Swarm.connect(bootstrap=self._nodes.bootstrap, project=project, unencrypted=True)
-                )
-            else:
-                self._nodes = opened.enter_context(LocalSwarm(project, 1, experts=pattern))
-                self._swarm = opened.enter_context(Swarm.connect(bootstrap=self._nodes.bootstrap, project=project))
+            self._nodes = opened.enter_context(LocalSwarm(project, 1, experts=pattern, unencrypted=settings.plain))
+            self._swarm = opened.enter_context(
+                Swarm.connect(bootstrap=self._nodes.bootstrap, project=project, unencrypted=settings.plain)
+            )
             self.ready()
             self._opened = opened.pop_all()
         self._project = project
