@@ -34,6 +34,7 @@ from learning_at_home.wire.messages import Operation, TensorSpec
 if TYPE_CHECKING:
     from learning_at_home.client.swarm import Swarm
 
+_TO_TRAIN, _NOTHING_TO_TRAIN = torch.empty(0, requires_grad=True), torch.empty(0)  # see training_anchor
 _ALL_ROWS = np.empty(0, np.int64)  # of a call whose rows are all the same to us
 
 
@@ -64,6 +65,7 @@ class RemoteExpert(torch.nn.Module):
             raise ConfigError(f"{self.uid}: deadline_s is {self.deadline_s}; it must be positive")
         self.compression = compression_of(compression, str(self.uid))
         self._name = str(self.uid)
+        self._max_rows = self.layer.max_rows
         self._cell = self.layer.cells.cell(self.uid)
         self._swarm = swarm  # keeps the connections open for as long as somebody holds the expert
         self._calls: CallContext = swarm.calls
@@ -72,7 +74,8 @@ class RemoteExpert(torch.nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The expert's output, of the shape of x. With autograd on, its backward trains the expert."""
         check_specs(self._name, self.layer, x)
-        check_one_request(self._name, self.layer, x)
+        if x.shape[0] > self._max_rows:
+            check_one_request(self._name, self.layer, x)
         y: Tensor = _RemoteCall.apply(x, training_anchor(self.layer), self)  # type: ignore[no-untyped-call]
         return y
 
@@ -92,7 +95,8 @@ class RemoteExpert(torch.nn.Module):
             result = fanout.next_result(deadline + 1.0)  # every call answers at its deadline at the latest
         if result is None:
             raise CallTimeout(f"{self.uid}: no answer in {self.deadline_s:g} s")
-        return self.tensor_of(result).to(tensors[0].device)
+        y = self.tensor_of(result)
+        return y if tensors[0].is_cpu else y.to(tensors[0].device)
 
     def tensor_of(self, result: Result) -> Tensor:
         """The answer, on the CPU, or its error with the expert's name."""
@@ -140,7 +144,8 @@ class RemoteExpert(torch.nn.Module):
                 f"{self.uid}: no living node serves it now ({alive} of {self.layer.cells.num_cells} experts of layer "
                 f"{self.uid.prefix} are alive); swarm.wait_until_alive() waits for them"
             )
-        self._last_holder = holder
+        if holder is not self._last_holder:  # a module's attributes cost a microsecond to set
+            self._last_holder = holder
         return holder
 
 
@@ -173,19 +178,18 @@ class _RemoteCall(torch.autograd.Function):
 
 def training_anchor(layer: LayerSpec) -> Tensor:
     """An empty input that asks for a gradient when experts are trained: backward must reach them though x is data."""
-    return torch.empty(0, requires_grad=layer.optimizer.name != "frozen" and torch.is_grad_enabled())
+    return _NOTHING_TO_TRAIN if layer.optimizer.name == "frozen" else _TO_TRAIN
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:
-    detached = tensor.detach()
-    return detached if detached.device.type == "cpu" else detached.to("cpu")
+    return tensor if tensor.is_cpu else tensor.detach().to("cpu")
 
 
 def _own_copy(tensor: Tensor) -> Tensor:
     """A copy on the CPU that nobody else can write to; small ones ZeroMQ copies when they are sent."""
+    if tensor.nbytes < ZERO_COPY_BYTES and tensor.is_cpu:
+        return tensor
     detached = tensor.detach()
-    if detached.nbytes < ZERO_COPY_BYTES and detached.device.type == "cpu":
-        return detached
     copy = detached.to("cpu").contiguous()
     return copy.clone() if copy.data_ptr() == detached.data_ptr() else copy
 

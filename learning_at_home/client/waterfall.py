@@ -129,7 +129,8 @@ def _headlines(trace: TraceSpans, calls: Sequence[CallSpan], width: int) -> list
 
 def _round_lines(round_: RoundSpan, nodes: dict[str, str], width: int, max_calls: int) -> list[str]:
     shown = _by_node(_slowest(round_.calls, max_calls))
-    label_columns = max((len(_label(span)) for span in (*round_.sections, *shown)), default=0)
+    spans: list[SectionSpan | CallSpan] = [*round_.sections, *shown]
+    label_columns = max((len(_label(span)) for span in spans), default=0)
     tail_columns = max((_columns(_tail(call, nodes)) for call in shown), default=0)
     titles = _number_titles(width)
     taken = 2 + label_columns + 3 + len(titles) + 2 + min(tail_columns, MAX_TAIL_COLUMNS)
