@@ -77,7 +77,9 @@ class DeviceThread:
         self._num_threads = num_threads
         self._backwards = backwards
         self._batcher: Batcher[Job] = Batcher(limits)
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._work_came = threading.Condition(self._lock)  # for the thread alone: it is not woken for others' news
+        self._went_idle = threading.Condition(self._lock)
         self._stopping = False
         self._computing = False  # by whichever thread
         self._next: Batch[Job] | None = None  # taken out of the queue, and left to the thread that should compute it
@@ -106,7 +108,7 @@ class DeviceThread:
         """Raises NodeOverloaded when a request of this size does not fit. What is late then makes room."""
         late: list[Pending[Job]] = []
         try:
-            with self._changed:
+            with self._lock:
                 try:
                     self._batcher.check_room(uid, rows, size_bytes)
                 except NodeOverloaded:
@@ -117,7 +119,7 @@ class DeviceThread:
 
     def submit(self, request: Pending[Job]) -> None:
         """Queue admitted work; `work_here` gets it going. Raises NodeOverloaded, or NodeDraining after `stop`."""
-        with self._changed:
+        with self._lock:
             if self._stopping:
                 raise NodeDraining("this node is stopping")
             self._batcher.add(request)
@@ -127,22 +129,22 @@ class DeviceThread:
 
         Whether to be called again: more waits, and nobody computes.
         """
-        with self._changed:
+        with self._lock:
             batch = self._claim(quick=True)
             if batch is None:
                 return False
         self._serve(batch)
-        with self._changed:
+        with self._lock:
             self._computing = False
             more = self._next is not None or self._batcher.queued_rows > 0
             if not more:
-                self._changed.notify_all()  # idle: see wait_until_idle
+                self._went_idle.notify_all()
             return more
 
     def wait_until_idle(self, timeout_s: float) -> bool:
         """Whether everything queued was computed within the time."""
-        with self._changed:
-            return self._changed.wait_for(
+        with self._lock:
+            return self._went_idle.wait_for(
                 lambda: (
                     not self._thread.is_alive()
                     or not (self._computing or self._next is not None or self._batcher.queued_rows)
@@ -152,7 +154,7 @@ class DeviceThread:
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """End after the batch that is being computed; what still waits is refused. May be called twice."""
-        with self._changed:
+        with self._lock:
             left = self._end()
         for request in left:
             self._fail(request, NodeDraining(f"{request.uid}: this node stopped before it came to this request"))
@@ -168,7 +170,7 @@ class DeviceThread:
             self.error = error
             log.exception("the thread of %s stopped", self._device)
         finally:
-            with self._changed:
+            with self._lock:
                 self._computing = False
                 left = self._end()
             for request in left:
@@ -176,14 +178,14 @@ class DeviceThread:
 
     def _next_batch(self) -> Batch[Job] | None:
         """The next batch that is not the data plane's, as soon as there is one; None when it is time to stop."""
-        with self._changed:
+        with self._lock:
             self._computing = False
             while not self._stopping:
                 batch = self._claim(quick=False)
                 if batch is not None:
                     return batch
-                self._changed.notify_all()  # perhaps idle: see wait_until_idle
-                self._changed.wait()
+                self._went_idle.notify_all()  # perhaps: whoever waits for it looks himself
+                self._work_came.wait()
             return None
 
     def _claim(self, *, quick: bool) -> Batch[Job] | None:
@@ -197,7 +199,7 @@ class DeviceThread:
             return None
         if self._is_quick(batch) != quick:
             if quick:
-                self._changed.notify_all()
+                self._work_came.notify()
             elif self._answers is not None:
                 self._answers.wake()
             return None
@@ -217,7 +219,8 @@ class DeviceThread:
         if self._next is not None:
             left = [*self._next.requests, *self._next.late, *left]
             self._next = None
-        self._changed.notify_all()
+        self._work_came.notify()
+        self._went_idle.notify_all()
         return left
 
     def _serve(self, batch: Batch[Job]) -> None:
