@@ -26,22 +26,24 @@ TENSOR_NAMES: dict[Operation, tuple[str, ...]] = {
 def check_specs(expert: Expert, work: Work, max_rows: int) -> int:
     """The number of rows. Raises SpecMismatch, EmptyBatch or BatchTooLarge."""
     names = TENSOR_NAMES[work.operation]
-    takes = row_spec(expert.layer)
-    if len(work.tensors) != len(names):
+    layer, tensors = expert.layer, work.tensors
+    if len(tensors) != len(names):
         raise SpecMismatch(
-            f"{expert.uid}: {work.operation} takes {len(names)} tensor(s), {' and '.join(names)} ({takes}); "
-            f"{len(work.tensors)} came"
+            f"{expert.uid}: {work.operation} takes {len(names)} tensor(s), {' and '.join(names)} ({row_spec(layer)}); "
+            f"{len(tensors)} came"
         )
-    for name, spec in zip(names, work.tensors, strict=True):
-        if spec.dtype != expert.layer.dtype or spec.shape[1:] != expert.layer.row_shape or not spec.shape:
-            raise SpecMismatch(f"{expert.uid}: {name} are {spec}, the expert takes {takes}")
-    rows = work.tensors[0].shape[0]
-    if any(spec.shape[0] != rows for spec in work.tensors):
-        came = " and ".join(map(str, work.tensors))
-        raise SpecMismatch(f"{expert.uid}: inputs and gradient differ in their rows: {came}; the expert takes {takes}")
+    for name, spec in zip(names, tensors, strict=True):
+        if spec.dtype != layer.dtype or spec.shape[1:] != layer.row_shape or not spec.shape:
+            raise SpecMismatch(f"{expert.uid}: {name} are {spec}, the expert takes {row_spec(layer)}")
+    rows = tensors[0].shape[0]
+    if len(tensors) > 1 and any(spec.shape[0] != rows for spec in tensors):
+        came = " and ".join(map(str, tensors))
+        raise SpecMismatch(
+            f"{expert.uid}: inputs and gradient differ in their rows: {came}; the expert takes {row_spec(layer)}"
+        )
     if rows == 0:
-        raise EmptyBatch(f"{expert.uid}: a batch of no rows; the expert takes {takes} with at least one row")
-    most = min(max_rows, expert.layer.max_rows)
+        raise EmptyBatch(f"{expert.uid}: a batch of no rows; the expert takes {row_spec(layer)} with at least one row")
+    most = min(max_rows, layer.max_rows)
     if rows > most:
         raise BatchTooLarge(f"{expert.uid}: a batch of {rows:,} rows; this node takes {most:,} at once, split it")
     return rows

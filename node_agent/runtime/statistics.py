@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from learning_at_home.latencies import LatencyWindow
+from learning_at_home.latencies import Latencies, LatencyWindow
 from learning_at_home.wire.messages import Operation
 
 
@@ -50,7 +50,6 @@ class Statistics:
     def __init__(self, uids: Iterable[str]) -> None:
         self._lock = threading.Lock()
         self._experts = {uid: ExpertCounters() for uid in uids}
-        self._latencies = LatencyWindow()
         self.refused = 0
         self.rows = 0
 
@@ -70,7 +69,6 @@ class Statistics:
                 counters.updates = updates
                 counters.updated_at = now
             counters.latencies.record(latency_s, now)
-            self._latencies.record(latency_s, now)
             self.rows += rows
 
     def failed(self, uid: str) -> None:
@@ -87,7 +85,8 @@ class Statistics:
     def percentiles_ms(self, now: float) -> tuple[float | None, float | None]:
         """p50 and p95 of all calls of the last minute, from admission to answer."""
         with self._lock:
-            return self._latencies.percentiles_ms(now)
+            windows = [counters.latencies.copy(now) for counters in self._experts.values()]
+        return Latencies(tuple(part for window in windows for part in window.slices)).percentiles_ms()
 
     def snapshot(self, now: float) -> list[ExpertSnapshot]:
         """Every expert now."""
