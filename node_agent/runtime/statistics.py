@@ -6,6 +6,7 @@ Written by the device thread and the data plane, read by the event loop; one loc
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -89,13 +90,16 @@ class Statistics:
         return Latencies(tuple(part for window in windows for part in window.slices)).percentiles_ms()
 
     def snapshot(self, now: float) -> list[ExpertSnapshot]:
-        """Every expert now."""
+        """Every expert now. Under the lock counters are copied; the percentiles are made of the copies."""
         with self._lock:
-            return [_snapshot(uid, counters, now) for uid, counters in self._experts.items()]
+            copies = [
+                (uid, copy.copy(counters), counters.latencies.copy(now)) for uid, counters in self._experts.items()
+            ]
+        return [_snapshot(uid, counters, latencies, now) for uid, counters, latencies in copies]
 
 
-def _snapshot(uid: str, counters: ExpertCounters, now: float) -> ExpertSnapshot:
-    p50_ms, p95_ms = counters.latencies.percentiles_ms(now)
+def _snapshot(uid: str, counters: ExpertCounters, latencies: Latencies, now: float) -> ExpertSnapshot:
+    p50_ms, p95_ms = latencies.percentiles_ms()
     return ExpertSnapshot(
         uid=uid,
         rows_forward=counters.rows_forward,
