@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import msgspec
 
 from learning_at_home.errors import ConfigError
-from learning_at_home.wire.messages import Codec
-
-CODECS: tuple[str, ...] = get_args(Codec)
+from learning_at_home.wire.messages import CODECS, Codec
 
 
 class Compression(msgspec.Struct, frozen=True):

@@ -32,6 +32,7 @@ from learning_at_home.errors import NotEnoughExperts, UsageError
 from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.identity import Identity
 from learning_at_home.project import LayerSpec, ProjectRecord
+from learning_at_home.tensors.freed_memory import keep_freed_memory
 from learning_at_home.transport.connections import Connections
 
 log = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ class Swarm:
         CoordinatorUnreachable, UnknownProject, AmbiguousProject or BootstrapFailed.
         """
         deadline = time.monotonic() + timeout_s
+        keep_freed_memory()
         check_way_in(url, bootstrap, project)
         key, clock = key_bytes(coordinator_key), SystemClock()
         me = Identity.load_or_create(identity) if isinstance(identity, Path) else identity or Identity.generate()

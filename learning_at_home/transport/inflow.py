@@ -95,13 +95,13 @@ class InflowGuard:
             return ()
         self._follow(now)
         arrived = self._count(now)
-        self.held_bytes = self._accounts.held_bytes
-        much = max(arrived, self.held_bytes) > MUCH_BYTES
+        much = max(arrived, self._accounts.held_bytes) > MUCH_BYTES
         self._next_look = now + max(LOOK_S if much else QUIET_LOOK_S, LOOK_S_PER_CONNECTION * len(self._watched))
         if self._accounts.exceed_bounds():
             for descriptor in self._accounts.holding():
                 self._count_closely(descriptor, now)
         cuts = [cut for cut in self._accounts.cut(now) if self._shut_down(cut)]
+        self.held_bytes = self._accounts.held_bytes
         self._tell(cuts, now)
         return cuts
 

@@ -38,6 +38,7 @@ from learning_at_home.transport.unsent import MAX_UNSENT_BYTES, UnsentBytes
 from learning_at_home.version import AGENT
 from learning_at_home.wire.framing import decode_caller, encode, split_frames
 from learning_at_home.wire.messages import (
+    CODECS,
     MAX_MESSAGE_CHARS,
     PROTOCOL_VERSIONS,
     Codec,
@@ -292,7 +293,7 @@ class Server:
         version = min(last, greeting.versions[1])
         wall_ms = round(self._clock.wall_s() * 1000)
         public_key = self._identity.public_key
-        self._send(routing_id, Welcome(version, public_key, AGENT, wall_ms, self._max_rows, self._max_bytes))
+        self._send(routing_id, Welcome(version, public_key, AGENT, wall_ms, self._max_rows, self._max_bytes, CODECS))
 
     def _dispatch(
         self, routing_id: bytes, caller: bytes, request: Request, tensors: list[list[list[zmq.Frame]]]

@@ -13,6 +13,7 @@ import ctypes
 import ipaddress
 import os
 import socket as sockets
+import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ if sys.platform != "win32":
 _SO_COOKIE = 57  # Linux 4.12; the socket module does not name it
 _BYTES_RECEIVED = 128  # offset of tcpi_bytes_received in struct tcp_info of linux/tcp.h; Linux 4.1
 _INFO_BYTES = _BYTES_RECEIVED + 8
+_RESET_AT_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, for 0 seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +90,14 @@ class TcpCounters:
         return False
 
     def shut_down(self, connection: TcpConnection) -> bool:
-        """End a connection under its owner's hands, as if the peer had left; False when it has ended already."""
+        """End a connection under its owner's hands, as if the peer had left; False when it has ended already.
+
+        Its owner reads an end and closes; to the peer that close is a reset, else one that only sends would wait for
+        a minute before it hears of it.
+        """
         with contextlib.suppress(OSError), self._copied(connection.descriptor) as copy:
             if self._cookie() == connection.cookie:
+                copy.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, _RESET_AT_CLOSE)
                 copy.shutdown(sockets.SHUT_RDWR)
                 return True
         return False
