@@ -27,6 +27,9 @@ ROOT = Path(__file__).resolve().parents[1]
 START_TIMEOUT_S = 180.0  # a thousand experts are made, or a rival starts its processes
 ASK_TIMEOUT_S = 300.0  # the slowest rival needs 10 s for one layer's step, and a sample is two or three
 END_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 5.0  # a call into the kernel may have to end first
+STOP_POLL_S = 0.001
+NOT_RUNNING = (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 WORDS = 3  # of its last lines, that a failure shows
 
 
@@ -96,12 +99,15 @@ class Side:
         return float(value)
 
     def stop(self) -> None:
-        """Parents first, so that no stopped one is waited for; again until nobody new was started in between."""
+        """Returns when all are stopped; looks again for children that were started in between."""
         stopped: set[int] = set()
+        deadline = time.monotonic() + STOP_TIMEOUT_S
         while fresh := [process for process in self._tree() if process.pid not in stopped]:
             for process in fresh:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.send_signal(signal.SIGSTOP)
+                    while process.status() not in NOT_RUNNING and time.monotonic() < deadline:
+                        time.sleep(STOP_POLL_S)
                 stopped.add(process.pid)
 
     def resume(self) -> None:

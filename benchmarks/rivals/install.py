@@ -19,7 +19,7 @@ def main() -> int:
         print(f"already there: {ENVIRONMENT}")
         return 0
     shutil.rmtree(ENVIRONMENT, ignore_errors=True)
-    venv.create(ENVIRONMENT, with_pip=True)
+    venv.create(ENVIRONMENT, with_pip=True, symlinks=True)
     pip = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     done = subprocess.run([*pip, "-r", str(REQUIREMENTS)], check=False)
     if done.returncode:

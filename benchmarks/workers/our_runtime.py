@@ -18,13 +18,13 @@ from benchmarks.runtime_batches import Settings, prepare_torch, rows_of_experts
 from benchmarks.worker import Work, serve, settings_of
 from learning_at_home.clock import SystemClock
 from learning_at_home.errors import LearningAtHomeError
-from learning_at_home.identity import Identity
 from learning_at_home.transport.server import Ticket
 from learning_at_home.wire.messages import Failure, Operation, Reply
 from node_agent.experts.hosted import HostedExperts
-from node_agent.runtime.batcher import Pending
-from node_agent.runtime.device_thread import Job
-from node_agent.runtime.host import Host, HostOptions
+from node_agent.runtime.backward_window import BackwardWindow
+from node_agent.runtime.batcher import Limits, Pending
+from node_agent.runtime.device_thread import DeviceThread, Job
+from node_agent.runtime.statistics import Statistics
 
 ROUNDS_AHEAD = 2
 TIMEOUT_S = 60.0
@@ -76,7 +76,7 @@ class Answers:
 
 
 class OurRuntime:
-    """A host that listens nowhere."""
+    """The device thread with its queue, and the window of backwards; no socket."""
 
     def __init__(self, settings: Settings) -> None:
         prepare_torch(settings)
@@ -85,9 +85,12 @@ class OurRuntime:
         self._project = project_of(settings.architecture, settings.hidden_size, (settings.num_experts,))
         self._uids = list(self._project.layer(PREFIX).cells.uids(PREFIX))
         experts = HostedExperts.create(self._uids, self._project, device)
-        self._host = Host(Identity.generate(), self._project, experts, self._clock, HostOptions(device=device))
+        self._backwards = BackwardWindow(self._clock.monotonic_s())
+        self._device_thread = DeviceThread(
+            experts, device, Statistics(experts.by_uid), self._clock, Limits(), 1, self._backwards
+        )
         self._answers = Answers()
-        self._host.device_thread.start(self._answers)
+        self._device_thread.start(self._answers)
         self._rows = [torch.randn(count, settings.hidden_size) for count in rows_of_experts(settings)]
         self._gradients = [torch.randn_like(rows) for rows in self._rows]
         self._next_id = 0
@@ -117,7 +120,7 @@ class OurRuntime:
         return self._run(operations, work.budget_s)
 
     def close(self) -> None:
-        self._host.stop()
+        self._device_thread.stop()
 
     def _run(self, operations: tuple[Operation, ...], for_s: float) -> float:
         per_round = len(operations) * len(self._uids)
@@ -142,9 +145,9 @@ class OurRuntime:
             tensors: tuple[Tensor, ...] = (self._rows[number],)
             if operation == "backward":
                 tensors = (self._rows[number], self._gradients[number])
-                self._host.backwards.admit(ticket, 0, wall_ms)
+                self._backwards.admit(ticket, 0, wall_ms)
             num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-            self._host.device_thread.submit(
+            self._device_thread.submit(
                 Pending(
                     str(uid), operation, len(tensors[0]), num_bytes, now, ticket.deadline, payload=Job(ticket, tensors)
                 )
@@ -157,7 +160,7 @@ class OurRuntime:
 
     def _work_here(self) -> None:
         """This thread stands in for the data plane's, which computes what is tiny on a CPU."""
-        while self._host.work_here():
+        while self._device_thread.work_here():
             pass
 
 

@@ -1,0 +1,130 @@
+"""The benchmarks themselves: their rows, their flags, and a few of them measured on a real swarm of small experts."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import dmoe, expert_calls
+from benchmarks.command_line import Options
+from benchmarks.local_mixture import LocalMixture
+from benchmarks.mixture_step import Step
+from benchmarks.projects import project_of
+from benchmarks.runtime_batches import Settings
+from benchmarks.worker import Work
+from benchmarks.workers.matmul_chain import MatmulChain
+from benchmarks.workers.our_runtime import OurRuntime
+
+FULL = Options(json=None, quick=False, seed=0, runs=5, only=())
+EXPERT_CALLS = [
+    ("nop-1row-forward", "hivemind", 14),
+    ("nop-1row-forward", "zeromq-echo", 0.4),
+    ("nop-1row-forward-backward", "hivemind", 13),
+    ("nop-32callers-forward", "hivemind", 10),
+    ("nop-32inflight-forward", "hivemind, 32 callers", 18),
+    ("nop-2048rows-forward-curve", "hivemind", 4),
+    ("nop-2048rows-forward-curve", "zeromq-echo", 0.7),
+    ("nop-2048rows-forward-plain", "hivemind", 12),
+    ("nop-2048rows-forward-plain", "zeromq-echo plain", 0.7),
+    ("mlp1024-2048rows-forward-backward", "hivemind", 1.5),
+    ("ffn1024-256rows-forward-backward", "local", 0.9),
+    ("ffn1024-2048rows-forward-backward", "local", 0.9),
+    ("calls-per-second-1024-experts", "the same with 1 expert", 0.8),
+    ("node-16-experts-ready", "limit 3 s", 1),
+    ("node-256-experts-ready", "limit 15 s", 1),
+    ("node-256-experts-memory", "limit 1.5 x (weights + gradients + optimizer state) + 400 MB", 1),
+]
+DMOE = [
+    ("dmoe-h128-b256-forward-backward", "hivemind", 100),
+    ("dmoe-h128-b256-forward-backward", "local, 2 threads", 0.5),
+    ("dmoe-h1024-b256-forward-backward", "local, 2 threads", 0.8),
+    ("runtime-64-experts-forward", "one matmul chain of the same FLOPs at the mean rows, same TF32 setting", 0.5),
+    ("runtime-64-experts-forward-backward", "the same, with one fused optimizer step per batch", 0.4),
+]
+
+
+def test_expert_calls_has_its_rows_and_bars():
+    rows = expert_calls.comparisons(expert_calls.Sizes(), FULL)
+
+    assert [(row.bar.row, row.bar.reference, row.bar.bar) for row in rows] == EXPERT_CALLS
+
+
+def test_dmoe_has_its_rows_and_bars():
+    rows = dmoe.comparisons(dmoe.Sizes(), FULL)
+
+    assert [(row.bar.row, row.bar.reference, row.bar.bar) for row in rows] == DMOE
+
+
+@pytest.mark.parametrize("benchmark", [expert_calls, dmoe])
+@pytest.mark.parametrize("flag", ["--runs=0", "--hidden=none", "--no-such-flag"])
+def test_a_flag_that_makes_no_sense_is_refused(benchmark, flag: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        benchmark.main([flag])
+
+    assert ended.value.code == 2
+    assert flag.partition("=")[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("benchmark", [expert_calls, dmoe])
+def test_an_unknown_row_is_refused_with_those_there_are(benchmark, capsys: pytest.CaptureFixture[str]):
+    assert benchmark.main(["--only", "nothing"]) == 2
+
+    assert "-forward-backward" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_quick_rows_of_a_small_expert_are_measured_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "figures.json"
+    flags = ["--quick", "--hidden", "16", "--callers", "2", "--runs", "1", "--json", str(path)]
+
+    assert expert_calls.main([*flags, "--only", "nop-1row-forward*", "nop-2callers-forward"]) == 0
+
+    rows = {(row["row"], row["reference"]): row for row in json.loads(path.read_text())["rows"]}
+    echo = rows["nop-1row-forward", "zeromq-echo"]
+    assert echo["holds"] is not None
+    assert echo["spread"] == [echo["ratio"], echo["ratio"]]
+    rival = rows["nop-1row-forward-backward", "hivemind"]
+    assert (rival["reference_value"], rival["holds"], rival["why"]) == (None, None, "left out by --quick")
+    assert rival["ours"] > 0
+    assert rows["nop-2callers-forward", "hivemind"]["ours"] > 1
+    assert "nop-1row-forward" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_quick_rows_of_a_small_layer_are_measured(tmp_path: Path):
+    path = tmp_path / "figures.json"
+    sizes = ["--hidden", "8", "--batch", "16", "--grid", "2", "2", "--k-best", "2", "--nodes", "1", "--runs", "1"]
+
+    assert dmoe.main(["--quick", *sizes, "--json", str(path), "--only", "dmoe-h8-*"]) == 0
+
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["reference"] for row in rows] == ["hivemind", "local, 2 threads"]
+    assert rows[1]["ratio"] > 0
+
+
+def test_a_local_mixture_is_the_same_on_a_pool_of_threads():
+    project = project_of("mlp", 8, (2, 3))
+    torch.manual_seed(0)
+    step = Step.random(12, 8)
+    one, other = LocalMixture(project, 2), LocalMixture(project, 2, lambda compute, groups: map(compute, list(groups)))
+    other.gate.load_state_dict(one.gate.state_dict())
+
+    for mine, theirs in zip(step.run(one), step.run(other), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.slow
+def test_the_runtime_without_a_network_answers_every_round():
+    settings = Settings("ffn", hidden_size=8, num_experts=3, seed=0, device="cpu", tf32=False)
+    threads = torch.get_num_threads()
+    runtime, chain = OurRuntime(settings), MatmulChain(settings)
+    try:
+        runtime.check()
+        for name in ("forward", "forward-backward"):
+            work = Work(name=name, budget_s=0.05, warm_s=0.0)
+            assert runtime.measure(work) > 0
+            assert chain.measure(work) > 0
+    finally:
+        runtime.close()
+        torch.set_num_threads(threads)
