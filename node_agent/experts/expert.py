@@ -1,15 +1,14 @@
 """One hosted expert: its network, its optimizer, and the two things it does for callers.
 
-Not thread-safe: one device thread uses it. Knows nothing of requests; several callers' rows come as one batch, and a
-result that is not finite never reaches the weights. Source: the runtime of Ryabinin & Gusev, 2020: forward keeps
-nothing, backward computes forward again, and the optimizer steps at once.
+Not thread-safe: one thread at a time uses it. Knows nothing of requests; several callers' rows may come as one batch,
+and a gradient that is not finite never reaches the weights. Source: the runtime of Ryabinin & Gusev, 2020: forward
+keeps nothing, backward computes forward again, and the optimizer steps at once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -19,25 +18,9 @@ from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.project import LayerSpec
 from learning_at_home.tensors.finite import is_finite
 from node_agent.experts.architectures import BACKWARD_FLOP_FACTOR, build_expert, flop_per_row
+from node_agent.experts.gradients import Gradients, in_own_memory, largest_norm, total_norm
 from node_agent.experts.optimizers import Optimizer
-
-CLIP_EPSILON = 1e-6  # as torch.nn.utils.clip_grad_norm_ has it, so that a local step is the same step
-
-
-@dataclass(frozen=True, slots=True)
-class Gradients:
-    """What one backward found, before anything is applied."""
-
-    of_rows: Tensor
-    of_parameters: tuple[Tensor | None, ...]  # None: the output does not depend on the parameter
-
-    def plus(self, other: Gradients) -> Gradients:
-        """Both batches' rows together; the parameters' gradients add up."""
-        parameters = tuple(
-            theirs if ours is None else ours if theirs is None else ours + theirs
-            for ours, theirs in zip(self.of_parameters, other.of_parameters, strict=True)
-        )
-        return Gradients(torch.cat([self.of_rows, other.of_rows]), parameters)
+from node_agent.experts.pullback import pull_back
 
 
 class Expert:
@@ -49,63 +32,57 @@ class Expert:
         self.device = device
         self.module = module.to(device).train()
         self.updates = 0
-        self._parameters = list(self.module.parameters())
         frozen = layer.optimizer.name == "frozen"
-        self._optimizer = None if frozen else Optimizer(layer.optimizer, self._parameters)
-        for parameter in self._parameters:
-            parameter.requires_grad_(self._optimizer is not None)
+        parameters = list(self.module.parameters())
+        for parameter in parameters:
+            parameter.requires_grad_(not frozen)
+            if not parameter.is_contiguous():
+                parameter.data = parameter.data.contiguous()  # fused kernels read memory as it lies
+        self.trained = [] if frozen else parameters
+        self.clip_norm = layer.optimizer.clip_norm
         self.forward_flop_per_row = flop_per_row(layer)
         self.backward_flop_per_row = BACKWARD_FLOP_FACTOR * self.forward_flop_per_row
+        self._optimizer = Optimizer(layer.optimizer, self.trained)
+        self._largest_norm = min([largest_norm(parameter.dtype) for parameter in self.trained], default=math.inf)
 
     @classmethod
     def create(cls, uid: ExpertUid, layer: LayerSpec, project: str, device: torch.device) -> Expert:
         """A new expert with its initial weights, the same wherever it is made."""
         return cls(uid, layer, build_expert(layer, project, uid), device)
 
+    @cached_property
+    def kind(self) -> tuple[str, LayerSpec]:
+        """Equal for experts whose networks are made alike."""
+        return f"{type(self.module)} {self.module}", self.layer
+
     @torch.inference_mode()
     def forward(self, rows: Tensor) -> Tensor:
-        """The network's output for rows on the expert's device. Raises ExpertFailed when it is not finite."""
+        """The network's output for rows on the expert's device, as it is: it may hold NaN or infinity."""
         answer: Tensor = self.module(rows)
-        if not is_finite(answer):
-            raise ExpertFailed(f"{self.uid}: the output of these inputs is not finite")
         return answer
 
     def gradients(self, rows: Tensor, output_gradient: Tensor) -> Gradients:
         """Gradients of inputs and parameters; changes nothing. Raises ExpertFailed when one is not finite."""
-        trained = self._parameters if self._optimizer is not None else []
         rows = rows.detach().requires_grad_()
-        answer = self.module(rows)
-        if answer.requires_grad:
-            # The product's gradient by the answer is output_gradient, exactly. Given as grad_outputs it would make
-            # torch import sympy: half a second and 500 modules.
-            product = torch.dot(answer.reshape(-1), output_gradient.reshape(-1))
-            found: Sequence[Tensor | None] = torch.autograd.grad(product, [rows, *trained], allow_unused=True)
-        else:
-            found = [None] * (1 + len(trained))
-        of_rows = torch.zeros_like(rows) if found[0] is None else found[0]
-        of_parameters = found[1:]
-        if not is_finite(of_rows) or not math.isfinite(total_norm(of_parameters)):
-            raise ExpertFailed(f"{self.uid}: the gradient is not finite for these inputs; no step was taken")
-        return Gradients(of_rows, tuple(of_parameters))
-
-    def step(self, of_parameters: Sequence[Tensor | None]) -> None:
-        """Clip to the layer's norm, in place, and let the optimizer step. Raises ExpertFailed, changing nothing."""
-        if self._optimizer is None:
-            return
+        of_rows, *found = pull_back(self.module(rows), output_gradient, [rows, *self.trained])
+        if of_rows is None:
+            of_rows = torch.zeros_like(rows)
+        of_parameters = in_own_memory(found, rows, of_rows, output_gradient)
         norm = total_norm(of_parameters)
-        if not math.isfinite(norm):
-            raise ExpertFailed(f"{self.uid}: the gradients of this batch together are not finite; no step was taken")
-        clip_norm = self.layer.optimizer.clip_norm
-        scale = 1.0 if clip_norm is None else clip_norm / (norm + CLIP_EPSILON)
-        if scale < 1:
-            torch._foreach_mul_([gradient for gradient in of_parameters if gradient is not None], scale)
-        if self._optimizer.step(of_parameters):
+        if not math.isfinite(norm) or not is_finite(of_rows):
+            raise ExpertFailed(f"{self.uid}: the gradient is not finite for these inputs; no step was taken")
+        return Gradients(of_rows, of_parameters, norm)
+
+    def check_can_step(self, gradients: Gradients, times: int = 1) -> None:
+        """Raises ExpertFailed when so many gradients of this norm might overflow the optimizer's state."""
+        if self.trained and not gradients.norm * times < self._largest_norm:
+            raise ExpertFailed(
+                f"{self.uid}: the gradient's norm, {gradients.norm:.3g}, is too large for an optimizer of "
+                f"{self.layer.dtype}; no step was taken"
+            )
+
+    def step(self, gradients: Gradients) -> None:
+        """Let the optimizer step by gradients that are clipped already. Raises ExpertFailed, changing nothing."""
+        self.check_can_step(gradients)
+        if self._optimizer.step(gradients.of_parameters):
             self.updates += 1
-
-
-def total_norm(gradients: Sequence[Tensor | None]) -> float:
-    """The Euclidean norm of all gradients together; 0 when there are none."""
-    present = [gradient for gradient in gradients if gradient is not None]
-    if not present:
-        return 0.0
-    return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(present))))

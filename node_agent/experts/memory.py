@@ -22,6 +22,7 @@ from node_agent.experts.sizes import shown
 
 # Optimizer state, in multiples of the weights.
 OPTIMIZER_COPIES = {"adam": 2, "adamw": 2, "sgd": 0, "frozen": 0}
+GRADIENT_COPIES = 2
 MARGIN = 0.9  # of what is free: allocators round up, and the machine's owner wants to go on working
 
 
@@ -46,9 +47,11 @@ def measure(layer: LayerSpec, max_rows: int) -> ExpertMemory:
         copies = 1
     rows_bytes = max_rows * layer.row_bytes
     saved_bytes = _saved_bytes_per_row(module, layer) * max_rows
-    # Each saved activation gets a gradient of its size; rows come in, and go out, with a gradient each.
+    # Each saved activation gets a gradient of its size; rows come in, and go out, with a gradient each. The weights'
+    # gradients are there twice: of one request, and the sum over those before it.
     return ExpertMemory(
-        lasting_bytes=weights_bytes * (1 + copies), passing_bytes=weights_bytes + 2 * saved_bytes + 4 * rows_bytes
+        lasting_bytes=weights_bytes * (1 + copies),
+        passing_bytes=GRADIENT_COPIES * weights_bytes + 2 * saved_bytes + 4 * rows_bytes,
     )
 
 
