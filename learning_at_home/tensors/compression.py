@@ -8,7 +8,7 @@ frames.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from learning_at_home.errors import NonFiniteTensor, WireError
 from learning_at_home.tensors.finite import each_is_finite, is_finite
-from learning_at_home.wire.messages import BLOCK_ELEMENTS, Codec, TensorSpec, wire_bytes
+from learning_at_home.wire.messages import BLOCK_ELEMENTS, CHUNK_BYTES, Codec, TensorSpec, wire_bytes
 
 PIECE_ELEMENTS = 64 * 1024  # 256 KiB of float32 and as much of scratch: they fit a core's second cache
 LARGEST_BYTE = 127
@@ -41,32 +41,42 @@ def encode(flat: Tensor, codec: Codec) -> Tensor:
     return encoded
 
 
-def decode(
-    spec: TensorSpec, encoded: memoryview | bytearray, codec: Codec, pinned: bool = False
-) -> tuple[Tensor, bool]:
-    """The tensor of a header entry, on the CPU, and whether all its numbers are finite. Raises WireError."""
-    if len(encoded) != wire_bytes(spec, codec):
-        raise WireError(f"{spec} as {codec} has {len(encoded):,} bytes instead of {wire_bytes(spec, codec):,}")
+def decode(spec: TensorSpec, parts: Sequence[memoryview], codec: Codec, pinned: bool = False) -> tuple[Tensor, bool]:
+    """The tensor of a header entry, on the CPU, and whether all its numbers are finite. Not for empty tensors.
+
+    `parts` are its bytes, cut at multiples of CHUNK_BYTES. Raises WireError when there are more or fewer of them.
+    """
+    num_bytes = sum(map(len, parts))
+    if num_bytes != wire_bytes(spec, codec):
+        raise WireError(f"{spec} as {codec} has {num_bytes:,} bytes instead of {wire_bytes(spec, codec):,}")
     tensor = torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), pin_memory=pinned)
     flat = tensor.view(-1)
     if codec == "int8":
-        return tensor, _decode_blocks(encoded, flat)
-    return tensor, _decode_halves(encoded, _HALVES[codec], flat)
+        return tensor, _decode_blocks(parts[0] if len(parts) == 1 else bytearray().join(parts), flat)
+    return tensor, _decode_halves(parts, _HALVES[codec], flat)
 
 
 def _encode_halves(flat: Tensor, dtype: torch.dtype) -> tuple[Tensor, bool]:
     halves = torch.empty(flat.shape, dtype=dtype, device=flat.device)
+    limit = torch.finfo(dtype).max
     fits = True
     for numbers, encoded in zip(_pieces(flat), _pieces(halves), strict=True):
-        fits = is_finite(encoded.copy_(numbers)) and fits
+        encoded.copy_(numbers)
+        fits = (_are_within(numbers, limit) or is_finite(encoded)) and fits
     return halves.view(torch.uint8), fits
 
 
-def _decode_halves(encoded: memoryview | bytearray, dtype: torch.dtype, flat: Tensor) -> bool:
-    halves = torch.from_numpy(_aligned(np.frombuffer(encoded, np.int16))).view(dtype)
+def _are_within(numbers: Tensor, limit: float) -> bool:
+    """True only if all are, by the fastest sum there is, that of the squares; False when it cannot tell."""
+    return numbers.itemsize >= 4 and numbers.dot(numbers).item() <= limit * limit
+
+
+def _decode_halves(parts: Sequence[memoryview], dtype: torch.dtype, flat: Tensor) -> bool:
     finite = True
-    for numbers, piece in zip(_pieces(flat), _pieces(halves), strict=True):
-        finite = is_finite(numbers.copy_(piece)) and finite
+    for part, decoded in zip(parts, flat.split(CHUNK_BYTES // 2) if len(parts) > 1 else (flat,), strict=True):
+        halves = torch.from_numpy(_aligned(np.frombuffer(part, np.int16))).view(dtype)
+        for numbers, piece in zip(_pieces(decoded), _pieces(halves), strict=True):
+            finite = is_finite(numbers.copy_(piece)) and finite
     return finite
 
 
@@ -100,10 +110,7 @@ def _decode_blocks(encoded: memoryview | bytearray, flat: Tensor) -> bool:
     scales = torch.from_numpy(scales_in_numpy)
     numbers = torch.from_numpy(np.frombuffer(encoded, np.int8, offset=4 * num_blocks))
     for values_NB, scales_N, numbers_NB in _blocks(flat, scales, numbers):
-        if flat.itemsize < 4:
-            values_NB.copy_(numbers_NB.float().mul_(scales_N.unsqueeze(1)))
-        else:
-            values_NB.copy_(numbers_NB).mul_(scales_N.unsqueeze(1))
+        values_NB.copy_(numbers_NB).mul_(scales_N.unsqueeze(1))
     bound = 128 * float(np.abs(scales_in_numpy).max())  # a stranger may write -128, too
     return bound <= torch.finfo(flat.dtype).max or each_is_finite(flat)
 

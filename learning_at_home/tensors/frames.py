@@ -85,8 +85,7 @@ def from_frames_checked(
     page-locked memory, from where a GPU fetches at full speed.
     """
     if codec != "none" and frames:
-        encoded = frames[0].buffer if len(frames) == 1 else bytearray().join(frame.buffer for frame in frames)
-        return decode(spec, encoded, codec, pinned)
+        return decode(spec, [frame.buffer for frame in frames], codec, pinned)
     if len(frames) != 1 or pinned:
         return _join(spec, frames, pinned)
     numbers = np.frombuffer(frames[0].buffer, _IN_NUMPY[spec.dtype])

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 from learning_at_home.errors import NonFiniteTensor, WireError
 from learning_at_home.tensors import compression
-from learning_at_home.tensors.compression import LEAST_MAXIMUM, PIECE_ELEMENTS, decode
+from learning_at_home.tensors.compression import PIECE_ELEMENTS, decode
 from learning_at_home.tensors.frames import DTYPES, from_frames_checked, to_frames
 from learning_at_home.wire.framing import split_frames
 from learning_at_home.wire.messages import BLOCK_ELEMENTS, CHUNK_BYTES, Codec, TensorSpec, wire_bytes
 
 CODECS: tuple[Codec, ...] = ("float16", "bfloat16", "int8")
 LIMITS: dict[Codec, float] = {"float16": 65_504.0, "bfloat16": 3.3e38, "int8": 3.4e38}
+LEAST_MAXIMUM = 2.0**-119  # of a block, as the page says
 ROUNDED = 1.0001  # for float32's own rounding on the way
 
 # Of the dtypes themselves, relative and, near zero, absolute.
@@ -138,6 +139,12 @@ def test_float16_refuses_what_is_beyond_its_range() -> None:
         to_frames(torch.tensor([65_520.0]), "float16")
 
 
+def test_int8_refuses_what_a_rounded_scale_could_make_infinite() -> None:
+    to_frames(torch.tensor([3.4e38]), "int8")
+    with pytest.raises(NonFiniteTensor, match="too large for codec int8"):
+        to_frames(torch.tensor([3.4028e38]), "int8")
+
+
 def test_many_large_numbers_are_fine_though_their_sum_is_not() -> None:
     assert holds_its_bound(torch.full((PIECE_ELEMENTS + 5,), 60_000.0), "float16")
     assert holds_its_bound(torch.full((PIECE_ELEMENTS + 5,), 3e38), "bfloat16")
@@ -206,7 +213,7 @@ def test_bytes_cut_anywhere_are_a_wire_error(codec: Codec) -> None:
         with pytest.raises(WireError):
             split_frames([(spec,)], [frame[:length]], codec=codec)
         with pytest.raises(WireError):
-            decode(spec, frame[:length], codec)
+            decode(spec, [frame[:length]], codec)
     with pytest.raises(WireError):
         split_frames([(spec,)], [bytes(frame) + b"\0"], codec=codec)
 
@@ -217,19 +224,16 @@ def test_frames_that_lie_anywhere_are_read(offset: int, codec: Codec) -> None:
     tensor = torch.randn(2 * BLOCK_ELEMENTS + 5)
     spec, [frame] = to_frames(tensor, codec)
     moved = memoryview(bytearray(bytes(offset) + bytes(frame)))[offset:]
-    expected, _ = decode(spec, bytearray(frame), codec)
-    arrived, finite = decode(spec, moved, codec)
+    expected, _ = decode(spec, [memoryview(bytearray(frame))], codec)
+    arrived, finite = decode(spec, [moved], codec)
     assert finite
     assert torch.equal(arrived, expected)
 
 
-def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("codec", CODECS)
+def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch, codec: Codec) -> None:
     tensor = torch.randn(5 * BLOCK_ELEMENTS + 9)
-    for codec in CODECS:
-        whole = [bytes(frame) for frame in to_frames(tensor, codec)[1]]
-        with monkeypatch.context() as patch:
-            patch.setattr(compression, "PIECE_ELEMENTS", 2 * BLOCK_ELEMENTS)
-            assert [bytes(frame) for frame in to_frames(tensor, codec)[1]] == whole
-            assert torch.equal(
-                over_the_wire(tensor, codec)[0], decode(TensorSpec("float32", (649,)), bytearray(whole[0]), codec)[0]
-            )
+    sent, arrived = [bytes(frame) for frame in to_frames(tensor, codec)[1]], over_the_wire(tensor, codec)[0]
+    monkeypatch.setattr(compression, "PIECE_ELEMENTS", 2 * BLOCK_ELEMENTS)
+    assert [bytes(frame) for frame in to_frames(tensor, codec)[1]] == sent
+    assert torch.equal(over_the_wire(tensor, codec)[0], arrived)
