@@ -66,9 +66,15 @@ class Quorum:
         self._patient_until = np.full(num_rows, -math.inf)
         self._nobody_until = np.full(num_rows, -math.inf)
         self._exhausted = np.zeros(num_rows, bool)
+        # What makes most decisions without a look at every row:
+        self._num_short = num_rows  # rows with fewer than k_min answers
+        self._num_open = 0  # experts asked, not heard of
+        self._wait: Wait | None = None  # the last decision, while answers alone have come since
 
     def asked(self, rows: Rows, now: float) -> None:
         """One more expert was asked for each of these rows."""
+        self._num_open += 1
+        self._wait = None
         self._pending[rows] += 1
         self._patient_until[rows] = now + self._patience_s
 
@@ -76,22 +82,38 @@ class Quorum:
         """One of the experts that were asked has answered for these rows."""
         self._pending[rows] -= 1
         self._answered[rows] += 1
-        self._content_at[rows[self._answered[rows] == self._k_min]] = now
+        content = rows[self._answered[rows] == self._k_min]
+        self._content_at[content] = now
+        self._num_open -= 1
+        self._num_short -= len(content)
+        if self._k_min > 1:
+            self._wait = None  # a row may have lost hope by its last answer
 
     def failed(self, rows: Rows) -> None:
         """One of the experts that were asked will not answer for these rows."""
         self._pending[rows] -= 1
+        self._num_open -= 1
+        self._wait = None
 
     def postpone(self, rows: Rows, until: float) -> None:
         """Nobody can be asked for these rows before this moment."""
         self._nobody_until[rows] = until
+        self._wait = None
 
     def exhausted(self, rows: Rows) -> None:
         """Nobody is left to be asked for these rows."""
         self._exhausted[rows] = True
+        self._wait = None
 
     def decide(self, now: float) -> Wait | Ask | Done:
         """What to do now. `Ask` is repeated until `asked`, `postpone` or `exhausted` was told for its rows."""
+        if not self._num_short and not self._num_open:
+            return Done()
+        if self._num_short and self._wait is not None and now < self._wait.until:
+            return self._wait
+        return self._look_at_every_row(now)
+
+    def _look_at_every_row(self, now: float) -> Wait | Ask | Done:
         short = self._answered < self._k_min
         waiting = self._pending > 0
         lost = short & self._exhausted & ~waiting
@@ -105,7 +127,9 @@ class Quorum:
         ask_at[~short | self._exhausted] = math.inf
         if (ask_at <= now).any():
             return Ask(np.flatnonzero(ask_at <= now))
-        return Wait(min(float(ask_at.min()), self._deadline))
+        wait = Wait(min(float(ask_at.min()), self._deadline))
+        self._wait = None if lost.any() else wait
+        return wait
 
     def short_rows(self) -> Rows:
         """The rows with fewer than k_min answers."""
