@@ -1,0 +1,75 @@
+"""Valid messages of every kind, for the fuzzer to change."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from learning_at_home.identity import Identity
+from learning_at_home.tensors.frames import to_frames
+from learning_at_home.wire.framing import encode
+from learning_at_home.wire.messages import (
+    CODECS,
+    PROTOCOL_VERSIONS,
+    Codec,
+    Failure,
+    Greeting,
+    Operation,
+    Reply,
+    Request,
+    Work,
+)
+from tests.faults.hostile_node import welcome
+from tests.faults.mutations import Parts
+
+UIDS = ("ffn0.0", "ffn0.1")
+
+
+def rows(number: int = 3) -> Tensor:
+    return torch.randn(number, 6, dtype=torch.float64)
+
+
+def message(works: Sequence[tuple[str, Operation, list[Tensor]]], codec: Codec = "none", waited_ms: int = 0) -> Parts:
+    """A request with these pieces of work."""
+    entries, frames = [], []
+    for call_id, (uid, operation, tensors) in enumerate(works, start=1):
+        framed = [to_frames(tensor, codec) for tensor in tensors]
+        entries.append(Work(call_id, uid, operation, tuple(spec for spec, _ in framed)))
+        frames += [bytes(frame) for _, parts in framed for frame in parts]
+    issued_ms = round(time.time() * 1000) - waited_ms
+    request = Request("test", issued_ms, 60_000, tuple(entries), waited_ms, codec, codec)
+    return [encode(request), *frames]
+
+
+def caller_messages(identity: Identity) -> list[Parts]:
+    """What callers send. Only forwards carry numbers that an expert would take."""
+    x = rows()
+    nan = torch.full_like(x, torch.nan)
+    return [
+        [encode(Greeting(PROTOCOL_VERSIONS, identity.public_key, "mallory/1"))],
+        *(message([(UIDS[0], "forward", [x])], codec) for codec in CODECS),
+        *(message([(UIDS[1], "backward", [nan, nan])], waited_ms=waited_ms) for waited_ms in (0, 500)),
+        message([(UIDS[0], "forward", [x]), (UIDS[1], "forward", [rows(1)]), ("ffn0.9", "forward", [x])]),
+        message([(UIDS[0], "backward", [x, nan]), (UIDS[0], "forward", [x])]),
+        message([(UIDS[0], "forward", [torch.empty(0, 6, dtype=torch.float64)])]),
+        message([(UIDS[0], "forward", [x.to(dtype)]) for dtype in (torch.float32, torch.float16, torch.bfloat16)]),
+        message([(UIDS[0], "forward", [x])], waited_ms=100),
+    ]
+
+
+def node_messages(identity: Identity) -> list[Parts]:
+    """What nodes answer."""
+    return [
+        [welcome(identity)],
+        *(_reply(codec) for codec in CODECS),
+        [encode(Failure(9, 201, "this node does not host ffn0.0.2"))],
+        [encode(Failure(None, 205, "this node is leaving", 250))],
+    ]
+
+
+def _reply(codec: Codec) -> Parts:
+    spec, frames = to_frames(rows(), codec)
+    return [encode(Reply(7, (spec,), 1, 2, 3, 0.5, codec)), *map(bytes, frames)]
