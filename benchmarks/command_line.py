@@ -84,7 +84,7 @@ def run(name: str, comparisons: Sequence[Comparison | Skipped], options: Options
 
 def _measure_all(wanted: Sequence[Comparison | Skipped], options: Options) -> list[Row]:
     rows = []
-    with _ending_in_order(), Sides() as sides:
+    with ending_in_order(), Sides() as sides:
         for position, comparison in enumerate(wanted):
             bar = comparison.bar
             print(f"[{position + 1}/{len(wanted)}] {bar.row}, against {bar.reference} ...", file=sys.stderr, flush=True)
@@ -97,7 +97,7 @@ def _measure_all(wanted: Sequence[Comparison | Skipped], options: Options) -> li
 
 
 @contextlib.contextmanager
-def _ending_in_order() -> Iterator[None]:
+def ending_in_order() -> Iterator[None]:
     """SIGTERM ends the sides too, as Ctrl-C does."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:

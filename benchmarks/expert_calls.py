@@ -71,14 +71,14 @@ def comparisons(sizes: Sizes, options: Options) -> list[Comparison | Skipped]:
 
 def _short_calls(sizes: Sizes, options: Options) -> list[Comparison]:
     """One row of `nop`: what a call costs, and how many are answered per second."""
-    ours, echo = _ours("nop", sizes, options), _echo(sizes)
+    ours, echo = our_side("nop", sizes, options), echo_side(sizes)
     one = Work(name="forward", budget_s=options.budget_s)
     both = Work(name="forward-backward", budget_s=options.budget_s)
     threads = Work(name="threads", callers=sizes.callers, budget_s=options.budget_s)
     in_flight = Work(name="in-flight", callers=sizes.callers, budget_s=options.budget_s)
 
     def beside_rival(row: str, bar: float, unit: str, mine: Work, theirs: Work, reference: str = RIVAL) -> Comparison:
-        return Comparison(Bar(row, reference, bar, unit), Task(ours, mine), _rival("nop", theirs, sizes, options))
+        return Comparison(Bar(row, reference, bar, unit), Task(ours, mine), rival_task("nop", theirs, sizes, options))
 
     callers = sizes.callers
     return [
@@ -96,10 +96,10 @@ def _large_batches(sizes: Sizes, options: Options) -> list[Comparison]:
     rows = []
     for name, plain, bar, echo in (("curve", False, 4, "zeromq-echo"), ("plain", True, 12, "zeromq-echo plain")):
         row = f"nop-{sizes.rows}rows-forward-{name}"
-        ours = Task(_ours("nop", sizes, options, plain=plain), work)
+        ours = Task(our_side("nop", sizes, options, plain=plain), work)
         rows += [
-            Comparison(Bar(row, RIVAL, bar, "s"), ours, _rival("nop", work, sizes, options)),
-            Comparison(Bar(row, echo, 0.7, "s"), ours, Task(_echo(sizes, plain=plain), work)),
+            Comparison(Bar(row, RIVAL, bar, "s"), ours, rival_task("nop", work, sizes, options)),
+            Comparison(Bar(row, echo, 0.7, "s"), ours, Task(echo_side(sizes, plain=plain), work)),
         ]
     return rows
 
@@ -115,15 +115,15 @@ def _trained_experts(sizes: Sizes, options: Options) -> list[Comparison | Skippe
     rows: list[Comparison | Skipped] = [
         Comparison(
             Bar(f"mlp{sizes.hidden}-{sizes.rows}rows-forward-backward", RIVAL, 1.5, "s"),
-            Task(_ours("mlp", sizes, options), large),
-            _rival("mlp", large, sizes, options),
+            Task(our_side("mlp", sizes, options), large),
+            rival_task("mlp", large, sizes, options),
         )
     ]
     for num_rows in (sizes.fewer_rows, sizes.rows):
         bar = Bar(f"ffn{sizes.hidden}-{num_rows}rows-forward-backward", "local", 0.9, "s")
         local = SideSpec("local", "benchmarks.workers.local_expert", _of("ffn", sizes, options))
         rows.append(
-            Comparison(bar, Task(_ours("ffn", sizes, options), work(num_rows)), Task(local, work(num_rows)))
+            Comparison(bar, Task(our_side("ffn", sizes, options), work(num_rows)), Task(local, work(num_rows)))
             if num_rows == sizes.fewer_rows or not options.quick
             else Skipped(bar, environment.BY_QUICK)
         )
@@ -133,22 +133,24 @@ def _trained_experts(sizes: Sizes, options: Options) -> list[Comparison | Skippe
 def _many_experts(sizes: Sizes, options: Options) -> Comparison:
     """A full node beside a node of one expert."""
     work = Work(name="in-flight", callers=sizes.callers, budget_s=options.budget_s)
-    one = _ours("nop", sizes, options)
+    one = our_side("nop", sizes, options)
     many = replace(one, settings={**one.settings, "num_experts": sizes.experts})
     bar = Bar(f"calls-per-second-{sizes.experts}-experts", "the same with 1 expert", 0.8, "1/s")
     return Comparison(bar, Task(many, work), Task(one, work))
 
 
-def _ours(architecture: str, sizes: Sizes, options: Options, *, plain: bool = False) -> SideSpec:
+def our_side(architecture: str, sizes: Sizes, options: Options, *, plain: bool = False) -> SideSpec:
+    """A trainer and a node of one expert."""
     settings = {**_of(architecture, sizes, options), "plain": plain}
     return SideSpec("ours", "benchmarks.workers.our_experts", settings)
 
 
-def _echo(sizes: Sizes, *, plain: bool = False) -> SideSpec:
+def echo_side(sizes: Sizes, *, plain: bool = False) -> SideSpec:
+    """A bare ZeroMQ echo of the same bytes."""
     return SideSpec("echo", "benchmarks.workers.zeromq_echo", {"hidden_size": sizes.hidden, "plain": plain})
 
 
-def _rival(architecture: str, work: Work, sizes: Sizes, options: Options) -> Task | str:
+def rival_task(architecture: str, work: Work, sizes: Sizes, options: Options) -> Task | str:
     """The same work by the rival, or why there is none."""
     if reason := environment.missing(quick=options.quick):
         return reason

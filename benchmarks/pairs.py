@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.rows import Bar, Row, alone, broken, compared
 from benchmarks.sides import SideFailed, Sides, SideSpec, running
@@ -15,6 +15,10 @@ class Task:
 
     side: SideSpec
     work: Work
+
+    def of(self, num_rows: int) -> Task:
+        """The same of another size."""
+        return replace(self, work=replace(self.work, rows=num_rows))
 
     def measured(self, sides: Sides) -> float:
         """Raises SideFailed."""

@@ -23,6 +23,12 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *([""] if whys else []), *whys])
 
 
+def markdown(rows: Sequence[Row]) -> str:
+    """The table as it stands in the docs."""
+    lines = [HEADINGS, tuple("---" for _ in HEADINGS), *(_cells(row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def write_json(path: Path, benchmark: str, rows: Sequence[Row], seconds: float) -> None:
     """The file that `docs/performance.md` is written from."""
     document = {
@@ -32,6 +38,11 @@ def write_json(path: Path, benchmark: str, rows: Sequence[Row], seconds: float) 
         "rows": [row.to_json() for row in rows],
     }
     path.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+
+
+def read_json(path: Path) -> list[Row]:
+    """The rows of a file that `write_json` wrote."""
+    return [Row.from_json(row) for row in json.loads(path.read_text("utf-8"))["rows"]]
 
 
 def shown(value: float | None, unit: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 RATES = ("1/s", "rows/s")
 
@@ -41,6 +42,11 @@ class Row:
     runs: int
     spread: tuple[float, float] | None
     why: str | None = None
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Row:
+        spread = fields["spread"]
+        return cls(**{**fields, "spread": (spread[0], spread[1]) if spread else None})
 
     def to_json(self) -> dict[str, object]:
         fields: dict[str, object] = {

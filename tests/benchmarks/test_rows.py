@@ -1,10 +1,13 @@
 """Ratios, bars and the shape of the JSON file."""
 
 import json
+from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks.report import shown, table, write_json
+from benchmarks import render
+from benchmarks.plot import log_log_plot
+from benchmarks.report import read_json, shown, table, write_json
 from benchmarks.rows import Bar, alone, broken, compared
 
 TIME = Bar("a-call", "a rival", 2.0, "s")
@@ -82,3 +85,24 @@ def test_the_table_has_a_line_per_row_and_says_below_why_one_is_open():
     assert lines[2].split()[0] == "a-call"
     assert "NO" in lines[2]
     assert lines[-1] == "calls (a rival): left out"
+
+
+def test_a_json_file_is_rendered_for_the_docs(tmp_path, capsys):
+    path = tmp_path / "figures.json"
+    rows = [compared(TIME, [(0.5, 1.0)]), alone(RATE, [], "left out")]
+    write_json(path, "expert_calls", rows, 1.0)
+
+    assert read_json(path) == rows
+    assert render.main([str(path)]) == 0
+    assert "| a-call | 500 ms | a rival | 1 s | 2 | 2 | yes | 2 to 2 |" in capsys.readouterr().out
+
+
+def test_a_plot_is_one_picture_with_a_line_per_series():
+    picture = ElementTree.fromstring(
+        log_log_plot("costs < gains", "rows", "ms", {"ours": [(1, 0.5), (2048, 30.0)], "theirs": [(1, 9.0)]})
+    )
+
+    lines = [element.get("points") for element in picture if element.tag.endswith("polyline")]
+    texts = [element.text for element in picture if element.tag.endswith("text")]
+    assert len(lines) == 2
+    assert {"costs < gains", "ours", "theirs", "rows", "ms"} <= set(texts)
