@@ -21,7 +21,7 @@ Reason = Literal["connection", "total", "idle"]
 
 @dataclass(frozen=True, slots=True)
 class InflowLimits:
-    """What libzmq may hold for callers, in bytes as they arrive: small frames take up to 2.3 times that in memory."""
+    """What libzmq may hold for callers, in bytes as they arrive: small frames take up to three times that in memory."""
 
     connection_bytes: int = 160 * MIB  # the largest request has 128 MiB, and a part of the next may follow
     total_bytes: int = 512 * MIB
