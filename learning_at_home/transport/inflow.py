@@ -85,6 +85,18 @@ class InflowGuard:
         """A whole message was read: any frame of it, and bytes and number of its frames without the routing id's."""
         self._taken[int(frame.get(zmq.SRCFD))] += num_bytes + FRAME_BYTES * num_frames
 
+    def end(self, frame: zmq.Frame) -> bool:
+        """Cut off who sent this frame, for what cannot be a mistake; False when it has left, or came since the last look.
+
+        The address is compared: the frame may have waited while its descriptor's number passed to someone else.
+        """
+        descriptor = int(frame.get(zmq.SRCFD))
+        watched = self._watched.get(descriptor)
+        if watched is None or watched.connection.peer_host != frame.get("Peer-Address"):
+            return False
+        self._forget(descriptor)
+        return self._counters.shut_down(watched.connection)
+
     def timeout_ms(self, now: float) -> int | None:
         """Until the next look is due; None when there will be none."""
         return max(0, math.ceil((self._next_look - now) * 1000)) if self.works else None

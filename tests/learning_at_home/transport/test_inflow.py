@@ -62,6 +62,7 @@ class Node:
         self.endpoint = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
         self.port = int(self.endpoint.rsplit(":", 1)[1])
         self.cuts: list[Cut] = []
+        self.ended: list[bool] = []
         self.most_held = 0
         self.resident_before = resident_bytes()
         self.most_resident = 0
@@ -137,6 +138,8 @@ class Node:
                     if num_frames <= KEPT_FRAMES:
                         kept.append(frame)
                 self.guard.received(frame, num_bytes, num_frames)
+                if num_frames > KEPT_FRAMES:
+                    self.ended.append(self.guard.end(frame))
                 self._router.send_multipart([routing_id, str(num_bytes).encode()], zmq.NOBLOCK)
 
 
@@ -257,6 +260,25 @@ def test_an_endless_message_without_encryption_is_cut_off_whatever_its_parts(siz
 
         assert sent > MIB
         assert node.guard.held_bytes == 0
+
+
+def test_who_breaks_a_rule_on_purpose_is_cut_off_and_nobody_else(context):
+    with Node(SMALL) as node, node.caller(context) as honest, node.caller(context) as sender:
+        for caller in (honest, sender):
+            caller.send(b"here")
+            assert caller.poll(10_000)
+            caller.recv()
+        node.wait_until(lambda: node.guard.num_connections == 2)
+        monitor = sender.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        sender.send_multipart([b""] * (KEPT_FRAMES + 1))
+
+        assert monitor.poll(10_000)
+        node.wait_until(lambda: node.guard.num_connections == 1)
+        honest.send(b"still there")
+        assert honest.poll(10_000)
+        assert node.ended == [True]
+        assert node.cuts == []
+        monitor.close()
 
 
 def test_a_connection_that_speaks_another_protocol_is_ended_by_libzmq_and_forgotten():
