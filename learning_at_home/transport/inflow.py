@@ -86,7 +86,7 @@ class InflowGuard:
         self._taken[int(frame.get(zmq.SRCFD))] += num_bytes + FRAME_BYTES * num_frames
 
     def end(self, frame: zmq.Frame) -> bool:
-        """Cut off who sent this frame, for what cannot be a mistake; False when it has left, or came since the last look.
+        """Cut off who sent this frame, for what is no mistake; False when it has left, or came since the last look.
 
         The address is compared: the frame may have waited while its descriptor's number passed to someone else.
         """
