@@ -8,6 +8,7 @@ import random
 import socket
 import time
 
+import psutil
 import pytest
 import torch
 
@@ -104,3 +105,34 @@ def test_connections_that_come_and_go_leave_nothing_in_the_node(node, seed, figu
         assert process.num_threads() <= threads
         assert grown < MOST_GROWTH_BYTES
         assert swarm.stats().failures == 0
+
+
+def test_a_node_without_descriptors_serves_those_who_are_there_and_recovers(node, figure) -> None:
+    """More connections than it may open, that only stay: it neither ends nor forgets its callers."""
+    address, process = node.address(), node.process()
+    place = ("127.0.0.1", int(address.endpoints[0].rsplit(":", 1)[1]))
+    x = torch.randn(3, 6, dtype=torch.float64)
+    with node.connect() as swarm, contextlib.ExitStack() as stack:
+        expert = swarm.expert("ffn0.0")
+        expected = expert(x)
+        limits = process.rlimit(psutil.RLIMIT_NOFILE)
+        few = process.num_fds() + 50
+        stack.callback(process.rlimit, psutil.RLIMIT_NOFILE, limits)
+        process.rlimit(psutil.RLIMIT_NOFILE, (few, limits[1]))
+        with contextlib.ExitStack() as open_at_once:
+            for _ in range(100):
+                open_at_once.enter_context(socket.create_connection(place))
+            until(lambda: process.num_fds() >= few, "the node has no descriptor left")
+            before = process.cpu_times()
+            started = time.monotonic()
+            for _ in range(100):
+                torch.testing.assert_close(expert(x), expected)
+            took_s = time.monotonic() - started
+            after = process.cpu_times()
+        figure("ms of a call meanwhile", took_s * 10)
+        figure("of the time the node's processors", (sum(after[:2]) - sum(before[:2])) / took_s)
+        assert swarm.stats().failures == 0
+        until(lambda: process.num_fds() <= few - 50, "the descriptors are free again")
+        with node.connect() as another:
+            torch.testing.assert_close(another.expert("ffn0.0")(x), expected)
+    assert node.is_alive()
