@@ -54,6 +54,7 @@ log = logging.getLogger(__name__)
 
 MAX_GREETED = 16_384  # connections remembered; one that was forgotten is asked to greet again
 MAX_QUEUED_ANSWERS = 16_384  # between the device thread and the socket; more than the runtime may hold in work
+MAX_PARTS = 4_096  # of a message: 1,024 pieces of work with two tensors each, and 128 full frames, are 2,177
 RECEIVE_BURST = 64  # messages taken in before answers get their turn
 _NOBLOCK = int(zmq.NOBLOCK)  # as plain numbers: combining the enums costs as much as a send
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
@@ -238,12 +239,19 @@ class Server:
         for _ in range(RECEIVE_BURST):
             part = recv(copy=False)
             routing_id = part.bytes
-            parts = []
+            parts: list[zmq.Frame] = []
+            num_parts = num_bytes = 0
             while part.more:  # a message arrives whole: none of these waits
                 part = recv(copy=False)
-                parts.append(part)
-            if parts:
-                self._guard.received(parts[0], sum(map(len, parts)), len(parts))
+                num_parts += 1
+                num_bytes += len(part)
+                if num_parts <= MAX_PARTS:
+                    parts.append(part)
+            if num_parts:
+                self._guard.received(part, num_bytes, num_parts)
+            if num_parts > MAX_PARTS:
+                self._guard.end(part)
+            if 0 < num_parts <= MAX_PARTS:
                 self._take(routing_id, parts[0], parts[1:])
             else:
                 self.counters.malformed += 1

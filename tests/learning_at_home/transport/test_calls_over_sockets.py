@@ -26,7 +26,7 @@ from learning_at_home.identity import Identity
 from learning_at_home.peer_address import PLAIN_SCHEME, PeerAddress
 from learning_at_home.transport.calls import Answer, Call
 from learning_at_home.transport.connections import Connections
-from learning_at_home.transport.server import Server, Ticket
+from learning_at_home.transport.server import MAX_PARTS, Server, Ticket
 from learning_at_home.transport.socket_options import secure_caller
 from learning_at_home.wire.framing import decode_node, encode
 from learning_at_home.wire.messages import CHUNK_BYTES, PROTOCOL_VERSIONS, Failure, Greeting, Reply, Request, TensorSpec, Work
@@ -418,3 +418,19 @@ def test_a_call_that_is_sent_again_keeps_its_id(echo: Echo, connections: Connect
     assert answer is not None and answer.error is None
     assert first == again == [answer.call_id]
     assert work.sent > work.first_sent
+
+
+def test_a_message_of_more_parts_than_any_honest_one_ends_its_connection(
+    echo: Echo, connections: Connections, stranger: zmq.Socket[bytes]
+) -> None:
+    stranger.send(greeting())
+    decode_node(stranger.recv_multipart()[0])
+    monitor = stranger.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    try:
+        stranger.send_multipart([b"\x80"] * (MAX_PARTS + 1))
+        assert monitor.poll(5_000)
+    finally:
+        stranger.disable_monitor()
+        monitor.close()
+    assert echo.server.counters.malformed == 1
+    assert ask(connections, address(echo), call())[0].error is None
