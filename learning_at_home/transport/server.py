@@ -54,6 +54,7 @@ log = logging.getLogger(__name__)
 
 MAX_GREETED = 16_384  # connections remembered; one that was forgotten is asked to greet again
 MAX_QUEUED_ANSWERS = 16_384  # between the device thread and the socket; more than the runtime may hold in work
+ZERO_COPY_RECV = 10  # zmq.h; pyzmq has no name for it. With it a small frame that came alone holds 8 KiB
 MAX_PARTS = 4_096  # of a message: 1,024 pieces of work with two tensors each, and 128 full frames, are 2,177
 RECEIVE_BURST = 64  # messages taken in before answers get their turn
 _NOBLOCK = int(zmq.NOBLOCK)  # as plain numbers: combining the enums costs as much as a send
@@ -138,6 +139,7 @@ class Server:
         self.counters = Counters()
         self.error: BaseException | None = None  # why the thread ended, when it was not told to
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context.set(ZERO_COPY_RECV, 0)
         self._greeted: OrderedDict[bytes, _Caller] = OrderedDict()  # by routing id
         self._unsent = UnsentBytes(max_unsent_bytes)
         self._answers: deque[tuple[Ticket, Reply | Failure, Sequence[memoryview | bytes]]] = deque()
@@ -155,6 +157,8 @@ class Server:
         bound(self._router)
         self._guard = InflowGuard(self._router, self._inflow_limits)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        # Without it libzmq never reads, and never frees, what a second connection with a living one's routing id sends.
+        self._router.setsockopt(zmq.ROUTER_HANDOVER, 1)
         if not self._unencrypted:
             secure_server(self._router, self._identity)
         host = f"[{self._host}]" if ":" in self._host else self._host

@@ -29,7 +29,17 @@ from learning_at_home.transport.connections import Connections
 from learning_at_home.transport.server import MAX_PARTS, Server, Ticket
 from learning_at_home.transport.socket_options import secure_caller
 from learning_at_home.wire.framing import decode_node, encode
-from learning_at_home.wire.messages import CHUNK_BYTES, PROTOCOL_VERSIONS, Failure, Greeting, Reply, Request, TensorSpec, Work
+from learning_at_home.wire.messages import (
+    CHUNK_BYTES,
+    PROTOCOL_VERSIONS,
+    Failure,
+    Greeting,
+    Reply,
+    Request,
+    TensorSpec,
+    Welcome,
+    Work,
+)
 
 CLOCK = SystemClock()
 STRANGER = Identity.generate()
@@ -62,7 +72,6 @@ class Echo:
         self.server.answer(ticket, reply, answer)
         if work.uid == "ffn0.5":
             self.server.answer(ticket, reply, answer)
-
 
     def work_here(self) -> bool:
         return False
@@ -434,3 +443,30 @@ def test_a_message_of_more_parts_than_any_honest_one_ends_its_connection(
         monitor.close()
     assert echo.server.counters.malformed == 1
     assert ask(connections, address(echo), call())[0].error is None
+
+
+def test_a_second_connection_with_a_living_ones_routing_id_takes_its_place(
+    echo: Echo, connections: Connections
+) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    twins = [context.socket(zmq.DEALER) for _ in range(2)]
+    try:
+        for twin in twins:
+            twin.setsockopt(zmq.LINGER, 0)
+            twin.setsockopt(zmq.RECONNECT_IVL, -1)
+            twin.setsockopt(zmq.ROUTING_ID, b"the same")
+            twin.setsockopt(zmq.RCVTIMEO, 5_000)
+            secure_caller(twin, STRANGER, echo.server._identity.public_key)
+        first_ends = twins[0].get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        for twin in twins:
+            twin.connect(f"tcp://127.0.0.1:{echo.server.port}")
+            twin.send(greeting())
+            assert isinstance(decode_node(twin.recv_multipart()[0]), Welcome)
+        assert first_ends.poll(5_000)
+        assert ask(connections, address(echo), call())[0].error is None
+        twins[0].disable_monitor()
+        first_ends.close()
+    finally:
+        for twin in twins:
+            twin.close()
+        context.term()
