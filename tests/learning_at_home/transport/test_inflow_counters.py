@@ -136,7 +136,7 @@ def test_looking_and_ending_leave_no_descriptor_open():
             counters.shut_down(found)
     counters.close()
 
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 def test_a_look_does_not_keep_a_closed_connection_alive(counters: TcpCounters):
