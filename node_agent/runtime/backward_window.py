@@ -14,6 +14,7 @@ then it refuses; nothing that they do makes it take an id twice.
 from __future__ import annotations
 
 import enum
+import math
 import secrets
 import threading
 from array import array
@@ -21,7 +22,6 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import islice
 from typing import Final
 
 import msgspec
@@ -31,7 +31,7 @@ from learning_at_home.errors import StaleRequest
 from learning_at_home.transport.server import Ticket
 from learning_at_home.wire.messages import MAX_WORK_PER_REQUEST, Failure, Reply
 
-ANSWER_OVERHEAD_BYTES = 1_024  # header, views and bookkeeping of one kept answer; 700 were measured
+ANSWER_OVERHEAD_BYTES = 1_024  # header, views and bookkeeping of one kept answer: 950 were measured
 SKEW_MS = round(CLOCK_SKEW_TOLERATED_S * 1000)
 TIDY_EVERY = 16  # admissions; each time twice as much of what is over is forgotten as has come
 TIDY_STEPS = 2 * TIDY_EVERY
@@ -44,7 +44,7 @@ class WindowLimits:
     """How much is remembered, and for how long."""
 
     length_s: float = 120.0  # twice the largest usual deadline, 60 s
-    callers: int = 4_096  # about 2 KB each
+    callers: int = 4_096  # about 2 KB each, beside their ids
     ids: int = 131_072  # about 200 bytes each
     ids_per_caller: int = 65_536  # 13 s of the 5,000 calls per second that a node can answer: over the usual deadline
     ids_granted: int = 2 * MAX_WORK_PER_REQUEST  # who holds fewer pays for nobody: a floor is no finer than a message
@@ -72,6 +72,7 @@ class KeptAnswer(msgspec.Struct, frozen=True, eq=False, gc=False):
     size_bytes: int
 
 
+_NEVER_APPLIED: Final = KeptAnswer(Failure(None, 0, ""), (), 0)  # stands for what `forget` has taken away
 _Key = tuple[int, int]  # issue time and call id: an id within one caller
 
 
@@ -295,48 +296,52 @@ class BackwardWindow:
 
     def _tidy(self, public_key: bytes, caller: _Caller, stale_ms: int, now: float, steps: int) -> bool:
         """Forget ids before the window and answers that nobody waits for; whether there may be more of either."""
-        old = late = 0
-        for issued_ms, _ in islice(caller.order, steps):
-            if issued_ms > stale_ms:
-                break
-            old += 1
-        self._forget_oldest(caller, old)
-        for expires, key in islice(caller.answers, steps):
-            if expires > now and isinstance(caller.works.get(key), KeptAnswer):
-                break
-            late += 1
-        self._drop_answers(caller, late)
+        old = self._forget_oldest(caller, steps, stale_ms)
+        late = self._drop_answers(caller, steps, now)
         if not caller.order:
             self._forget_caller(public_key, caller)
             return False
         return old == steps or late == steps
 
-    def _forget_oldest(self, caller: _Caller, num: int = 1) -> None:
-        """Forget what came first: this raises the caller's floor."""
-        works, order = caller.works, caller.order
-        self._num_ids -= num
-        for _ in range(num):
+    def _forget_oldest(self, caller: _Caller, num: int = 1, until_ms: float = math.inf) -> int:
+        """Forget what came first and was issued by then, which raises the caller's floor; how many."""
+        order, works, freed_bytes = caller.order, caller.works, 0
+        for done in range(num):
+            if not order or order[0][0] > until_ms:
+                num = done
+                break
             key = order.popleft()
-            if key in works:  # else it was never applied: see `forget`
-                if key[0] > caller.floor_ms:
-                    caller.floor_ms = key[0]
-                state = works.pop(key)
-                if isinstance(state, KeptAnswer):
-                    self._count_bytes(caller, -state.size_bytes)
+            state = works.pop(key, _NEVER_APPLIED)
+            if state is _NEVER_APPLIED:
+                continue
+            if key[0] > caller.floor_ms:
+                caller.floor_ms = key[0]
+            if isinstance(state, KeptAnswer):
+                freed_bytes += state.size_bytes
+        self._num_ids -= num
+        caller.answer_bytes -= freed_bytes
+        self._answer_bytes -= freed_bytes
+        return num
 
-    def _drop_answers(self, caller: _Caller, num: int = 1) -> None:
-        """Drop what was answered first: a retry of it is refused."""
-        works, answers = caller.works, caller.answers
-        for _ in range(num):
-            key = answers.popleft()[1]
+    def _drop_answers(self, caller: _Caller, num: int = 1, now: float = math.inf) -> int:
+        """Drop what was answered first and nobody waits for any more, so that a retry is refused; how many."""
+        answers, works, freed_bytes = caller.answers, caller.works, 0
+        for done in range(num):
+            if not answers:
+                num = done
+                break
+            expires, key = answers[0]
             state = works.get(key)
             if isinstance(state, KeptAnswer):
+                if expires > now:
+                    num = done
+                    break
                 works[key] = None
-                self._count_bytes(caller, -state.size_bytes)
-
-    def _count_bytes(self, caller: _Caller, size_bytes: int) -> None:
-        caller.answer_bytes += size_bytes
-        self._answer_bytes += size_bytes
+                freed_bytes += state.size_bytes
+            answers.popleft()
+        caller.answer_bytes -= freed_bytes
+        self._answer_bytes -= freed_bytes
+        return num
 
     def _forget_caller(self, public_key: bytes, caller: _Caller) -> None:
         floor_ms = caller.newest_ms if caller.works else caller.floor_ms
