@@ -445,8 +445,8 @@ def test_a_message_of_more_parts_than_any_honest_one_ends_its_connection(
     finally:
         stranger.disable_monitor()
         monitor.close()
-    assert echo.server.counters.malformed == 1
     assert ask(connections, address(echo), call())[0].error is None
+    assert echo.server.counters.malformed == 1
 
 
 def test_a_second_connection_with_a_living_ones_routing_id_takes_its_place(
