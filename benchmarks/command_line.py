@@ -86,14 +86,20 @@ def _measure_all(wanted: Sequence[Comparison | Skipped], options: Options) -> li
     rows = []
     with ending_in_order(), Sides() as sides:
         for position, comparison in enumerate(wanted):
-            bar = comparison.bar
-            print(f"[{position + 1}/{len(wanted)}] {bar.row}, against {bar.reference} ...", file=sys.stderr, flush=True)
+            started = time.monotonic()
             rows.append(measure(comparison, sides, options.runs))
+            print(f"[{position + 1}/{len(wanted)}] {_line(rows[-1], time.monotonic() - started)}", file=sys.stderr)
             still_needed = {side.key for later in wanted[position + 1 :] for side in later.sides}
             for side in comparison.sides:
                 if side.key not in still_needed:
                     sides.end(side)
     return rows
+
+
+def _line(row: Row, seconds: float) -> str:
+    """What is told at once: a full run takes many minutes."""
+    figure = f"{row.ratio:.3g} of {row.bar:g}" if row.ratio is not None else row.why
+    return f"{row.row}, against {row.reference}: {figure} ({seconds:.0f} s)"
 
 
 @contextlib.contextmanager
