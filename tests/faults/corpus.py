@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import torch
@@ -26,26 +25,37 @@ from tests.faults.hostile_node import welcome
 from tests.faults.mutations import Parts
 
 UIDS = ("ffn0.0", "ffn0.1")
+FIXED_MS = 1_790_000_000_000
+TIMEOUT_MS = 3_600_000  # as long as the longest round: none is dropped for its age alone
 
 
 def rows(number: int = 3) -> Tensor:
     return torch.randn(number, 6, dtype=torch.float64)
 
 
-def message(works: Sequence[tuple[str, Operation, list[Tensor]]], codec: Codec = "none", waited_ms: int = 0) -> Parts:
-    """A request with these pieces of work."""
-    entries, frames = [], []
-    for call_id, (uid, operation, tensors) in enumerate(works, start=1):
-        framed = [to_frames(tensor, codec) for tensor in tensors]
-        entries.append(Work(call_id, uid, operation, tuple(spec for spec, _ in framed)))
-        frames += [bytes(frame) for _, parts in framed for frame in parts]
-    issued_ms = round(time.time() * 1000) - waited_ms
-    request = Request("test", issued_ms, 60_000, tuple(entries), waited_ms, codec, codec)
-    return [encode(request), *frames]
+class _Writer:
+    """Requests that were issued at one moment, so that the same seed gives the same bytes."""
+
+    def __init__(self, issued_ms: int) -> None:
+        self._issued_ms = issued_ms
+
+    def message(
+        self, works: Sequence[tuple[str, Operation, list[Tensor]]], codec: Codec = "none", waited_ms: int = 0
+    ) -> Parts:
+        """A request with these pieces of work."""
+        entries, frames = [], []
+        for call_id, (uid, operation, tensors) in enumerate(works, start=1):
+            framed = [to_frames(tensor, codec) for tensor in tensors]
+            entries.append(Work(call_id, uid, operation, tuple(spec for spec, _ in framed)))
+            frames += [bytes(frame) for _, parts in framed for frame in parts]
+        issued_ms = self._issued_ms - waited_ms
+        request = Request("test", issued_ms, TIMEOUT_MS, tuple(entries), waited_ms, codec, codec)
+        return [encode(request), *frames]
 
 
-def caller_messages(identity: Identity) -> list[Parts]:
+def caller_messages(identity: Identity, issued_ms: int = FIXED_MS) -> list[Parts]:
     """What callers send. Only forwards carry numbers that an expert would take."""
+    message = _Writer(issued_ms).message
     x = rows()
     nan = torch.full_like(x, torch.nan)
     return [
