@@ -150,7 +150,8 @@ def test_a_late_answer_on_a_living_connection_is_counted(echo: Echo, connections
         exchange.send(address(echo), "digits", [call("ffn0.8")], CLOCK.monotonic_s() + 5)
         assert echo.work_came.wait(5)
     echo.server.answer(echo.held[0], Reply(echo.held[0].call_id, (), 0, 0, 0, 0.0))
-    assert ask(connections, address(echo), call())[0].error is None
+    for _ in range(2):  # the first may overtake what another thread has queued
+        assert ask(connections, address(echo), call())[0].error is None
     assert connections.late_answers == 1
 
 
