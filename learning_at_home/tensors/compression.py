@@ -41,7 +41,7 @@ def encode(flat: Tensor, codec: Codec) -> Tensor:
     return encoded
 
 
-def decode(spec: TensorSpec, parts: Sequence[memoryview], codec: Codec, pinned: bool = False) -> tuple[Tensor, bool]:
+def decode(spec: TensorSpec, parts: Sequence[memoryview], codec: Codec) -> tuple[Tensor, bool]:
     """The tensor of a header entry, on the CPU, and whether all its numbers are finite. Not for empty tensors.
 
     `parts` are its bytes, cut at multiples of CHUNK_BYTES. Raises WireError when there are more or fewer of them.
@@ -49,7 +49,7 @@ def decode(spec: TensorSpec, parts: Sequence[memoryview], codec: Codec, pinned: 
     num_bytes = sum(map(len, parts))
     if num_bytes != wire_bytes(spec, codec):
         raise WireError(f"{spec} as {codec} has {num_bytes:,} bytes instead of {wire_bytes(spec, codec):,}")
-    tensor = torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), pin_memory=pinned)
+    tensor = torch.empty(spec.shape, dtype=getattr(torch, spec.dtype))
     flat = tensor.view(-1)
     if codec == "int8":
         return tensor, _decode_blocks(parts[0] if len(parts) == 1 else bytearray().join(parts), flat)

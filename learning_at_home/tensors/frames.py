@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import zmq
 from torch import Tensor
@@ -34,6 +35,7 @@ DTYPES: dict[str, torch.dtype] = {
 DTYPE_NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 # The same memory as numpy sees it, whose calls cost half of torch's; it has no bfloat16.
 _IN_NUMPY = {name: np.dtype(np.int16 if name == "bfloat16" else name) for name in DTYPES}
+Numbers = npt.NDArray[np.number]
 DOT_ELEMENTS = 8_192  # numpy's product of more may start threads of its own (OpenBLAS above 10,000)
 PIECE_BYTES = 512 * 1024  # what is summed and then copied is still in a core's second cache
 
@@ -71,43 +73,51 @@ def to_frames(tensor: Tensor, codec: Codec = "none") -> tuple[TensorSpec, list[m
 
 
 def from_frames(spec: TensorSpec, frames: Sequence[zmq.Frame], codec: Codec = "none") -> Tensor:
-    """The tensor of a header entry, whatever its numbers are."""
-    return from_frames_checked(spec, frames, codec)[0]
-
-
-def from_frames_checked(
-    spec: TensorSpec, frames: Sequence[zmq.Frame], codec: Codec = "none", pinned: bool = False
-) -> tuple[Tensor, bool]:
-    """The tensor of a header entry, on the CPU, and whether all its numbers are finite.
+    """The tensor of a header entry, on the CPU, whatever its numbers are.
 
     `frames` must have the sizes that `wire.framing.split_frames` checked. One aligned frame becomes the tensor's memory
-    (ZeroMQ aligns those from 8 KiB on); several, or an unaligned one, are joined by one copy. `pinned` joins them in
-    page-locked memory, from where a GPU fetches at full speed.
+    (ZeroMQ aligns those from 8 KiB on); several, or an unaligned one, are joined by one copy.
     """
     if codec != "none" and frames:
-        return decode(spec, [frame.buffer for frame in frames], codec, pinned)
-    if len(frames) != 1 or pinned:
-        return _join(spec, frames, pinned)
-    numbers = np.frombuffer(frames[0].buffer, _IN_NUMPY[spec.dtype])
-    if not numbers.flags.carray:  # not aligned, or not to be written to
-        numbers = numbers.copy()
-    tensor = torch.from_numpy(numbers.reshape(spec.shape))
-    if spec.dtype == "bfloat16":
-        tensor = tensor.view(torch.bfloat16)
+        return decode(spec, [frame.buffer for frame in frames], codec)[0]
+    if len(frames) == 1:
+        return _in_torch(_in_place(spec, frames[0]), spec)
+    return _join(spec, frames, checked=False)[0]
+
+
+def from_frames_checked(spec: TensorSpec, frames: Sequence[zmq.Frame], codec: Codec = "none") -> tuple[Tensor, bool]:
+    """The same, and whether all its numbers are finite: sooner known than by a second look at the tensor."""
+    if codec != "none" and frames:
+        return decode(spec, [frame.buffer for frame in frames], codec)
+    if len(frames) != 1:
+        return _join(spec, frames, checked=True)
+    numbers = _in_place(spec, frames[0])
+    tensor = _in_torch(numbers, spec)
     if numbers.itemsize >= 4 and numbers.size <= DOT_ELEMENTS:  # NaN and infinity survive in the squares' sum
         return tensor, math.isfinite(np.vdot(numbers, numbers)) or each_is_finite(tensor)
     return tensor, is_finite(tensor)
 
 
-def _join(spec: TensorSpec, frames: Sequence[zmq.Frame], pinned: bool) -> tuple[Tensor, bool]:
+def _in_place(spec: TensorSpec, frame: zmq.Frame) -> Numbers:
+    numbers = np.frombuffer(frame.buffer, _IN_NUMPY[spec.dtype])
+    return numbers if numbers.flags.carray else numbers.copy()  # else not aligned, or not to be written to
+
+
+def _in_torch(numbers: Numbers, spec: TensorSpec) -> Tensor:
+    tensor = torch.from_numpy(numbers.reshape(spec.shape))
+    return tensor.view(torch.bfloat16) if spec.dtype == "bfloat16" else tensor
+
+
+def _join(spec: TensorSpec, frames: Sequence[zmq.Frame], checked: bool) -> tuple[Tensor, bool]:
     """Each piece is read from memory once: it is summed, and then copied out of the cache."""
     dtype = DTYPES[spec.dtype]
-    joined = torch.empty(spec.shape, dtype=dtype, pin_memory=pinned)
+    joined = torch.empty(spec.shape, dtype=dtype)
     address = joined.data_ptr()
     finite = True
     for frame in frames:
         for piece in torch.frombuffer(frame.buffer, dtype=dtype).split(PIECE_BYTES // dtype.itemsize):
-            finite = math.isfinite(piece.sum().item()) and finite
+            if checked:
+                finite = math.isfinite(piece.sum().item()) and finite
             ctypes.memmove(address, piece.data_ptr(), piece.nbytes)
             address += piece.nbytes
     return joined, finite or each_is_finite(joined)
