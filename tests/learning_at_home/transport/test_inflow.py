@@ -56,7 +56,8 @@ class Node:
         self._router.setsockopt(zmq.HEARTBEAT_IVL, heartbeat_ms)
         if curve:
             secure_server(self._router, self.identity)
-        self._router.setsockopt(zmq.BACKLOG, 1_000)  # a test connects faster than this thread may run
+        self._router.setsockopt(zmq.BACKLOG, 1_000)  # a test connects faster than this thread may run,
+        self._router.setsockopt(zmq.HANDSHAKE_IVL, 60_000)  # and a flood delays the handshakes of the rest
         self.guard = InflowGuard(self._router, limits)
         self._router.bind("tcp://127.0.0.1:*")
         self.endpoint = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
@@ -184,6 +185,7 @@ for _ in range(100):
     socket = context.socket(zmq.DEALER)
     bound(socket)
     socket.setsockopt(zmq.RECONNECT_IVL, -1)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, 60_000)
     secure_caller(socket, identity, public_key)
     poller.register(socket.get_monitor_socket(zmq.EVENT_DISCONNECTED), zmq.POLLIN)
     socket.connect(endpoint)
