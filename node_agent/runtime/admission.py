@@ -13,7 +13,7 @@ from torch import Tensor
 
 from learning_at_home.errors import BatchTooLarge, EmptyBatch, NonFiniteTensor, SpecMismatch
 from learning_at_home.project import LayerSpec
-from learning_at_home.tensors.frames import from_frames_checked
+from learning_at_home.tensors.frames import from_frames, from_frames_checked
 from learning_at_home.wire.messages import Codec, Operation, TensorSpec, Work
 from node_agent.experts.expert import Expert
 
@@ -56,9 +56,11 @@ def unpack(
 
     A forward changes nothing, and whose fault an output is that is not finite, `compute` finds out.
     """
+    if work.operation == "forward":
+        return (from_frames(work.tensors[0], frames[0], codec),)
     read = [from_frames_checked(spec, parts, codec) for spec, parts in zip(work.tensors, frames, strict=True)]
     for name, (_, finite) in zip(TENSOR_NAMES[work.operation], read, strict=True):
-        if not finite and work.operation == "backward":
+        if not finite:
             raise NonFiniteTensor(f"{expert.uid}: {name} hold NaN or infinity; the expert takes finite numbers only")
     return tuple([tensor for tensor, _ in read])
 
