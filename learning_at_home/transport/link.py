@@ -7,6 +7,7 @@ backward long after its caller gave up; so reconnecting is off, and a lost link 
 from __future__ import annotations
 
 import contextlib
+import secrets
 from collections.abc import Sequence
 
 import zmq
@@ -34,6 +35,7 @@ _REASONS = {
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "the encrypted handshake failed",
 }
 ZERO_COPY_BYTES = 32 * 1024  # below this a copy is cheaper than the bookkeeping of a shared buffer
+ROUTING_ID_BYTES = 15  # with the one before them as long as a key of 128 bits
 _NOBLOCK = int(zmq.NOBLOCK)  # as plain numbers: combining the enums costs as much as a send
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 
@@ -57,6 +59,8 @@ class Link:
                 self.socket = opened.enter_context(context.socket(zmq.DEALER))
                 bound(self.socket)
                 self.socket.setsockopt(zmq.RECONNECT_IVL, -1)
+                # A node lets a later connection with the same id take over: nobody must guess ours. None begins with 0.
+                self.socket.setsockopt(zmq.ROUTING_ID, b"\1" + secrets.token_bytes(ROUTING_ID_BYTES))
                 self.monitor = opened.enter_context(self.socket.get_monitor_socket(_WATCHED))
                 opened.callback(self.socket.disable_monitor)
                 if endpoint.startswith(PLAIN_SCHEME):

@@ -52,6 +52,7 @@ from learning_at_home.wire.messages import (
 
 log = logging.getLogger(__name__)
 
+BACKLOG = 1_024  # connections on their way in; libzmq's 100 make a burst of trainers wait for their second attempt
 MAX_GREETED = 16_384  # connections remembered; one that was forgotten is asked to greet again
 MAX_QUEUED_ANSWERS = 16_384  # between the device thread and the socket; more than the runtime may hold in work
 ZERO_COPY_RECV = 10  # zmq.h; pyzmq has no name for it. With it a small frame that came alone holds 8 KiB
@@ -157,6 +158,7 @@ class Server:
         bound(self._router)
         self._guard = InflowGuard(self._router, self._inflow_limits)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._router.setsockopt(zmq.BACKLOG, BACKLOG)
         # Without it libzmq never reads, and never frees, what a second connection with a living one's routing id sends.
         self._router.setsockopt(zmq.ROUTER_HANDOVER, 1)
         if not self._unencrypted:
