@@ -8,6 +8,7 @@ keeps nothing, backward computes forward again, and the optimizer steps at once.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -17,9 +18,10 @@ from learning_at_home.errors import ExpertFailed
 from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.project import LayerSpec
 from learning_at_home.tensors.finite import is_finite
+from learning_at_home.tensors.frames import DTYPES
 from node_agent.experts.architectures import BACKWARD_FLOP_FACTOR, build_expert, flop_per_row
 from node_agent.experts.gradients import Gradients, in_own_memory, largest_norm, total_norm
-from node_agent.experts.optimizers import Optimizer
+from node_agent.experts.optimizers import Optimizer, step_together
 from node_agent.experts.pullback import pull_back
 
 
@@ -30,6 +32,7 @@ class Expert:
         self.uid = uid
         self.layer = layer
         self.device = device
+        self.dtype = DTYPES[layer.dtype]
         self.module = module.to(device).train()
         self.updates = 0
         frozen = layer.optimizer.name == "frozen"
@@ -84,5 +87,11 @@ class Expert:
     def step(self, gradients: Gradients) -> None:
         """Let the optimizer step by gradients that are clipped already. Raises ExpertFailed, changing nothing."""
         self.check_can_step(gradients)
-        if self._optimizer.step(gradients.of_parameters):
-            self.updates += 1
+        step_experts([self], [gradients])
+
+
+def step_experts(experts: Sequence[Expert], gradients: Sequence[Gradients]) -> None:
+    """One step of each of these experts of one layer, which have passed `check_can_step`, by one kernel."""
+    stepped = step_together([expert._optimizer for expert in experts], [of_one.of_parameters for of_one in gradients])
+    for expert, has_stepped in zip(experts, stepped, strict=True):
+        expert.updates += has_stepped

@@ -14,7 +14,9 @@ import torch
 from learning_at_home.errors import UnknownExpert
 from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.project import ProjectRecord
+from learning_at_home.wire.messages import Operation
 from node_agent.experts.expert import Expert
+from node_agent.experts.grouping import Group, Grouping, make_experts
 
 MAX_SHOWN_UID_CHARS = 64
 
@@ -22,14 +24,25 @@ MAX_SHOWN_UID_CHARS = 64
 class HostedExperts:
     """Fixed for the life of the node, but for what it yields."""
 
-    def __init__(self, experts: Iterable[Expert]) -> None:
+    def __init__(self, experts: Iterable[Expert], groups: Iterable[Group] = ()) -> None:
+        self._groups = {uid: group for group in groups for uid in group.positions}
         self.by_uid: Mapping[str, Expert] = MappingProxyType({str(expert.uid): expert for expert in experts})
         self.yielded: Mapping[str, str] = {}  # uid -> why it is not served here
 
     @classmethod
-    def create(cls, uids: Iterable[ExpertUid], project: ProjectRecord, device: torch.device) -> HostedExperts:
-        """Make the experts of these cells on a device. Raises UnknownLayer or ConfigError."""
-        return cls(Expert.create(uid, project.layer(uid.prefix), project.id, device) for uid in uids)
+    def create(
+        cls,
+        uids: Iterable[ExpertUid],
+        project: ProjectRecord,
+        device: torch.device,
+        grouping: Grouping = "auto",
+        spare_bytes: int | None = None,
+    ) -> HostedExperts:
+        """Make the experts of these cells on a device. Raises UnknownLayer or ConfigError.
+
+        `spare_bytes` is what grouped products may take of the device's memory; None: half of what is left.
+        """
+        return cls(*make_experts(list(uids), project, device, grouping, spare_bytes))
 
     def __len__(self) -> int:
         return len(self.by_uid)
@@ -38,6 +51,11 @@ class HostedExperts:
         """Those that take work, in the order in which they were made."""
         yielded = self.yielded
         return [expert for uid, expert in self.by_uid.items() if uid not in yielded]
+
+    def group_of(self, uid: str, operation: Operation) -> Group | None:
+        """With whom an expert may be computed together; None when it is computed alone."""
+        group = self._groups.get(uid)
+        return group if group is not None and group.longest[operation] else None
 
     def find(self, uid: str) -> Expert:
         """Raises UnknownExpert with the reason."""

@@ -20,7 +20,6 @@ from learning_at_home.project import LayerSpec
 from node_agent.experts.architectures import build_checked, weight_bytes
 from node_agent.experts.sizes import shown
 
-# Optimizer state, in multiples of the weights.
 OPTIMIZER_COPIES = {"adam": 2, "adamw": 2, "sgd": 0, "frozen": 0}
 GRADIENT_COPIES = 2
 MARGIN = 0.9  # of what is free: allocators round up, and the machine's owner wants to go on working
@@ -42,17 +41,21 @@ def measure(layer: LayerSpec, max_rows: int) -> ExpertMemory:
             f"layer {layer.prefix}: one expert's weights take {shown(weights_bytes)}, more than this machine has"
         )
     module = build_checked(layer)
-    copies = OPTIMIZER_COPIES[layer.optimizer.name]
-    if layer.optimizer.name == "sgd" and layer.optimizer.momentum > 0:
-        copies = 1
     rows_bytes = max_rows * layer.row_bytes
     saved_bytes = _saved_bytes_per_row(module, layer) * max_rows
     # Each saved activation gets a gradient of its size; rows come in, and go out, with a gradient each. The weights'
     # gradients are there twice: of one request, and the sum over those before it.
     return ExpertMemory(
-        lasting_bytes=weights_bytes * (1 + copies),
+        lasting_bytes=weights_bytes * (1 + optimizer_copies(layer)),
         passing_bytes=GRADIENT_COPIES * weights_bytes + 2 * saved_bytes + 4 * rows_bytes,
     )
+
+
+def optimizer_copies(layer: LayerSpec) -> int:
+    """The optimizer's state, in multiples of the weights."""
+    if layer.optimizer.name == "sgd" and layer.optimizer.momentum > 0:
+        return 1
+    return OPTIMIZER_COPIES[layer.optimizer.name]
 
 
 def _saved_bytes_per_row(module: torch.nn.Module, layer: LayerSpec) -> int:

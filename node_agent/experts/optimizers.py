@@ -55,7 +55,7 @@ class Optimizer:
 
     def step(self, gradients: Sequence[Tensor | None]) -> bool:
         """One step, in place; whether there was anything to step. A parameter without a gradient stays as it is."""
-        return step_together([self], [gradients]) > 0
+        return step_together([self], [gradients])[0]
 
     def prepare(self, gradients: Sequence[Tensor | None]) -> Stepped:
         """What a step by these gradients changes. Makes the state of parameters that never had a gradient."""
@@ -88,17 +88,17 @@ class Optimizer:
         }
 
 
-def step_together(optimizers: Sequence[Optimizer], gradients: Sequence[Sequence[Tensor | None]]) -> int:
-    """One step of each of these by its gradients, as one kernel; how many had any. They share spec and device."""
+def step_together(optimizers: Sequence[Optimizer], gradients: Sequence[Sequence[Tensor | None]]) -> list[bool]:
+    """One step of each of these by its gradients, as one kernel; which had any. They share spec and device."""
     present = [gradient for of_one in gradients for gradient in of_one if gradient is not None]
     if not present:
-        return 0
+        return [False] * len(optimizers)
     all_stepped = [optimizer.prepare(of_one) for optimizer, of_one in zip(optimizers, gradients, strict=True)]
     stepped = all_stepped[0] if len(all_stepped) == 1 else _joined(all_stepped)
     first = optimizers[0]
     step = _step_sgd if first.spec.name == "sgd" else _step_adam
     step(first.spec, stepped, present, first.is_fused)
-    return sum(any(one.present) for one in all_stepped)
+    return [any(one.present) for one in all_stepped]
 
 
 def _step_adam(spec: OptimizerSpec, stepped: Stepped, gradients: list[Tensor], is_fused: bool) -> None:

@@ -2,8 +2,9 @@
 
 Pure: knows row counts, bytes and times; nothing of tensors, sockets or threads. Requests of one expert and operation
 wait in one lane. The lane whose first request is the oldest is computed next, together with what else waits in it, up
-to a limit. The queue is bounded by rows and by bytes; a full one refuses. Policy:
-docs/decisions/0003-node-runtime.md.
+to a limit; where lanes may be computed as one group, together with the other lanes of its group, the oldest first. The
+queue is bounded by rows and by bytes; a full one refuses. Policy: docs/decisions/0003-node-runtime.md and
+docs/decisions/0007-grouped-experts.md.
 """
 
 from __future__ import annotations
@@ -47,7 +48,11 @@ class Batch(Generic[PayloadT]):
 
     @property
     def rows(self) -> int:
-        return sum(request.rows for request in self.requests)
+        return sum([request.rows for request in self.requests])
+
+    @property
+    def size_bytes(self) -> int:
+        return sum([request.size_bytes for request in self.requests])
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +61,15 @@ class Limits:
 
     batch_rows: int = 4_096
     batch_bytes: int = 64 * 1024 * 1024
+    group_rows: int = 16_384  # of all lanes of a group: 64 experts with 256 rows each
+    group_bytes: int = 128 * 1024 * 1024  # these at hidden size 1,024, inputs and gradients
     queued_rows: int = 65_536  # sixteen of the largest batches
     queued_bytes: int = 256 * 1024 * 1024
 
 
 _Lane = tuple[str, Operation]
+# Lanes with one answer, which is not None, may be computed as one group.
+GroupOf = Callable[[str, Operation], object]
 
 
 class Batcher(Generic[PayloadT]):
@@ -105,27 +114,37 @@ class Batcher(Generic[PayloadT]):
         if not self._oldest:
             return None
         _, _, lane = heapq.heappop(self._oldest)
-        waiting = self._lanes[lane]
-        taken: list[Pending[PayloadT]] = []
-        late: list[Pending[PayloadT]] = []
-        rows = size_bytes = 0
-        while waiting:
-            request = waiting[0]
-            if request.deadline <= now:
-                late.append(waiting.popleft())
+        return self._take(lane, now, self.limits.batch_rows, self.limits.batch_bytes)
+
+    def next_group(self, now: float, group_of: GroupOf) -> list[Batch[PayloadT]]:
+        """The batches to compute now as one: the next one, and those whose lanes are of its group; maybe none.
+
+        The oldest lanes first, each at most a batch; those that would exceed the limits of a group wait.
+        """
+        first = self.next_batch(now)
+        if first is None:
+            return []
+        group = group_of(first.uid, first.operation)
+        if group is None or not self._oldest:
+            return [first]
+        batches = [first]
+        rows_left = self.limits.group_rows - first.rows
+        bytes_left = self.limits.group_bytes - first.size_bytes
+        entries, self._oldest = sorted(self._oldest), []
+        for entry in entries:
+            lane = entry[2]
+            oldest = self._lanes[lane][0]
+            fits = oldest.rows <= rows_left and oldest.size_bytes <= bytes_left
+            if not fits or lane[1] != first.operation or lane[0] == first.uid or group_of(*lane) != group:
+                heapq.heappush(self._oldest, entry)
                 continue
-            rows += request.rows
-            size_bytes += request.size_bytes
-            if taken and (rows > self.limits.batch_rows or size_bytes > self.limits.batch_bytes):
-                break
-            taken.append(waiting.popleft())
-        if waiting:
-            self._push(waiting[0].arrived, lane)
-        else:
-            del self._lanes[lane]
-        for request in (*taken, *late):
-            self._forget(request)
-        return Batch(lane[0], lane[1], tuple(taken), tuple(late))
+            batch = self._take(
+                lane, now, min(rows_left, self.limits.batch_rows), min(bytes_left, self.limits.batch_bytes)
+            )
+            batches.append(batch)
+            rows_left -= batch.rows
+            bytes_left -= batch.size_bytes
+        return batches
 
     def drop_late(self, now: float) -> list[Pending[PayloadT]]:
         """Remove what is past its deadline, so that it takes no room. Costs nothing while nothing can be late."""
@@ -152,6 +171,30 @@ class Batcher(Generic[PayloadT]):
     def wait_s(self) -> float:
         """How long a request that came now would wait, as the last batches tell."""
         return self.queued_rows * self._seconds_per_row
+
+    def _take(self, lane: _Lane, now: float, most_rows: int, most_bytes: int) -> Batch[PayloadT]:
+        """The oldest of a lane whose entry has left the heap; what does not fit stays, with a new entry."""
+        waiting = self._lanes[lane]
+        taken: list[Pending[PayloadT]] = []
+        late: list[Pending[PayloadT]] = []
+        rows = size_bytes = 0
+        while waiting:
+            request = waiting[0]
+            if request.deadline <= now:
+                late.append(waiting.popleft())
+                continue
+            rows += request.rows
+            size_bytes += request.size_bytes
+            if taken and (rows > most_rows or size_bytes > most_bytes):
+                break
+            taken.append(waiting.popleft())
+        if waiting:
+            self._push(waiting[0].arrived, lane)
+        else:
+            del self._lanes[lane]
+        for request in (*taken, *late):
+            self._forget(request)
+        return Batch(lane[0], lane[1], tuple(taken), tuple(late))
 
     def _push(self, arrived: float, lane: _Lane) -> None:
         heapq.heappush(self._oldest, (arrived, self._sequence, lane))

@@ -22,6 +22,7 @@ from node_agent.experts.architectures import BACKWARD_FLOP_FACTOR
 from node_agent.experts.clipping import gradients_together
 from node_agent.experts.expert import Expert
 from node_agent.experts.gradients import Gradients
+from node_agent.runtime.transfers import to_cpu, to_device
 
 Outcome = Tensor | LearningAtHomeError  # a tensor on the CPU, or why there is none
 MAX_CAUSE_CHARS = 300
@@ -54,12 +55,12 @@ def device_still_works(device: torch.device) -> bool:
 
 def _forward(expert: Expert, requests: list[Tensor]) -> list[Outcome]:
     try:
-        answers = expert.forward(_joined(expert, requests))
+        answers = expert.forward(to_device(requests, expert.device))
         sound = is_finite(answers)
-        answers = answers.to("cpu")
+        answers = to_cpu(answers)
     except Exception as error:  # noqa: BLE001 - the edge: see above
         if len(requests) == 1:
-            return [_explained(expert, error, requests[0])]
+            return [explained(expert, error, requests[0])]
         return [outcome for rows in requests for outcome in _forward(expert, [rows])]
     if len(requests) == 1:
         return [answers if sound else _not_finite(expert, requests[0])]
@@ -68,7 +69,7 @@ def _forward(expert: Expert, requests: list[Tensor]) -> list[Outcome]:
         return list(parts)
     return [
         # rows are independent of each other, so a finite part is right whatever stands beside it
-        part if is_finite(part) else _forward(expert, [rows])[0]
+        part if is_finite(part) else _forward(expert, [rows])[0] if is_finite(rows) else _not_finite(expert, rows)
         for part, rows in zip(parts, requests, strict=True)
     ]
 
@@ -115,8 +116,8 @@ def _to_compute_together(expert: Expert, sizes: list[int]) -> list[int]:
 def _gradients_together(expert: Expert, requests: list[tuple[Tensor, Tensor]]) -> Gradients | None:
     """Of all these, each clipped on its own; None when they have to be computed one at a time."""
     try:
-        rows = _joined(expert, [rows for rows, _ in requests])
-        output_gradient = _joined(expert, [gradient for _, gradient in requests])
+        rows = to_device([rows for rows, _ in requests], expert.device)
+        output_gradient = to_device([gradient for _, gradient in requests], expert.device)
         if expert.clip_norm is not None and expert.trained:
             found = gradients_together(expert, rows, output_gradient, [len(rows) for rows, _ in requests])
         else:
@@ -134,11 +135,12 @@ def _gradients(
 ) -> Gradients | LearningAtHomeError:
     """Of one of so many requests, clipped: of the parameters on the device, of the rows on the CPU."""
     try:
-        found = expert.gradients(rows.to(expert.device), output_gradient.to(expert.device)).clipped(expert.clip_norm)
+        found = expert.gradients(to_device([rows], expert.device), to_device([output_gradient], expert.device))
+        found = found.clipped(expert.clip_norm)
         expert.check_can_step(found, times=num_requests)
         return _with_rows_on_cpu(found)
     except Exception as error:  # noqa: BLE001 - the edge: see above
-        return _explained(expert, error, rows)
+        return explained(expert, error, rows)
 
 
 def _step(expert: Expert, gradients: Gradients) -> LearningAtHomeError | None:
@@ -146,17 +148,12 @@ def _step(expert: Expert, gradients: Gradients) -> LearningAtHomeError | None:
     try:
         expert.step(gradients)
     except Exception as error:  # noqa: BLE001 - the edge: see above
-        return _explained(expert, error, None)
+        return explained(expert, error)
     return None
 
 
-def _joined(expert: Expert, parts: list[Tensor]) -> Tensor:
-    """All rows as one tensor on the expert's device."""
-    return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(expert.device)
-
-
 def _with_rows_on_cpu(found: Gradients) -> Gradients:
-    return Gradients(found.of_rows.to("cpu"), found.of_parameters, found.norm)
+    return Gradients(to_cpu(found.of_rows), found.of_parameters, found.norm)
 
 
 def _not_finite(expert: Expert, rows: Tensor) -> LearningAtHomeError:
@@ -166,7 +163,7 @@ def _not_finite(expert: Expert, rows: Tensor) -> LearningAtHomeError:
     return NonFiniteTensor(f"{expert.uid}: the inputs hold NaN or infinity; the expert takes finite numbers only")
 
 
-def _explained(expert: Expert, error: Exception, rows: Tensor | None) -> LearningAtHomeError:
+def explained(expert: Expert, error: Exception, rows: Tensor | None = None) -> LearningAtHomeError:
     """The error of one request, whose inputs are told to be at fault where they are."""
     if rows is not None and not is_finite(rows):
         return _not_finite(expert, rows)

@@ -74,7 +74,7 @@ def test_several_stepped_together_are_what_each_is_alone(name):
         if missing is not None:
             gradients[1][missing] = None
         copies = [[None if g is None else g.clone() for g in of_one] for of_one in gradients]
-        assert step_together(optimizers_together, gradients) == 3
+        assert step_together(optimizers_together, gradients) == [True] * 3
         for optimizer, of_one in zip(optimizers_alone, copies, strict=True):
             optimizer.step(of_one)
 

@@ -51,6 +51,72 @@ def test_batches_are_the_oldest_requests_with_what_waits_beside_them(requests, e
     assert (batcher.queued_rows, batcher.queued_bytes) == (0, 0)
 
 
+def groups(batcher: Batcher[str], group_of, now: float = 1.0) -> list[list[list[str]]]:
+    found = []
+    while group := batcher.next_group(now, group_of):
+        found.append([[r.payload for r in batch.requests] for batch in group])
+    return found
+
+
+def by_first_letter(uid: str, operation) -> str | None:
+    """Experts a1, a2, ... are a group; those of x are computed alone."""
+    return None if uid[0] == "x" else uid[0]
+
+
+@pytest.mark.parametrize(
+    "requests,expected",
+    [
+        ([], []),
+        ([request("1", "a1")], [[["1"]]]),
+        ([request("1", "a1"), request("2", "a2"), request("3", "a1")], [[["1", "3"], ["2"]]]),
+        ([request("1", "a1"), request("2", "b1"), request("3", "a2")], [[["1"], ["3"]], [["2"]]]),
+        ([request("1", "x1"), request("2", "x2")], [[["1"]], [["2"]]]),
+        ([request("1", "a1"), request("2", "a2", "backward")], [[["1"]], [["2"]]]),
+        (  # the oldest lanes first
+            [request("1", "a1", arrived=0.3), request("2", "a2", arrived=0.5), request("3", "a3", arrived=0.1)],
+            [[["3"], ["1"], ["2"]]],
+        ),
+        (  # within the limits of a group; what does not fit is the next group's, with what fits beside it
+            [request("1", "a1", rows=8), request("2", "a2", rows=8), request("3", "a3", rows=4)],
+            [[["1"], ["3"]], [["2"]]],
+        ),
+        (  # within the limits of each batch
+            [request("1", "a1", rows=6), request("2", "a1", rows=6), request("3", "a2", rows=1)],
+            [[["1"], ["3"]], [["2"]]],
+        ),
+        ([request("1", "a1", size_bytes=150), request("2", "a2", size_bytes=60)], [[["1"]], [["2"]]]),
+        ([request("1", "a1", rows=99), request("2", "a2")], [[["1"]], [["2"]]]),
+    ],
+)
+def test_a_group_is_the_oldest_lane_with_the_others_of_its_group(requests, expected):
+    batcher: Batcher[str] = Batcher(Limits(batch_rows=10, batch_bytes=100, group_rows=12, group_bytes=200))
+    for entry in requests:
+        batcher.add(entry)
+
+    assert groups(batcher, by_first_letter) == expected
+    assert (batcher.queued_rows, batcher.queued_bytes) == (0, 0)
+
+
+def test_groups_leave_the_lanes_of_others_in_their_order():
+    batcher: Batcher[str] = Batcher(Limits(batch_rows=10))
+    for number, uid in enumerate(["a1", "b1", "a2", "x1", "b2", "a1", "x2"]):
+        batcher.add(request(str(number), uid, arrived=number / 10))
+
+    assert groups(batcher, by_first_letter) == [[["0", "5"], ["2"]], [["1"], ["4"]], [["3"]], [["6"]]]
+
+
+def test_late_requests_of_a_group_are_told_from_the_others():
+    batcher: Batcher[str] = Batcher(Limits())
+    for entry in (request("1", "a1"), request("late", "a2", deadline=2.0), request("2", "a2"), request("3", "a3")):
+        batcher.add(entry)
+
+    found = batcher.next_group(2.0, by_first_letter)
+
+    assert [[r.payload for r in batch.requests] for batch in found] == [["1"], ["2"], ["3"]]
+    assert [[r.payload for r in batch.late] for batch in found] == [[], ["late"], []]
+    assert batcher.queued_rows == 0
+
+
 def test_what_is_past_its_deadline_is_not_computed():
     batcher: Batcher[str] = Batcher(Limits())
     for entry in (request("late", deadline=2.0), request("in time", deadline=3.0), request("late too", deadline=1.5)):
