@@ -124,7 +124,7 @@ class NodeDraining(PeerError):
 
 
 class StaleRequest(PeerError):
-    """A backward request that is older than the node remembers: it was not applied."""
+    """A backward that may have been applied before, by this node or before its start: it was not applied (again)."""
 
     code = 206
 

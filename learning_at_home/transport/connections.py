@@ -120,7 +120,7 @@ class Exchange:
         work = tuple([Work(call.call_id, call.uid, call.operation, call.tensors) for call in calls])
         frames = first.frames if len(calls) == 1 else [frame for call in calls for frame in call.frames]
         timeout_ms = min(3_600_000, max(1, round((deadline - now) * 1000)))
-        waited_ms = max(0, round((now - first.first_sent) * 1000))
+        waited_ms = math.ceil((now - first.first_sent) * 1000)  # over 0 in whatever is sent again
         request = Request(project, first.issued_ms, timeout_ms, work, waited_ms, codec, reply_codec)
         try:
             self._link(peer, now).send(request, frames)
