@@ -300,3 +300,26 @@ def test_what_raises_because_of_inputs_that_are_not_finite_is_their_callers_faul
 
     assert isinstance(outcomes[0], NonFiniteTensor)
     assert isinstance(outcomes[1], Tensor)
+
+
+class Halving(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.full((4,), 0.5, dtype=torch.float64))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows * self.factor
+
+
+def test_numbers_that_a_cpu_is_slow_with_are_zero_while_an_expert_computes():
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot")
+    torch.set_flush_denormal(False)
+    expert, _ = twins(Halving)
+    tiny = torch.full((2, 4), 1e-310, dtype=torch.float64)
+
+    (outcome,) = compute(expert, "forward", [[tiny]])
+
+    assert isinstance(outcome, Tensor)
+    assert outcome.count_nonzero() == 0
+    assert (tiny * 0.5).count_nonzero() == 8, "elsewhere they are what they are"
