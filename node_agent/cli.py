@@ -107,6 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--max-experts", metavar="N", help=f"of vacant cells at most ({DEFAULT_MAX_EXPERTS})")
     what.add_argument("--device", help="auto (the first GPU, else the CPU), cpu, cuda:0 ...")
     what.add_argument("--threads", metavar="N", help="CPU threads that compute (1)")
+    what.add_argument("--grouping", help="several experts in one product: auto (where a GPU gains by it), on, off")
     what.add_argument("--max-rows", metavar="N", help="rows of one request at most (4096)")
     what.add_argument("--memory-limit", metavar="SIZE", help="for experts, as in 4GB (90 %% of what is free)")
     who = parser.add_argument_group("this node")

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from learning_at_home.coordinator_access import CoordinatorUrl
 from learning_at_home.errors import ConfigError, InvalidUid
@@ -17,6 +18,7 @@ from learning_at_home.project import MAX_ROWS_PER_REQUEST
 from learning_at_home.readable_names import NAME_RULE, is_valid_name
 from node_agent.experts.sizes import parse_size
 
+GROUPINGS = ("auto", "on", "off")
 ENVIRONMENT_PREFIX = "LAH_NODE_"
 DEFAULT_MAX_EXPERTS = 16  # of vacant cells, when none are named: enough to matter, little enough for any machine
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -45,6 +47,9 @@ class NodeConfig:
     max_rows: int = MAX_ROWS_PER_REQUEST
     memory_limit_bytes: int | None = None
     join_timeout_s: float = 60.0
+    grouping: Literal["auto", "on", "off"] = (
+        "auto"  # of experts into one product: auto (a GPU that gains by it), on, off
+    )
     unencrypted: bool = False  # expert calls without CURVE and proof of keys: for trusted machines in one rack
     tensorboard: Path | None = None
     exit_with_parent: bool = False
@@ -77,6 +82,8 @@ class NodeConfig:
         if not _DEVICE.fullmatch(self.device):
             raise ConfigError(f"--device {self.device[:40]!r} is none of auto, cpu, cuda, cuda:0, cuda:1 ...")
         self._check_numbers()
+        if self.grouping not in GROUPINGS:
+            raise ConfigError(f"--grouping {self.grouping[:40]!r} is none of {', '.join(GROUPINGS)}")
         if self.log_level not in LOG_LEVELS:
             raise ConfigError(f"--log-level {self.log_level[:40]!r} is none of {', '.join(LOG_LEVELS)}")
         return self
@@ -166,6 +173,7 @@ _READERS = {
     "max_rows": _whole,
     "memory_limit": _size,
     "join_timeout": _number,
+    "grouping": _text,
     "unencrypted": _switch,
     "tensorboard": _path,
     "exit_with_parent": _switch,

@@ -24,8 +24,9 @@ from learning_at_home.wire.messages import Codec, Failure, Reply, TensorSpec
 from node_agent.experts.hosted import HostedExperts
 from node_agent.runtime.backward_window import BackwardWindow
 from node_agent.runtime.batcher import Batch, Batcher, Limits, Pending
-from node_agent.runtime.computation import Outcome, compute, device_still_works
+from node_agent.runtime.computation import Outcome, device_still_works
 from node_agent.runtime.costs import Costs
+from node_agent.runtime.group_computation import compute_group
 from node_agent.runtime.statistics import Statistics
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,8 @@ class DeviceThread:
         self._went_idle = threading.Condition(self._lock)
         self._stopping = False
         self._computing = False  # by whichever thread
-        self._next: Batch[Job] | None = None  # taken out of the queue, and left to the thread that should compute it
+        # Taken out of the queue to be computed at once, and left to the thread that should do it.
+        self._next: list[Batch[Job]] = []
         self._costs = Costs()
         self._answers: Answers | None = None
         self.error: BaseException | None = None
@@ -130,13 +132,13 @@ class DeviceThread:
         Whether to be called again: more waits, and nobody computes.
         """
         with self._lock:
-            batch = self._claim(quick=True)
-            if batch is None:
+            batches = self._claim(quick=True)
+            if not batches:
                 return False
-        self._serve(batch)
+        self._serve(batches)
         with self._lock:
             self._computing = False
-            more = self._next is not None or self._batcher.queued_rows > 0
+            more = bool(self._next) or self._batcher.queued_rows > 0
             if not more:
                 self._went_idle.notify_all()
             return more
@@ -145,10 +147,7 @@ class DeviceThread:
         """Whether everything queued was computed within the time."""
         with self._lock:
             return self._went_idle.wait_for(
-                lambda: (
-                    not self._thread.is_alive()
-                    or not (self._computing or self._next is not None or self._batcher.queued_rows)
-                ),
+                lambda: not self._thread.is_alive() or not (self._computing or self._next or self._batcher.queued_rows),
                 timeout_s,
             )
 
@@ -164,8 +163,8 @@ class DeviceThread:
     def _run(self) -> None:
         try:
             torch.set_num_threads(self._num_threads)
-            while batch := self._next_batch():
-                self._serve(batch)
+            while batches := self._next_batches():
+                self._serve(batches)
         except BaseException as error:
             self.error = error
             log.exception("the thread of %s stopped", self._device)
@@ -176,38 +175,38 @@ class DeviceThread:
             for request in left:
                 self._fail(request, NodeDraining(f"{request.uid}: this node's device stopped"))
 
-    def _next_batch(self) -> Batch[Job] | None:
-        """The next batch that is not the data plane's, as soon as there is one; None when it is time to stop."""
+    def _next_batches(self) -> list[Batch[Job]]:
+        """The next ones that are not the data plane's, as soon as there are some; none when it is time to stop."""
         with self._lock:
             self._computing = False
             while not self._stopping:
-                batch = self._claim(quick=False)
-                if batch is not None:
-                    return batch
+                if batches := self._claim(quick=False):
+                    return batches
                 self._went_idle.notify_all()  # perhaps: whoever waits for it looks himself
                 self._work_came.wait()
-            return None
+            return []
 
-    def _claim(self, *, quick: bool) -> Batch[Job] | None:
-        """The next batch, if it is of the kind that the calling thread computes; else the other thread is told."""
+    def _claim(self, *, quick: bool) -> list[Batch[Job]]:
+        """What is next, if it is of the kind that the calling thread computes; else the other thread is told."""
         if self._computing or self._stopping:
-            return None
-        if self._next is None:
-            self._next = self._batcher.next_batch(self._clock.monotonic_s())
-        batch = self._next
-        if batch is None:
-            return None
-        if self._is_quick(batch) != quick:
+            return []
+        batches = self._next = self._next or self._batcher.next_group(self._clock.monotonic_s(), self._experts.group_of)
+        if not batches:
+            return []
+        if self._is_quick(batches) != quick:
             if quick:
                 self._work_came.notify()
             elif self._answers is not None:
                 self._answers.wake()
-            return None
-        self._next = None
+            return []
+        self._next = []
         self._computing = True
-        return batch
+        return batches
 
-    def _is_quick(self, batch: Batch[Job]) -> bool:
+    def _is_quick(self, batches: list[Batch[Job]]) -> bool:
+        if len(batches) > 1:
+            return False
+        batch = batches[0]
         layer = self._experts.by_uid[batch.uid].layer.prefix
         expected_s = self._costs.expected_s(layer, batch.operation, batch.rows)
         return expected_s is not None and expected_s < self._quick_s
@@ -216,31 +215,40 @@ class DeviceThread:
         """With the lock held: take nothing more. Returns what waits."""
         self._stopping = True
         left = self._batcher.drop_all()
-        if self._next is not None:
-            left = [*self._next.requests, *self._next.late, *left]
-            self._next = None
+        left = [request for batch in self._next for request in (*batch.requests, *batch.late)] + left
+        self._next = []
         self._work_came.notify()
         self._went_idle.notify_all()
         return left
 
-    def _serve(self, batch: Batch[Job]) -> None:
-        self._refuse_late(batch.late)
-        if not batch.requests:
+    def _serve(self, batches: list[Batch[Job]]) -> None:
+        """Compute them, several as a group, and answer each request."""
+        for batch in batches:
+            self._refuse_late(batch.late)
+        batches = [batch for batch in batches if batch.requests]
+        if not batches:
             return
-        expert = self._experts.by_uid[batch.uid]
+        operation = batches[0].operation
+        work = [
+            (self._experts.by_uid[batch.uid], [request.payload.tensors for request in batch.requests])
+            for batch in batches
+        ]
         started = self._clock.monotonic_s()
-        outcomes = compute(expert, batch.operation, [request.payload.tensors for request in batch.requests])
+        outcomes_by_batch = compute_group(self._experts.group_of(batches[0].uid, operation), operation, work)
         finished = self._clock.monotonic_s()
-        self._batcher.observe(batch.rows, finished - started)
-        self._costs.observe(expert.layer.prefix, batch.operation, batch.rows, finished - started)
-        for request, outcome in zip(batch.requests, outcomes, strict=True):
-            self._reply(request, outcome, started, finished, shared=len(outcomes) > 1)
-        if any(isinstance(outcome, LearningAtHomeError) for outcome in outcomes):
-            log.info("%s: %s", batch.uid, next(o for o in outcomes if isinstance(o, LearningAtHomeError)))
+        rows = sum([batch.rows for batch in batches])
+        self._batcher.observe(rows, finished - started)
+        if len(batches) == 1:
+            self._costs.observe(work[0][0].layer.prefix, operation, rows, finished - started)
+        for batch, outcomes in zip(batches, outcomes_by_batch, strict=True):
+            shared = len(batches) > 1 or len(outcomes) > 1
+            for request, outcome in zip(batch.requests, outcomes, strict=True):
+                self._reply(request, outcome, started, finished, shared=shared)
+        failures = [o for outcomes in outcomes_by_batch for o in outcomes if isinstance(o, LearningAtHomeError)]
+        if failures:
+            log.info("%s: %s", batches[0].uid, failures[0])
             if not device_still_works(self._device):
-                raise RuntimeError(
-                    f"{self._device} fails since {batch.uid} ran {batch.operation}; start the node again"
-                )
+                raise RuntimeError(f"{self._device} fails since {batches[0].uid} ran {operation}; start the node again")
 
     def _reply(self, request: Pending[Job], outcome: Outcome, started: float, finished: float, *, shared: bool) -> None:
         """`shared`: the outcome is a part of a larger tensor."""
