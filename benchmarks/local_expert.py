@@ -20,9 +20,9 @@ CLIP_EPSILON = 1e-6  # as torch.nn.utils.clip_grad_norm_ has it
 class LocalExpert:
     """The expert of one cell, with the weights that a node gives it."""
 
-    def __init__(self, project: ProjectRecord, uid: ExpertUid) -> None:
+    def __init__(self, project: ProjectRecord, uid: ExpertUid, device: str = "cpu") -> None:
         layer = project.layer(PREFIX)
-        self.module = build_expert(layer, project.id, uid)
+        self.module = build_expert(layer, project.id, uid).to(device)
         self.parameters = list(self.module.parameters())
         self._clip_norm = layer.optimizer.clip_norm
         self._optimizer = Optimizer(layer.optimizer, self.parameters)
@@ -55,8 +55,8 @@ class LocalExpert:
         return of_rows
 
 
-def assert_close(what: str, ours: Tensor, plain: Tensor) -> None:
-    """Raises AssertionError, with the difference, when ours is not what plain torch computes."""
-    difference = float((ours - plain).abs().max())
-    if not torch.allclose(ours, plain, rtol=1e-3, atol=1e-4):
-        raise AssertionError(f"{what} differs from plain torch by up to {difference:.2g}")
+def assert_close(what: str, ours: Tensor, plain: Tensor, tolerance: float = 1e-3) -> None:
+    """Raises AssertionError when ours differs from plain torch by more than a share of its largest number."""
+    difference, largest = float((ours - plain).abs().max()), float(plain.abs().max())
+    if not difference <= tolerance * largest:
+        raise AssertionError(f"{what} differs from plain torch by up to {difference:.2g}; its largest is {largest:.2g}")

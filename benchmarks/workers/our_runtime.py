@@ -1,6 +1,7 @@
 """A node's runtime without its network: rounds of work for all experts from the admission queue to the answers.
 
-Run by benchmarks.sides. Two rounds are in the queue at a time, as from trainers that do not wait for each other.
+Run by benchmarks.sides. Work for all experts is queued while the work before it is computed, as from trainers that do
+not wait for each other.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from node_agent.runtime.batcher import Limits, Pending
 from node_agent.runtime.device_thread import DeviceThread, Job
 from node_agent.runtime.statistics import Statistics
 
-ROUNDS_AHEAD = 2
 TIMEOUT_S = 60.0
+TOLERANCE, TF32_TOLERANCE = 1e-3, 2e-2  # TF32 keeps 10 bits of a factor
 
 
 class Answers:
@@ -80,6 +81,8 @@ class OurRuntime:
 
     def __init__(self, settings: Settings) -> None:
         prepare_torch(settings)
+        self._settings = settings
+        self._tolerance = TF32_TOLERANCE if settings.tf32 else TOLERANCE
         device = torch.device(settings.device)
         self._clock = SystemClock()
         self._project = project_of(settings.architecture, settings.hidden_size, (settings.num_experts,))
@@ -97,18 +100,15 @@ class OurRuntime:
 
     def check(self) -> None:
         """Every answer of a first round, before any expert has stepped."""
-        operations: tuple[Operation, ...] = ("forward", "backward")
-        for operation in operations:
-            self._answers.kept = {}
-            first = self._next_id
-            self._submit(operation)
-            self._finish(0)
-            kept, self._answers.kept = self._answers.kept, None
-            for number, uid in enumerate(self._uids):
-                local = LocalExpert(self._project, uid)
-                rows, gradient = self._rows[number], self._gradients[number]
-                plain = local.forward(rows) if operation == "forward" else local.gradients(rows, gradient)[0]
-                assert_close(f"{operation} of {uid}", kept[first + number].view_as(plain), plain)
+        forward, backward = self._answers_to("forward"), self._answers_to("backward")
+        for uid, rows, gradient, answer, of_rows in zip(
+            self._uids, self._rows, self._gradients, forward, backward, strict=True
+        ):
+            local = LocalExpert(self._project, uid, self._settings.device)
+            on_device = rows.to(self._settings.device), gradient.to(self._settings.device)
+            plain, plain_of_rows = local.forward(on_device[0]).cpu(), local.gradients(*on_device)[0].cpu()
+            assert_close(f"the output of {uid}", answer.view_as(plain), plain, self._tolerance)
+            assert_close(f"the gradient of {uid}", of_rows.view_as(plain), plain_of_rows, self._tolerance)
 
     def ready(self) -> None:
         """It waits for nobody."""
@@ -123,16 +123,24 @@ class OurRuntime:
         self._device_thread.stop()
 
     def _run(self, operations: tuple[Operation, ...], for_s: float) -> float:
-        per_round = len(operations) * len(self._uids)
         started = time.perf_counter()
         num_rounds = 0
         while num_rounds == 0 or time.perf_counter() - started < for_s:
             for operation in operations:
                 self._submit(operation)
+                self._finish(len(self._uids))
             num_rounds += 1
-            self._finish((ROUNDS_AHEAD - 1) * per_round)
         self._finish(0)
         return (time.perf_counter() - started) / num_rounds
+
+    def _answers_to(self, operation: Operation) -> list[Tensor]:
+        """One flat tensor per expert, of one round."""
+        self._answers.kept = {}
+        first = self._next_id
+        self._submit(operation)
+        self._finish(0)
+        kept, self._answers.kept = self._answers.kept, None
+        return [kept[first + number] for number in range(len(self._uids))]
 
     def _submit(self, operation: Operation) -> None:
         """One request for each expert, as the data plane would after admission."""
