@@ -91,9 +91,8 @@ def _compute(
         of_rows = torch.zeros_like(rows)
     with torch.no_grad():
         requests = Requests(sizes, rows.device)
-        reached = [
-            Share(use, gradient, requests) for use, gradient in zip(uses, found, strict=False) if gradient is not None
-        ]
+        shares = zip(uses, found, strict=False)  # of the others nothing was found
+        reached = [Share(use, gradient, requests) for use, gradient in shares if gradient is not None]
         by_parameter, norm = _clip_and_add_up(reached, requests, clip_norm)
     of_parameters = tuple(by_parameter.get(id(parameter)) for parameter in expert.trained)
     if not math.isfinite(norm) or not is_finite(of_rows):
@@ -112,21 +111,23 @@ def _clip_and_add_up(reached: Sequence[Share], requests: Requests, clip_norm: fl
     """
     if not reached:
         return {}, 0.0
-    norms_N = _whole_norms([norms for share in reached for norms in (*share.norms, *share.bounds)])
-    if not bool((norms_N <= clip_norm).all()):
-        for share in reached:
-            share.measure()
-        norms_N = _whole_norms([norms for share in reached for norms in share.norms])
-    scales_N = (clip_norm / (norms_N + CLIP_EPSILON)).clamp(max=1.0)
     by_parameter: dict[int, Tensor] = {}
+    norms_N, scales_N = _bounds(reached, requests), None
+    if not bool((norms_N <= clip_norm).all()):
+        norms_N = torch.linalg.vector_norm(torch.stack([n for share in reached for n in share.norms()]), dim=0)
+        scales_N = (clip_norm / (norms_N + CLIP_EPSILON)).clamp(max=1.0)
+        norms_N = norms_N * scales_N
     for share in reached:
         share.add_up(scales_N, by_parameter)
-    return by_parameter, float((norms_N * scales_N).sum())
+    return by_parameter, float(norms_N.sum())
 
 
-def _whole_norms(parts: Sequence[Tensor]) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(torch.stack(list(parts)), dim=0)
-    return norms
+def _bounds(reached: Sequence[Share], requests: Requests) -> Tensor:
+    """What the norm of each request's gradient does not exceed, by the norms of its rows: [N]. Often that is enough."""
+    squares_KR = torch.stack([norms for share in reached for norms in share.row_norms()]).square_()
+    squares_KN = squares_KR.new_zeros(len(squares_KR), requests.count).index_add_(1, requests.of_row, squares_KR)
+    squares = iter(squares_KN)
+    return torch.stack([share.bound_of_squares(squares) for share in reached]).sum(0).sqrt_()
 
 
 @contextlib.contextmanager
@@ -155,7 +156,8 @@ class Requests:
 
     def __init__(self, sizes: Sequence[int], device: torch.device) -> None:
         self.count = len(sizes)
-        self.of_row = torch.repeat_interleave(torch.tensor(sizes, device=device), output_size=sum(sizes))
+        self.sizes_N = torch.tensor(sizes, device=device)
+        self.of_row = torch.repeat_interleave(self.sizes_N, output_size=sum(sizes))
         self.blocks = list(_blocks(sizes))
 
     def sums(self, values_RPO: Tensor) -> Tensor:
@@ -165,42 +167,58 @@ class Requests:
 
 
 class Share:
-    """What one module adds to the gradient: its norms per request, then the sum.
-
-    The norm of a Linear's weights is at first only bounded, which often shows that nothing is to be clipped.
-    """
+    """What one module adds to the gradient: bounds of its norms per request, the norms, the sum."""
 
     def __init__(self, use: Use, gradient: Tensor, requests: Requests) -> None:
-        self.norms: list[Tensor] = []  # each [N]
-        self.bounds: list[Tensor] = []
-        self.is_estimated = False  # from products of positions, which may cancel out
+        self.is_estimated = False  # its norms, from products of positions, which may cancel out
         self._module = use.module
         self._requests = requests
         self._gradient_RPO = gradient.reshape(len(gradient), -1, gradient.shape[-1])
         self._into_RPI = use.into.detach().reshape(len(gradient), -1, use.into.shape[-1])
-        self._sums: dict[int, Tensor] = {}  # by parameter: each request's gradient [N, O]
-        if self._module.bias is not None:
-            self._sums[id(self._module.bias)] = requests.sums(self._gradient_RPO)
-        if isinstance(self._module, nn.Linear):
-            self._blocks = [(block.pad(self._gradient_RPO), block.pad(self._into_RPI)) for block in requests.blocks]
-            self.bounds.append(_joined([_norms(gradient) * _norms(into) for gradient, into in self._blocks]))
-        elif self._module.weight is not None:
-            normalised = nn.functional.layer_norm(self._into_RPI, self._module.normalized_shape, eps=self._module.eps)
-            self._sums[id(self._module.weight)] = requests.sums(self._gradient_RPO * normalised)
-        self.norms.extend(torch.linalg.vector_norm(sums, dim=1) for sums in self._sums.values())
+        # by parameter: what its gradient is the sum of, over rows and positions
+        self._summands: dict[int, Tensor] = {}
+        self._sums: dict[int, Tensor] = {}  # of these, per request: [N, O]
+        if use.module.bias is not None:
+            self._summands[id(use.module.bias)] = self._gradient_RPO
+        if isinstance(use.module, nn.LayerNorm) and use.module.weight is not None:
+            normalised = nn.functional.layer_norm(self._into_RPI, use.module.normalized_shape, eps=use.module.eps)
+            self._summands[id(use.module.weight)] = self._gradient_RPO * normalised
 
-    def measure(self) -> None:
-        """Have the norms of a Linear's weights themselves, not only their bounds."""
-        if isinstance(self._module, nn.Linear):
-            self.norms.append(_joined([self._norms_of_products(*block) for block in self._blocks]))
+    def row_norms(self) -> list[Tensor]:
+        """What `bound_of_squares` needs per request, of each row: each [R]."""
+        factors = [self._gradient_RPO, self._into_RPI] if isinstance(self._module, nn.Linear) else []
+        return [_norms(values) for values in (*factors, *self._summands.values())]
 
-    def add_up(self, scales_N: Tensor, by_parameter: dict[int, Tensor]) -> None:
-        """The gradients of the module's parameters, of all requests, each scaled."""
-        for parameter, sums in self._sums.items():
-            by_parameter[parameter] = scales_N @ sums
+    def bound_of_squares(self, squares: Iterator[Tensor]) -> Tensor:
+        """No less than the square of this module's norm per request, by the squares of `row_norms`: [N]."""
+        bound = self._requests.sizes_N.new_zeros(self._requests.count, dtype=self._gradient_RPO.dtype)
         if isinstance(self._module, nn.Linear):
-            scaled = self._gradient_RPO * scales_N[self._requests.of_row].view(-1, 1, 1)
-            by_parameter[id(self._module.weight)] = scaled.flatten(0, 1).t() @ self._into_RPI.flatten(0, 1)
+            bound = next(squares) * next(squares)
+        for _ in self._summands:  # a sum is no longer than all its parts in a line
+            bound = bound + next(squares) * (self._requests.sizes_N * self._gradient_RPO.shape[1])
+        return bound
+
+    def norms(self) -> list[Tensor]:
+        """Of the gradients of the module's parameters: each [N]."""
+        self._sums = {parameter: self._requests.sums(values) for parameter, values in self._summands.items()}
+        norms = [_norms(sums) for sums in self._sums.values()]
+        if isinstance(self._module, nn.Linear):
+            blocks = [(block.pad(self._gradient_RPO), block.pad(self._into_RPI)) for block in self._requests.blocks]
+            norms.append(_joined([self._norms_of_products(*block) for block in blocks]))
+        return norms
+
+    def add_up(self, scales_N: Tensor | None, by_parameter: dict[int, Tensor]) -> None:
+        """The gradients of the module's parameters, of all requests, each scaled where there are scales."""
+        gradient = self._gradient_RPO
+        if scales_N is None:
+            for parameter, values in self._summands.items():
+                by_parameter[parameter] = values.sum((0, 1))
+        else:
+            gradient = gradient * scales_N[self._requests.of_row].view(-1, 1, 1)
+            for parameter, sums in self._sums.items():
+                by_parameter[parameter] = scales_N @ sums
+        if isinstance(self._module, nn.Linear):
+            by_parameter[id(self._module.weight)] = gradient.flatten(0, 1).t() @ self._into_RPI.flatten(0, 1)
 
     def _norms_of_products(self, gradient_NLO: Tensor, into_NLI: Tensor) -> Tensor:
         """The norm of each request's product of gradients and inputs: [N]."""

@@ -129,6 +129,23 @@ def test_together_is_what_one_at_a_time_gives(layer, sizes):
     assert total_norm(found.of_parameters) <= found.norm * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
+def test_where_a_bound_shows_that_nothing_is_clipped_no_norm_is_measured(layer, sizes, monkeypatch):
+    expert = Expert.create(UID, layer, "digits", CPU)
+    requests = made_requests(layer, sizes)
+    assert together(expert, requests) is not None  # tried
+    expert.clip_norm = 100 * max(one_at_a_time(expert, requests)[1])
+    monkeypatch.setattr(clipping.Share, "norms", lambda self: pytest.fail("measured"))
+
+    found = together(expert, requests)
+
+    assert found is not None
+    expected = one_at_a_time(expert, requests)[0]
+    assert_equal(found, expected)
+    assert expected.norm <= found.norm  # of each request, its bound
+
+
 @pytest.mark.parametrize("scale", [1e-9, 1e9, 1e25])
 def test_a_gradient_of_any_size_is_clipped_right_in_float32(scale):
     layer = LayerSpec(prefix="a", grid=(2,), hidden_size=64)
