@@ -143,7 +143,7 @@ def test_where_a_bound_shows_that_nothing_is_clipped_no_norm_is_measured(layer, 
     assert found is not None
     expected = one_at_a_time(expert, requests)[0]
     assert_equal(found, expected)
-    assert expected.norm <= found.norm  # of each request, its bound
+    assert expected.norm <= found.norm * (1 + 1e-9)  # of each request, its bound
 
 
 @pytest.mark.parametrize("scale", [1e-9, 1e9, 1e25])
