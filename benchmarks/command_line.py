@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fnmatch
+import os
 import signal
 import sys
 import time
@@ -21,6 +22,7 @@ PAIRS = 5
 QUICK_PAIRS = 2
 BUDGET_S = 1.5  # of one sample: some hundred calls of a row, or one of the largest
 QUICK_BUDGET_S = 0.25
+BUSY_LOAD = 0.7  # others' work on part of a core already shows in the shortest calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,9 @@ def run(name: str, comparisons: Sequence[Comparison | Skipped], options: Options
         names = ", ".join(dict.fromkeys(comparison.bar.row for comparison in comparisons))
         print(f"no row is called {' or '.join(options.only)}; there are: {names}", file=sys.stderr)
         return 2
+    load = os.getloadavg()[0]
+    if load > BUSY_LOAD:
+        print(f"this machine is busy (a load of {load:.1f}): the figures will vary", file=sys.stderr)
     started = time.monotonic()
     rows = _measure_all(wanted, options)
     seconds = time.monotonic() - started

@@ -57,6 +57,7 @@ class LocalExpert:
 
 def assert_close(what: str, ours: Tensor, plain: Tensor, tolerance: float = 1e-3) -> None:
     """Raises AssertionError when ours differs from plain torch by more than a share of its largest number."""
+    ours, plain = ours.detach(), plain.detach()
     difference, largest = float((ours - plain).abs().max()), float(plain.abs().max())
     if not difference <= tolerance * largest:
         raise AssertionError(f"{what} differs from plain torch by up to {difference:.2g}; its largest is {largest:.2g}")
