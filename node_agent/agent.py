@@ -110,7 +110,9 @@ class Agent:
             uids, fit = await choose_experts(config, project, directory, dht, device)
             told.info("hosting %d experts: %s", len(uids), fit)
             started = time.monotonic()
-            experts = await asyncio.to_thread(HostedExperts.create, uids, project, device, config.grouping)
+            experts = await asyncio.to_thread(
+                HostedExperts.create, uids, project, device, config.grouping, fit.free_bytes - fit.needed_bytes
+            )
             log.info("made %d experts on %s in %.1f s", len(experts), device, time.monotonic() - started)
             host = Host(identity, project, experts, self.clock, host_options(config, device))
             port = host.start()

@@ -37,7 +37,12 @@ def test_calls_of_one_turn_go_in_one_message(small_swarm, monkeypatch):
     expert = swarm.swarm.expert("ffn0.0.0")
     taken = []
     take = node.server._take
-    monkeypatch.setattr(node.server, "_take", lambda *message: (taken.append(message), take(*message))[1])
+
+    def take_and_tell(*message) -> None:
+        taken.append(message)
+        take(*message)
+
+    monkeypatch.setattr(node.server, "_take", take_and_tell)
 
     async def run() -> None:
         async with asyncio.timeout(TIMEOUT_S):

@@ -4,11 +4,11 @@ import copy
 import math
 import threading
 import time
-from msgspec.structs import replace
 
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from learning_at_home.client.fanout import MAX_RETRIES, Task, retry_at

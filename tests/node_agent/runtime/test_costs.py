@@ -23,4 +23,5 @@ def test_a_slow_first_batch_is_forgotten_after_ten():
     for _ in range(10):
         costs.observe("ffn0", "forward", 1, 0.0001)
     expected_s = costs.expected_s("ffn0", "forward", 1)
-    assert expected_s is not None and expected_s < 0.001
+    assert expected_s is not None
+    assert expected_s < 0.001
