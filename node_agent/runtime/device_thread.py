@@ -127,21 +127,24 @@ class DeviceThread:
             self._batcher.add(request)
 
     def work_here(self) -> bool:
-        """Compute the next batch in this thread if it is a quick one, else let the device's thread do it.
+        """Compute what is quick in this thread, for `quick_s` at most; let the device's thread do the rest.
 
         Whether to be called again: more waits, and nobody computes.
         """
-        with self._lock:
-            batches = self._claim(quick=True)
-            if not batches:
-                return False
-        self._serve(batches)
-        with self._lock:
-            self._computing = False
-            more = bool(self._next) or self._batcher.queued_rows > 0
-            if not more:
-                self._went_idle.notify_all()
-            return more
+        started = self._clock.monotonic_s()
+        while True:
+            with self._lock:
+                batches = self._claim(quick=True)
+                if not batches:
+                    return False
+            self._serve(batches)
+            with self._lock:
+                self._computing = False
+                if not self._next and not self._batcher.queued_rows:
+                    self._went_idle.notify_all()
+                    return False
+            if self._clock.monotonic_s() - started >= self._quick_s:
+                return True
 
     def wait_until_idle(self, timeout_s: float) -> bool:
         """Whether everything queued was computed within the time."""
