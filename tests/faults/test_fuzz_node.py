@@ -34,6 +34,8 @@ NUM_TO_A_CALLER = 50_000 if FULL else 400
 WARM_UP = NUM_TO_A_NODE // 10  # messages before anything is measured: what is kept has bounds, and is there by then
 NUM_CONNECTIONS = 8
 READ_EVERY = 32
+LAST_ID = 1 << 40  # of the call that is sent when all else was
+PATIENCE_MS = 5_000
 MOST_GROWTH_BYTES = 64 * 1024 * 1024
 FRAME_LIMIT_BYTES = 1 << 20
 
@@ -58,10 +60,17 @@ class Attack:
             caller.send(parts)
             if number % READ_EVERY == 0:
                 self.read()
-        for caller in self.callers:  # a connection's messages are taken in their order
-            caller.send(request("test", "ffn0.9", "forward", rows(), call_id=1 << 40))
-            while self._count(caller, caller.receive()[0]) != 1 << 40:
-                pass
+        for caller in self.callers:
+            self._wait_for(caller)
+
+    def _wait_for(self, caller: RawCaller) -> None:
+        """Until all that it sent is taken in: a connection's messages are taken in their order."""
+        while True:
+            caller.send(request("test", "ffn0.9", "forward", rows(), call_id=LAST_ID))
+            while caller.socket.poll(PATIENCE_MS):
+                if self._count(caller, caller.receive()[0]) == LAST_ID:
+                    return
+            caller.send([caller.greeting()])  # the connection was ended, and this message with it: once more
 
     def read(self) -> None:
         for caller in self.callers:
@@ -72,7 +81,7 @@ class Attack:
         if isinstance(message, Failure) and message.code == GreetingRequired.code:
             # The connection was ended by a message that was too long, and made anew.
             caller.send([caller.greeting()])
-            caller.send(request("test", "ffn0.9", "forward", rows(), call_id=1 << 40))
+            caller.send(request("test", "ffn0.9", "forward", rows(), call_id=LAST_ID))
         code = message.code if isinstance(message, Failure) else 0 if isinstance(message, Reply) else -1
         self.codes[code] = self.codes.get(code, 0) + 1
         return message.call_id if isinstance(message, Failure) else None
