@@ -163,6 +163,8 @@ class LoopCalls:
         if not self._waiting:
             self._release()
             return
+        if exchange.may_have_more:
+            self._running().call_soon(self._take_in)
         self._watch(exchange)
         self._call_again(min(due, exchange.next_deadline()))
 

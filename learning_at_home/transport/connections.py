@@ -24,10 +24,11 @@ from learning_at_home.peer_address import PeerAddress
 from learning_at_home.transport.calls import Answer, Call, CallTable
 from learning_at_home.transport.link import Link
 from learning_at_home.version import AGENT
-from learning_at_home.wire.messages import Codec, Failure, Request, Work
+from learning_at_home.wire.messages import Codec, Reply, Request, Welcome, Work
 
 MAX_LINKS_PER_CHANNEL = 128  # of four descriptors each: half of a process's usual 1,024
 TRUSTED_S = 0.2  # a link that was used within this time is not asked whether it still lives
+DRAINED_AT_ONCE = 256  # messages of one node, before deadlines are looked at again
 MAX_WAIT_S = 1.0  # a wait looks at its clock again after this at the latest: a test's clock may have moved
 
 
@@ -74,6 +75,7 @@ class Exchange:
         self._channel = channel
         self._clock = clock
         self._table = CallTable(ids)
+        self.may_have_more = False  # see take_in
         self._poller: zmq.Poller | None = None  # the link's own while there is only one
         self._polled: dict[zmq.Socket[bytes], Link] = {}  # each link twice: by its socket and by its monitor
 
@@ -141,9 +143,10 @@ class Exchange:
                 self._wait(max(0.0, min(until, self._table.next_deadline()) - now))
 
     def take_in(self) -> list[Answer]:
-        """All answers that there are now, for whoever waits by other means."""
+        """The answers that there are now, for whoever waits by other means. `may_have_more`: call again soon."""
+        self.may_have_more = False
         for link in dict.fromkeys(self._polled.values()):
-            self._drain(link)
+            self.may_have_more |= self._drain(link)
             self._look(link)
         self._expire(self._clock.monotonic_s())
         answers = []
@@ -208,9 +211,9 @@ class Exchange:
             self._drain(link)
             self._lose(link.peer, error)
 
-    def _drain(self, link: Link) -> None:
-        while self._take(link):
-            pass
+    def _drain(self, link: Link) -> bool:
+        """Take in what there is, up to a bound: a node may send without end. Whether there may be more."""
+        return all(self._take(link) for _ in range(DRAINED_AT_ONCE))
 
     def _take(self, link: Link) -> bool:
         """Take in one message, if there is one; whether there may be more."""
@@ -222,8 +225,10 @@ class Exchange:
         if received is None:
             return False
         message, frames = received
+        if isinstance(message, Welcome):
+            return True
         now = self._clock.monotonic_s()
-        if not isinstance(message, Failure):
+        if isinstance(message, Reply):
             self._table.replied(link.peer, message, frames, now)
             return True
         self._table.failed(link.peer, message, now)

@@ -92,26 +92,24 @@ class Link:
         except zmq.ZMQError as error:
             raise PeerUnreachable(f"nothing more can be sent: {error}", peer=self.peer.name) from error
 
-    def receive(self) -> tuple[Reply | Failure, list[zmq.Frame]] | None:
-        """The next reply or failure that has arrived, or None. Raises WireError for anything else."""
-        while True:
-            try:
-                header = self.socket.recv(_NOBLOCK, copy=False)
-            except zmq.Again:
-                return None
-            frames = []
-            part = header
-            while part.more:  # a message arrives whole: none of these waits
-                part = self.socket.recv(copy=False)
-                frames.append(part)
-            try:
-                message = decode_node(header.buffer)
-                if isinstance(message, Welcome):
-                    self._check(message)
-                    continue
-            except WireError as error:
-                raise WireError(error.message, peer=self.peer.name) from error
-            return message, frames
+    def receive(self) -> tuple[Reply | Failure | Welcome, list[zmq.Frame]] | None:
+        """The next message that has arrived, or None. Raises WireError for one that no node may send us."""
+        try:
+            header = self.socket.recv(_NOBLOCK, copy=False)
+        except zmq.Again:
+            return None
+        frames = []
+        part = header
+        while part.more:  # a message arrives whole: none of these waits
+            part = self.socket.recv(copy=False)
+            frames.append(part)
+        try:
+            message = decode_node(header.buffer)
+            if isinstance(message, Welcome):
+                self._check(message)
+        except WireError as error:
+            raise WireError(error.message, peer=self.peer.name) from error
+        return message, frames
 
     def _check(self, welcome: Welcome) -> None:
         first, last = PROTOCOL_VERSIONS
