@@ -93,8 +93,9 @@ class DhtEyes:
             with self._connections.exchange() as exchange:
                 for probe in probes:
                     deadline = self._clock.monotonic_s() + probe.timeout_s
-                    call_id = exchange.send(probe.peer, probe.project_id, [zero_row(probe)], deadline)[0]
-                    waiting[call_id] = probe
+                    call = zero_row(probe)
+                    exchange.send(probe.peer, probe.project_id, [call], deadline)
+                    waiting[call.call_id] = probe
                 while exchange.pending and not self._closing.is_set():
                     answer = exchange.next_answer(self._clock.monotonic_s() + STOP_LOOK_S)
                     if answer is not None and (found := waiting.pop(answer.call_id, None)) is not None:

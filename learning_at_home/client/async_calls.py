@@ -133,13 +133,13 @@ class LoopCalls:
             deadline = now + timeout_s
             fanout = FanOut(self._context, self._exchange, deadline, insist=True, compression=compression)
             try:
-                ids = fanout.ask([task for task, _ in pairs])
+                asked = fanout.ask([task for task, _ in pairs])
             except LearningAtHomeError as error:  # values that do not fit the compression
                 for _, future in pairs:
                     _fail(future, error)
                 continue
-            for call_id, (_, future) in zip(ids, pairs, strict=True):
-                self._waiting[call_id] = (fanout, future)
+            for call, (_, future) in zip(asked, pairs, strict=True):
+                self._waiting[call.call_id] = (fanout, future)
         self._take_in()  # sending may have used up the sign that something arrived
 
     def _take_in(self) -> None:

@@ -33,7 +33,7 @@ def check_specs(owner: str, layer: LayerSpec, x: Tensor) -> None:
 
 def check_finite(owner: str, x: Tensor) -> None:
     """Raises NonFiniteTensor."""
-    if not is_finite(x.detach()):
+    if not is_finite(x):
         raise NonFiniteTensor(f"{owner}: input 0 ({_seen(x)}) holds NaN or infinity")
 
 

@@ -120,14 +120,14 @@ class FanOut:
         self._reconnected: set[int] = set()  # calls that were sent over a second connection
         self._answered: set[bytes] = set()  # peers that said anything in this round
 
-    def ask(self, tasks: Iterable[Task]) -> list[int]:
-        """Send the tasks: one message per node, more only when it would pass the size limit. Returns the calls' ids.
+    def ask(self, tasks: Iterable[Task]) -> list[Call]:
+        """Send the tasks: one message per node, more only when it would pass the size limit. Returns their calls.
 
         Raises UsageError when values do not fit the compression that was chosen.
         """
-        calls = [self._call(task) for task in tasks]
+        calls = list(map(self._call, tasks))
         self._send(calls)
-        return [call.call_id for call in calls]
+        return calls
 
     def ask_later(self, task: Task, at: float) -> None:
         """Send the task at a moment (monotonic), from within `next_result`."""
@@ -253,22 +253,12 @@ class FanOut:
         return bool(due)
 
     def _send(self, calls: Sequence[Call]) -> None:
-        by_node: dict[tuple[bytes, int], list[Call]] = {}
-        for call in calls:
-            by_node.setdefault((call.task.holder.public_key, call.issued_ms), []).append(call)
-        for of_node in by_node.values():
-            for message in _messages(of_node):
-                self.exchange.send(
-                    message[0].task.holder,
-                    self.context.project,
-                    message,
-                    self.deadline,
-                    self._compression.request,
-                    self._compression.reply,
-                )
-                for call in message:
-                    if (traced := call.task.traced) is not None:
-                        traced.sent(sum(map(len, call.frames)))
+        project, codec, reply_codec = self.context.project, self._compression.request, self._compression.reply
+        for message in (calls,) if len(calls) == 1 else _messages(calls):
+            self.exchange.send(message[0].task.holder, project, message, self.deadline, codec, reply_codec)
+            for call in message:
+                if (traced := call.task.traced) is not None:
+                    traced.sent(sum(map(len, call.frames)))
 
 
 def retry_at(task: Task, error: NodeOverloaded, now: float) -> float | None:
@@ -284,20 +274,20 @@ def retry_at(task: Task, error: NodeOverloaded, now: float) -> float | None:
 
 
 def _messages(calls: Sequence[Call]) -> Iterator[Sequence[Call]]:
-    """Consecutive calls of one node in messages within the limits."""
-    if len(calls) == 1:
-        yield calls
-        return
-    message: list[Call] = []
-    size_bytes = 0
+    """The calls by node and time of issue, in messages within the limits."""
+    together: dict[tuple[bytes, int], list[Call]] = {}
     for call in calls:
-        num_bytes = sum(spec.num_bytes for spec in call.tensors)
-        if message and (len(message) >= MAX_WORK_PER_REQUEST or size_bytes + num_bytes > MAX_BYTES_PER_REQUEST):
-            yield message
-            message, size_bytes = [], 0
-        message.append(call)
-        size_bytes += num_bytes
-    if message:
+        together.setdefault((call.task.holder.public_key, call.issued_ms), []).append(call)
+    for of_node in together.values():
+        message: list[Call] = []
+        size_bytes = 0
+        for call in of_node:
+            num_bytes = sum(spec.num_bytes for spec in call.tensors)
+            if message and (len(message) >= MAX_WORK_PER_REQUEST or size_bytes + num_bytes > MAX_BYTES_PER_REQUEST):
+                yield message
+                message, size_bytes = [], 0
+            message.append(call)
+            size_bytes += num_bytes
         yield message
 
 

@@ -7,6 +7,7 @@ once: there is no parameter here to optimize. Knows nothing of gates and grids.
 from __future__ import annotations
 
 import concurrent.futures
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,11 +25,13 @@ from learning_at_home.client.checks import (
 )
 from learning_at_home.client.compression import Compression, compression_of
 from learning_at_home.client.fanout import CallContext, FanOut, Result, Task
+from learning_at_home.client.traced_round import TracedRound
 from learning_at_home.errors import CallTimeout, ConfigError, LearningAtHomeError, UnknownExpert
 from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.peer_address import PeerAddress
 from learning_at_home.project import LayerSpec
-from learning_at_home.transport.link import ZERO_COPY_BYTES
+from learning_at_home.tensors.frames import DTYPES
+from learning_at_home.tensors.small import is_small
 from learning_at_home.wire.messages import Operation, TensorSpec
 
 if TYPE_CHECKING:
@@ -65,29 +68,54 @@ class RemoteExpert(torch.nn.Module):
             raise ConfigError(f"{self.uid}: deadline_s is {self.deadline_s}; it must be positive")
         self.compression = compression_of(compression, str(self.uid))
         self._name = str(self.uid)
-        self._max_rows = self.layer.max_rows
+        self._dtype, self._row_shape, self._max_rows = (
+            DTYPES[self.layer.dtype],
+            self.layer.row_shape,
+            self.layer.max_rows,
+        )
         self._cell = self.layer.cells.cell(self.uid)
+        self._anchor = training_anchor(self.layer)
         self._swarm = swarm  # keeps the connections open for as long as somebody holds the expert
         self._calls: CallContext = swarm.calls
         self._last_holder: PeerAddress | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """The expert's output, of the shape of x. With autograd on, its backward trains the expert."""
-        check_specs(self._name, self.layer, x)
-        if x.shape[0] > self._max_rows:
+        if not self._fits(x):
+            check_specs(self._name, self.layer, x)
             check_one_request(self._name, self.layer, x)
-        y: Tensor = _RemoteCall.apply(x, training_anchor(self.layer), self)  # type: ignore[no-untyped-call]
+        if not torch.is_grad_enabled():
+            return self.call("forward", (x,), self.holder())
+        y: Tensor = _apply(x, self._anchor, self)
         return y
+
+    def _fits(self, x: Tensor) -> bool:
+        """Whether x is sound but for its numbers; if not, the checks have the words for it."""
+        return (
+            type(x) is Tensor
+            and x.dtype == self._dtype
+            and x.shape[1:] == self._row_shape
+            and 0 < x.shape[0] <= self._max_rows
+            and x.layout == torch.strided
+        )
 
     def extra_repr(self) -> str:
         return f"{self.uid}, {self.layer.architecture}, {self.layer.dtype}{list(self.layer.row_shape)}"
 
     def call(self, operation: Operation, tensors: tuple[Tensor, ...], holder: PeerAddress) -> Tensor:
         """One request to a host of the expert, without autograd. Raises what RemoteExpert's docstring lists."""
+        tracing = self._calls.tracing
+        if tracing.current is None:
+            return self._call(operation, tensors, holder, None)
+        with tracing.round(self._name, operation, tensors[0].shape[0]) as traced:
+            return self._call(operation, tensors, holder, traced)
+
+    def _call(
+        self, operation: Operation, tensors: tuple[Tensor, ...], holder: PeerAddress, traced: TracedRound | None
+    ) -> Tensor:
         context = self._calls
         deadline = context.clock.monotonic_s() + self.deadline_s
-        rows = tensors[0].shape[0]
-        with context.tracing.round(self._name, operation, rows) as traced, context.connections.exchange() as exchange:
+        with context.connections.exchange() as exchange:
             fanout = FanOut(context, exchange, deadline, insist=True, compression=self.compression, traced=traced)
             fanout.ask([self.task(operation, tensors, holder)])
             if operation == "forward":
@@ -124,8 +152,11 @@ class RemoteExpert(torch.nn.Module):
         expected = TensorSpec(self.layer.dtype, tuple(tensors[0].shape))
         # A forward's content matters to nobody once its caller has given up. What a backward sends, perhaps a moment
         # after that, an expert would learn from: it must not change, so it is a copy.
-        sent = tuple(map(_own_copy if operation == "backward" else _on_cpu, tensors))
-        return Task(self._name, self._cell, holder, operation, sent, expected.shape[0], _ALL_ROWS, expected)
+        if operation == "backward":
+            tensors = tuple(map(_own_copy, tensors))
+        elif not tensors[0].is_cpu:
+            tensors = (tensors[0].detach().to("cpu"),)
+        return Task(self._name, self._cell, holder, operation, tensors, expected.shape[0], _ALL_ROWS, expected)
 
     def holder(self) -> PeerAddress:
         """Who serves the expert; the last holder while it is only suspected, since nobody else can be asked instead.
@@ -147,6 +178,14 @@ class RemoteExpert(torch.nn.Module):
         if holder is not self._last_holder:  # a module's attributes cost a microsecond to set
             self._last_holder = holder
         return holder
+
+
+def _apply(x: Tensor, anchor: Tensor, expert: RemoteExpert) -> Tensor:
+    """`_RemoteCall.apply`, without what it does for functorch's transforms, a third of an empty call, unless needed."""
+    if torch._C._are_functorch_transforms_active():
+        y: Tensor = _RemoteCall.apply(x, anchor, expert)  # type: ignore[no-untyped-call]
+        return y
+    return _apply_plainly(x, anchor, expert)
 
 
 class _SavedCall(FunctionCtx):
@@ -176,18 +215,17 @@ class _RemoteCall(torch.autograd.Function):
         return x_gradient if ctx.needs_input_grad[0] else None, None, None
 
 
+_apply_plainly: Callable[..., Tensor] = super(torch.autograd.Function, _RemoteCall).apply
+
+
 def training_anchor(layer: LayerSpec) -> Tensor:
     """An empty input that asks for a gradient when experts are trained: backward must reach them though x is data."""
     return _NOTHING_TO_TRAIN if layer.optimizer.name == "frozen" else _TO_TRAIN
 
 
-def _on_cpu(tensor: Tensor) -> Tensor:
-    return tensor if tensor.is_cpu else tensor.detach().to("cpu")
-
-
 def _own_copy(tensor: Tensor) -> Tensor:
-    """A copy on the CPU that nobody else can write to; small ones ZeroMQ copies when they are sent."""
-    if tensor.nbytes < ZERO_COPY_BYTES and tensor.is_cpu:
+    """A copy on the CPU that nobody else can write to; `to_frames` copies small ones."""
+    if is_small(tensor):
         return tensor
     detached = tensor.detach()
     copy = detached.to("cpu").contiguous()

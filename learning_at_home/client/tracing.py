@@ -30,7 +30,7 @@ class Tracing:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._open: Trace | None = None
+        self.current: Trace | None = None  # the one that is open; to be read only
 
     def trace(self, max_spans: int = MAX_SPANS) -> Trace:
         """A trace that collects while its `with` block runs. Raises ConfigError when it could hold nothing."""
@@ -43,18 +43,18 @@ class Tracing:
 
         None when no trace is open, or when the open one is full.
         """
-        trace = self._open
+        trace = self.current
         return _NOTHING if trace is None else trace.begin_round(name, operation, rows)
 
     def open(self, trace: Trace) -> None:
         """Raises UsageError when another trace is open."""
         with self._lock:
-            if self._open is not None:
+            if self.current is not None:
                 raise UsageError("another trace of this swarm is open; it sees the calls of all threads: use that one")
-            self._open = trace
+            self.current = trace
 
     def close(self) -> None:
-        self._open = None
+        self.current = None
 
 
 def section(traced: TracedRound | None, name: str) -> AbstractContextManager[None]:

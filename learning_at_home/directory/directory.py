@@ -145,7 +145,7 @@ class Directory:
 
     def report_success(self, public_key: bytes) -> None:
         """This peer answered: it is back in the views, and its next failure costs 1 s again."""
-        if public_key not in self._suspicions:  # nearly always; no lock on the way of every call
+        if public_key not in self._suspicions.by_key:  # nearly always; no lock on the way of every call
             return
         with self._lock:
             if self._suspicions.clear(public_key):

@@ -22,34 +22,30 @@ class Suspicions:
     """At most one per peer. The term doubles with each failure after the last term has passed."""
 
     def __init__(self) -> None:
-        self._by_key: dict[bytes, Suspicion] = {}
-
-    def __contains__(self, public_key: bytes) -> bool:
-        """Whether failures of this peer are remembered, also when its term has passed."""
-        return public_key in self._by_key
+        self.by_key: dict[bytes, Suspicion] = {}  # also those whose term has passed; to be read only
 
     def fail(self, public_key: bytes, now: float) -> bool:
         """Whether this failure began a term. One during a term does not: it is of a call that was under way already."""
-        known = self._by_key.get(public_key)
+        known = self.by_key.get(public_key)
         if known is not None and now < known.until_s:
             return False
         failures = known.failures + 1 if known else 1
         term_s = min(FIRST_TERM_S * 2.0 ** min(failures - 1, 10), MAX_TERM_S)
-        self._by_key[public_key] = Suspicion(public_key, failures, now + term_s)
+        self.by_key[public_key] = Suspicion(public_key, failures, now + term_s)
         return True
 
     def clear(self, public_key: bytes) -> bool:
         """Whether there was something to clear."""
-        return self._by_key.pop(public_key, None) is not None
+        return self.by_key.pop(public_key, None) is not None
 
     def until_s(self, public_key: bytes) -> float:
         """End of the peer's term; minus infinity without one."""
-        known = self._by_key.get(public_key)
+        known = self.by_key.get(public_key)
         return known.until_s if known else float("-inf")
 
     def active(self, now: float) -> tuple[Suspicion, ...]:
-        return tuple(suspicion for suspicion in self._by_key.values() if now < suspicion.until_s)
+        return tuple(suspicion for suspicion in self.by_key.values() if now < suspicion.until_s)
 
     def prune(self, now: float) -> None:
         """Forget failures so old that the next one is a new story."""
-        self._by_key = {key: known for key, known in self._by_key.items() if now < known.until_s + FORGET_AFTER_S}
+        self.by_key = {key: known for key, known in self.by_key.items() if now < known.until_s + FORGET_AFTER_S}

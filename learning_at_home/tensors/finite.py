@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from learning_at_home.tensors.small import are_finite, is_small
+
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether a tensor holds neither NaN nor infinity.
@@ -14,12 +16,14 @@ def is_finite(tensor: Tensor) -> bool:
     One pass without a copy: a sum with NaN or infinity in it is never finite. One of finite numbers may overflow, which
     only a second look tells.
     """
-    return math.isfinite(tensor.sum().item()) or each_is_finite(tensor)
+    if is_small(tensor) and are_finite(tensor):
+        return True
+    return math.isfinite(tensor.detach().sum().item()) or each_is_finite(tensor)
 
 
 def each_is_finite(tensor: Tensor) -> bool:
     """The same by the smallest and the largest number, which are NaN when one is: slower, but nothing overflows."""
     if not tensor.numel():
         return True
-    least, most = torch.aminmax(tensor)
+    least, most = torch.aminmax(tensor.detach())
     return math.isfinite(least.item()) and math.isfinite(most.item())

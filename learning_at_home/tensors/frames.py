@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import zmq
 from torch import Tensor
@@ -20,6 +19,7 @@ from torch import Tensor
 from learning_at_home.errors import SpecMismatch
 from learning_at_home.tensors.compression import decode, encode
 from learning_at_home.tensors.finite import each_is_finite, is_finite
+from learning_at_home.tensors.small import IN_NUMPY, SMALL_BYTES, bytes_of, from_bytes, from_bytes_checked, is_small
 from learning_at_home.tensors.staging import to_cpu
 from learning_at_home.wire.messages import CHUNK_BYTES, Codec, TensorSpec
 
@@ -33,10 +33,6 @@ DTYPES: dict[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
 }
 DTYPE_NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
-# The same memory as numpy sees it, whose calls cost half of torch's; it has no bfloat16.
-_IN_NUMPY = {name: np.dtype(np.int16 if name == "bfloat16" else name) for name in DTYPES}
-Numbers = npt.NDArray[np.number]
-DOT_ELEMENTS = 8_192  # numpy's product of more may start threads of its own (OpenBLAS above 10,000)
 PIECE_BYTES = 512 * 1024  # what is summed and then copied is still in a core's second cache
 
 
@@ -48,18 +44,17 @@ def spec_of(tensor: Tensor) -> TensorSpec:
     return TensorSpec(name, tuple(tensor.shape))  # type: ignore[arg-type]
 
 
-def to_frames(tensor: Tensor, codec: Codec = "none") -> tuple[TensorSpec, list[memoryview]]:
-    """The header entry of a tensor and its bytes. Without a codec it copies only what is on a GPU or not contiguous.
+def to_frames(tensor: Tensor, codec: Codec = "none") -> tuple[TensorSpec, Sequence[memoryview | bytes]]:
+    """The header entry of a tensor and its bytes. Without a codec it copies what is on a GPU, not contiguous or small.
 
     Raises NonFiniteTensor when a number does not fit the codec.
     """
     spec = spec_of(tensor)
+    if codec == "none" and is_small(tensor):
+        return spec, (bytes_of(tensor),)
     if not tensor.numel():
-        return spec, []
-    if tensor.requires_grad:  # each of these four would cost more than the question
-        tensor = tensor.detach()
-    if not tensor.is_contiguous():
-        tensor = tensor.contiguous()
+        return spec, ()
+    tensor = tensor.detach().contiguous().resolve_neg()
     if codec != "none":
         tensor = encode(tensor.view(-1), codec)
     if not tensor.is_cpu:
@@ -80,9 +75,11 @@ def from_frames(spec: TensorSpec, frames: Sequence[zmq.Frame], codec: Codec = "n
     """
     if codec != "none" and frames:
         return decode(spec, [frame.buffer for frame in frames], codec)[0]
-    if len(frames) == 1:
-        return _in_torch(_in_place(spec, frames[0]), spec)
-    return _join(spec, frames, checked=False)[0]
+    if len(frames) != 1:
+        return _join(spec, frames, checked=False)[0]
+    if spec.num_bytes <= SMALL_BYTES:
+        return from_bytes(spec, frames[0].buffer)
+    return _in_place(spec, frames[0])
 
 
 def from_frames_checked(spec: TensorSpec, frames: Sequence[zmq.Frame], codec: Codec = "none") -> tuple[Tensor, bool]:
@@ -91,20 +88,18 @@ def from_frames_checked(spec: TensorSpec, frames: Sequence[zmq.Frame], codec: Co
         return decode(spec, [frame.buffer for frame in frames], codec)
     if len(frames) != 1:
         return _join(spec, frames, checked=True)
-    numbers = _in_place(spec, frames[0])
-    tensor = _in_torch(numbers, spec)
-    if numbers.itemsize >= 4 and numbers.size <= DOT_ELEMENTS:  # NaN and infinity survive in the squares' sum
-        return tensor, math.isfinite(np.vdot(numbers, numbers)) or each_is_finite(tensor)
+    if spec.num_bytes <= SMALL_BYTES:
+        tensor, finite = from_bytes_checked(spec, frames[0].buffer)
+        return tensor, finite or each_is_finite(tensor)
+    tensor = _in_place(spec, frames[0])
     return tensor, is_finite(tensor)
 
 
-def _in_place(spec: TensorSpec, frame: zmq.Frame) -> Numbers:
-    numbers = np.frombuffer(frame.buffer, _IN_NUMPY[spec.dtype])
-    return numbers if numbers.flags.carray else numbers.copy()  # else not aligned, or not to be written to
-
-
-def _in_torch(numbers: Numbers, spec: TensorSpec) -> Tensor:
-    tensor = torch.from_numpy(numbers.reshape(spec.shape))
+def _in_place(spec: TensorSpec, frame: zmq.Frame) -> Tensor:
+    numbers = np.ndarray(spec.shape, IN_NUMPY[spec.dtype], frame.buffer)
+    if not numbers.flags.carray:  # not aligned, or not to be written to
+        numbers = numbers.copy()
+    tensor = torch.from_numpy(numbers)
     return tensor.view(torch.bfloat16) if spec.dtype == "bfloat16" else tensor
 
 

@@ -65,19 +65,14 @@ class CallTable:
     def __init__(self, ids: Iterator[int]) -> None:
         self._ids = ids
         self.late = 0  # answers to calls that were abandoned or timed out
-        self._earliest = math.inf  # no pending call's deadline is before this
-        self._pending: dict[int, Call] = {}
-        self._answers: deque[Answer] = deque()
-
-    @property
-    def num_open(self) -> int:
-        """Calls whose answer was not fetched yet."""
-        return len(self._pending) + len(self._answers)
+        self.earliest = math.inf  # when to call `expire`: no pending call's deadline is before this
+        self.pending: dict[int, Call] = {}  # by id; to be read only
+        self.answers: deque[Answer] = deque()  # to be fetched
 
     def add(self, peer: PeerAddress, calls: Sequence[Call], now: float, wall_ms: int, deadline: float) -> None:
         """Calls are about to be sent; those that never were get their ids."""
-        if deadline < self._earliest:
-            self._earliest = deadline
+        if deadline < self.earliest:
+            self.earliest = deadline
         for call in calls:
             if call.call_id < 0:
                 call.call_id = next(self._ids)
@@ -86,10 +81,7 @@ class CallTable:
             call.peer = peer
             call.sent = now
             call.deadline = deadline
-            self._pending[call.call_id] = call
-
-    def pop(self) -> Answer | None:
-        return self._answers.popleft() if self._answers else None
+            self.pending[call.call_id] = call
 
     def replied(self, peer: PeerAddress, reply: Reply, frames: Sequence[Any], now: float) -> None:
         """A reply came. A wrong shape of message is the peer's fault and becomes this call's WireError."""
@@ -97,11 +89,11 @@ class CallTable:
         if call is None:
             return
         try:
-            tensors = split_frames([reply.tensors], frames, codec=reply.codec)[0]
+            tensors = split_frames((reply.tensors,), frames, codec=reply.codec)[0]
         except WireError as error:
             self._end(call, WireError(f"{call.uid}: {error.message}", peer=peer.name), now)
             return
-        self._answers.append(Answer(call, peer, reply, tensors, None, now - call.sent))
+        self.answers.append(Answer(call, peer, reply, tensors, None, now - call.sent))
 
     def failed(self, peer: PeerAddress, failure: Failure, now: float) -> None:
         """A failure came: of one call, or with call_id None of everything that waits for this peer."""
@@ -114,48 +106,41 @@ class CallTable:
 
     def lost(self, peer: PeerAddress, error: LearningAtHomeError, now: float) -> None:
         """All calls that wait for this peer end with `error`."""
-        for call in [call for call in self._pending.values() if _same(call.peer, peer)]:
-            del self._pending[call.call_id]
+        for call in [call for call in self.pending.values() if _same(call.peer, peer)]:
+            del self.pending[call.call_id]
             self._end(call, error, now)
 
     def expire(self, now: float) -> list[PeerAddress]:
         """Ends the calls whose deadline has passed; returns the peers that did not answer."""
         silent: list[PeerAddress] = []
-        if now < self._earliest:
+        if now < self.earliest:
             return silent
-        for call in [call for call in self._pending.values() if call.deadline <= now]:
-            del self._pending[call.call_id]
+        for call in [call for call in self.pending.values() if call.deadline <= now]:
+            del self.pending[call.call_id]
             assert call.peer is not None, "`add` has set it"
             waited_s = now - call.first_sent
             self._end(call, CallTimeout(f"{call.uid}: no answer in {waited_s:.2f} s", peer=call.peer.name), now)
             silent.append(call.peer)
-        self._earliest = min((call.deadline for call in self._pending.values()), default=math.inf)
+        self.earliest = min((call.deadline for call in self.pending.values()), default=math.inf)
         return silent
-
-    def next_deadline(self) -> float:
-        """When `expire` should be called next; infinity when nothing is pending."""
-        return self._earliest
-
-    def open_calls(self) -> list[Call]:
-        """Those that have no answer yet."""
-        return list(self._pending.values())
 
     def abandon(self) -> None:
         """Forget everything; what still comes is late."""
-        self._pending.clear()
-        self._answers.clear()
+        self.pending.clear()
+        self.answers.clear()
+        self.earliest = math.inf
 
     def _end(self, call: Call, error: LearningAtHomeError, now: float) -> None:
         assert call.peer is not None, "`add` has set it"
-        self._answers.append(Answer(call, call.peer, None, [], error, now - call.sent))
+        self.answers.append(Answer(call, call.peer, None, [], error, now - call.sent))
 
     def _take(self, peer: PeerAddress, call_id: int) -> Call | None:
         """The pending call, taken out. Answers for another peer's call count as noise."""
-        call = self._pending.get(call_id)
-        if call is None or not _same(call.peer, peer):
+        call = self.pending.get(call_id)
+        if call is None or (call.peer is not peer and not _same(call.peer, peer)):
             self.late += 1
             return None
-        del self._pending[call_id]
+        del self.pending[call_id]
         return call
 
 

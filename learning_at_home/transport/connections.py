@@ -1,7 +1,7 @@
 """The caller's side: send work to many nodes at once, take the answers as they come.
 
-Synchronous and torch-free. A thread leases a channel (its own sockets) for one exchange and gives it back; so a socket
-is used by one thread at a time, nothing rests on thread-locals, and no call pays a hop through another thread.
+Synchronous and torch-free. A thread leases an exchange (its own sockets) for one round of calls and gives it back; so a
+socket is used by one thread at a time, nothing rests on thread-locals, and no call pays a hop through another thread.
 """
 
 from __future__ import annotations
@@ -23,61 +23,65 @@ from learning_at_home.identity import Identity
 from learning_at_home.peer_address import PeerAddress
 from learning_at_home.transport.calls import Answer, Call, CallTable
 from learning_at_home.transport.link import Link
+from learning_at_home.transport.socket_options import POLLIN, poll
 from learning_at_home.version import AGENT
 from learning_at_home.wire.messages import Codec, Reply, Request, Welcome, Work
 
-MAX_LINKS_PER_CHANNEL = 128  # of four descriptors each: half of a process's usual 1,024
+MAX_LINKS = 128  # of four descriptors each: half of a process's usual 1,024
 TRUSTED_S = 0.2  # a link that was used within this time is not asked whether it still lives
 DRAINED_AT_ONCE = 256  # messages of one node, before deadlines are looked at again
 MAX_WAIT_S = 1.0  # a wait looks at its clock again after this at the latest: a test's clock may have moved
 
 
-class Channel:
-    """The links of one leaseholder, by peer."""
+class Links:
+    """One exchange's links, by peer."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], identity: Identity, unencrypted: bool) -> None:
         self._context = context
         self._identity = identity
         self._unencrypted = unencrypted
-        self.links: OrderedDict[bytes, Link] = OrderedDict()
+        self.by_key: OrderedDict[bytes, Link] = OrderedDict()  # the least recently used first
 
     def link(self, peer: PeerAddress) -> Link:
         """The link to a peer, made when there is none to where the peer is now. Raises PeerUnreachable."""
-        link = self.links.get(peer.public_key)
+        link = self.by_key.get(peer.public_key)
         if link is not None:
             if link.peer is peer or link.peer.endpoints == peer.endpoints:
-                self.links.move_to_end(peer.public_key)
+                self.by_key.move_to_end(peer.public_key)
                 return link
             self.drop(peer.public_key)
         link = Link(self._context, self._identity, peer, AGENT, self._unencrypted)
-        self.links[peer.public_key] = link
+        self.by_key[peer.public_key] = link
         return link
 
     def trim(self) -> None:
-        """Close the least recently used links over the limit. Between exchanges: one under way may wait on any link."""
-        while len(self.links) > MAX_LINKS_PER_CHANNEL:
-            self.links.popitem(last=False)[1].close()
+        """Close the least recently used links over the limit. Between rounds: one under way may wait on any link."""
+        while len(self.by_key) > MAX_LINKS:
+            self.by_key.popitem(last=False)[1].close()
 
     def drop(self, public_key: bytes) -> None:
-        if link := self.links.pop(public_key, None):
+        if link := self.by_key.pop(public_key, None):
             link.close()
 
     def close(self) -> None:
-        while self.links:
-            self.links.popitem()[1].close()
+        while self.by_key:
+            self.by_key.popitem()[1].close()
 
 
 class Exchange:
-    """One round of calls over a channel that is leased for it. Not for sharing between threads."""
+    """One round of calls, over sockets that nobody else uses meanwhile. Not for sharing between threads.
 
-    def __init__(self, connections: Connections, channel: Channel, ids: Iterator[int], clock: Clock) -> None:
+    Leased for the round: `with connections.exchange() as exchange`.
+    """
+
+    def __init__(self, connections: Connections, links: Links, ids: Iterator[int], clock: Clock) -> None:
         self._connections = connections
-        self._channel = channel
+        self.links = links
         self._clock = clock
         self._table = CallTable(ids)
         self.may_have_more = False  # see take_in
-        self._poller: zmq.Poller | None = None  # the link's own while there is only one
         self._polled: dict[zmq.Socket[bytes], Link] = {}  # each link twice: by its socket and by its monitor
+        self._poll_items: list[tuple[zmq.Socket[bytes], int]] = []  # the same sockets, for zmq_poll
 
     def __enter__(self) -> Exchange:
         return self
@@ -86,16 +90,19 @@ class Exchange:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._table.abandon()
-        self._connections._give_back(self._channel, self._table.late)
+        self._polled, self._poll_items = {}, []
+        self.links.trim()
+        late, self._table.late = self._table.late, 0
+        self._connections._give_back(self, late)
 
     @property
     def pending(self) -> int:
         """Calls whose answer was not fetched yet."""
-        return self._table.num_open
+        return len(self._table.pending) + len(self._table.answers)
 
     @property
     def late(self) -> int:
-        """Answers that came for calls of an earlier exchange, or after their deadline."""
+        """Answers that came for calls of an earlier round, or after their deadline."""
         return self._table.late
 
     @property
@@ -111,16 +118,19 @@ class Exchange:
         deadline: float,
         codec: Codec = "none",
         reply_codec: Codec = "none",
-    ) -> list[int]:
-        """Send one message with all these calls; returns their ids. What goes wrong comes as each call's answer.
+    ) -> None:
+        """Send one message with all these calls, which have their ids then. What goes wrong comes as their answers.
 
         Calls that were sent before go out under the same ids: all of one message must have been issued together.
         """
         now = self._clock.monotonic_s()
         self._table.add(peer, calls, now, round(self._clock.wall_s() * 1000), deadline)
         first = calls[0]
-        work = tuple([Work(call.call_id, call.uid, call.operation, call.tensors) for call in calls])
-        frames = first.frames if len(calls) == 1 else [frame for call in calls for frame in call.frames]
+        work: tuple[Work, ...] = (Work(first.call_id, first.uid, first.operation, first.tensors),)
+        frames = first.frames
+        if len(calls) > 1:
+            work = tuple([Work(call.call_id, call.uid, call.operation, call.tensors) for call in calls])
+            frames = [frame for call in calls for frame in call.frames]
         timeout_ms = min(3_600_000, max(1, round((deadline - now) * 1000)))
         waited_ms = math.ceil((now - first.first_sent) * 1000)  # over 0 in whatever is sent again
         request = Request(project, first.issued_ms, timeout_ms, work, waited_ms, codec, reply_codec)
@@ -128,19 +138,19 @@ class Exchange:
             self._link(peer, now).send(request, frames)
         except LearningAtHomeError as error:
             self._lose(peer, error)
-        return [call.call_id for call in calls]
 
     def next_answer(self, until: float) -> Answer | None:
         """The next answer of any call, or None when `until` (monotonic seconds) has passed or nothing is pending."""
-        while True:
-            if answer := self._table.pop():
-                return answer
+        table = self._table
+        while not table.answers:
             now = self._clock.monotonic_s()
-            self._expire(now)
-            if self._table.num_open == 0 or (now >= until and not self._wait(0.0)):
-                return self._table.pop()
-            if now < until:
-                self._wait(max(0.0, min(until, self._table.next_deadline()) - now))
+            if now >= table.earliest:
+                self._expire(now)
+            elif not table.pending or (now >= until and not self._wait(0.0)):
+                return None
+            elif now < until:
+                self._wait(min(until, table.earliest) - now)
+        return table.answers.popleft()
 
     def take_in(self) -> list[Answer]:
         """The answers that there are now, for whoever waits by other means. `may_have_more`: call again soon."""
@@ -149,18 +159,17 @@ class Exchange:
             self.may_have_more |= self._drain(link)
             self._look(link)
         self._expire(self._clock.monotonic_s())
-        answers = []
-        while answer := self._table.pop():
-            answers.append(answer)
+        answers = list(self._table.answers)
+        self._table.answers.clear()
         return answers
 
     def open_calls(self) -> list[Call]:
         """Calls that have no answer yet."""
-        return self._table.open_calls()
+        return list(self._table.pending.values())
 
     def next_deadline(self) -> float:
         """When `take_in` must be called at the latest; infinity when nothing is pending."""
-        return self._table.next_deadline()
+        return self._table.earliest
 
     def abandon(self) -> None:
         """Give up on what is pending: what still comes is late."""
@@ -168,7 +177,7 @@ class Exchange:
 
     def _link(self, peer: PeerAddress, now: float) -> Link:
         """The link to a peer, watched. What waits on one that is replaced (its peer has moved) ends."""
-        old = self._channel.links.get(peer.public_key)
+        old = self.links.by_key.get(peer.public_key)
         if old is not None:
             moved = old.peer is not peer and old.peer.endpoints != peer.endpoints
             if old.socket in self._polled:
@@ -177,24 +186,16 @@ class Exchange:
                 self._drain(old)
                 self._lose(old.peer, PeerUnreachable(f"it has moved to {list(peer.endpoints)}", peer=peer.name))
             elif moved or (now - old.used > TRUSTED_S and old.lost() is not None):
-                self._channel.drop(peer.public_key)
-        link = self._channel.link(peer)
+                self.links.drop(peer.public_key)
+        link = self.links.link(peer)
         link.used = now
-        self._watch(link)
-        return link
-
-    def _watch(self, link: Link) -> None:
         self._polled[link.socket] = self._polled[link.monitor] = link
-        if len(self._polled) == 2:
-            self._poller = link.poller
-            return
-        self._poller = zmq.Poller()
-        for socket in self._polled:
-            self._poller.register(socket, zmq.POLLIN)
+        self._poll_items = self._poll_items + link.poll_items if self._poll_items else link.poll_items
+        return link
 
     def _wait(self, timeout_s: float) -> bool:
         """Take in what arrives within the time; whether anything did."""
-        ready = self._poller.poll(math.ceil(min(timeout_s, MAX_WAIT_S) * 1000)) if self._poller is not None else []
+        ready = poll(self._poll_items, math.ceil(min(timeout_s, MAX_WAIT_S) * 1000))
         for socket, _ in ready:
             link = self._polled.get(socket)
             if link is None:
@@ -248,14 +249,13 @@ class Exchange:
     def _unlink(self, peer: PeerAddress) -> None:
         kept = {socket: link for socket, link in self._polled.items() if link.peer.public_key != peer.public_key}
         if len(kept) < len(self._polled):
-            self._polled, self._poller = {}, None
-            for link in dict.fromkeys(kept.values()):
-                self._watch(link)
-        self._channel.drop(peer.public_key)
+            self._polled = kept
+            self._poll_items = [(socket, POLLIN) for socket in kept]
+        self.links.drop(peer.public_key)
 
 
 class Connections:
-    """All connections of a calling process: a pool of channels. Thread-safe."""
+    """All connections of a calling process: a pool of exchanges. Thread-safe."""
 
     def __init__(self, identity: Identity, clock: Clock, *, unencrypted: bool = False) -> None:
         """`unencrypted`: connect to nodes that take no encrypted connections, too. For trusted machines in one rack."""
@@ -267,33 +267,17 @@ class Connections:
         # From anywhere: another process with our key counts elsewhere. next() is atomic under the interpreter lock.
         self._ids = itertools.count(secrets.randbits(48))
         self._lock = threading.Lock()
-        self._idle: list[Channel] = []
+        self._idle: list[Exchange] = []
         self._leased = 0
         self._closed = False
         self._pid = os.getpid()
         self.late_answers = 0
 
     def exchange(self) -> Exchange:
-        """A channel, leased for one round of calls until the end of its context.
+        """Leased for one round of calls until the end of its context.
 
         Raises UsageError after close, or in a forked child.
         """
-        return Exchange(self, self._lease(), self._ids, self._clock)
-
-    def close(self) -> None:
-        """Close all idle channels now, leased ones when they come back. May be called twice."""
-        with self._lock:
-            self._closed = True
-            idle, self._idle = self._idle, []
-            last = not self._leased
-        if self._pid != os.getpid():
-            return  # sockets belong to the parent process
-        for channel in idle:
-            channel.close()
-        if last:
-            self._context.term()
-
-    def _lease(self) -> Channel:
         if self._pid != os.getpid():
             raise UsageError("these connections belong to the parent process; open new ones after a fork")
         with self._lock:
@@ -302,18 +286,29 @@ class Connections:
             self._leased += 1
             if self._idle:
                 return self._idle.pop()
-        return Channel(self._context, self._identity, self._unencrypted)
+        return Exchange(self, Links(self._context, self._identity, self._unencrypted), self._ids, self._clock)
 
-    def _give_back(self, channel: Channel, late: int) -> None:
-        channel.trim()
+    def close(self) -> None:
+        """Close what is idle now, what is leased when it comes back. May be called twice."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+            last = not self._leased
+        if self._pid != os.getpid():
+            return  # sockets belong to the parent process
+        for exchange in idle:
+            exchange.links.close()
+        if last:
+            self._context.term()
+
+    def _give_back(self, exchange: Exchange, late: int) -> None:
         with self._lock:
             self._leased -= 1
             self.late_answers += late
-            closed = self._closed
-            last = closed and not self._leased
-            if not closed:
-                self._idle.append(channel)
-        if closed:
-            channel.close()
+            if not self._closed:
+                self._idle.append(exchange)
+                return
+            last = not self._leased
+        exchange.links.close()
         if last:
             self._context.term()

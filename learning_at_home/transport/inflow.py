@@ -97,9 +97,9 @@ class InflowGuard:
         self._forget(descriptor)
         return self._counters.shut_down(watched.connection)
 
-    def timeout_ms(self, now: float) -> int | None:
-        """Until the next look is due; None when there will be none."""
-        return max(0, math.ceil((self._next_look - now) * 1000)) if self.works else None
+    def timeout_ms(self, now: float) -> int:
+        """Until the next look is due; -1 when there will be none."""
+        return max(0, math.ceil((self._next_look - now) * 1000)) if self.works else -1
 
     def look(self, now: float) -> Sequence[Cut]:
         """Count and cut, when it is due. Read first what can be read, so that it is not held against its sender."""

@@ -16,7 +16,15 @@ from zmq.utils.monitor import parse_monitor_message
 from learning_at_home.errors import PeerUnreachable, WireError
 from learning_at_home.identity import Identity
 from learning_at_home.peer_address import PLAIN_SCHEME, PeerAddress
-from learning_at_home.transport.socket_options import bound, has_input, secure_caller
+from learning_at_home.transport.socket_options import (
+    MORE_NOBLOCK,
+    NOBLOCK,
+    POLLIN,
+    bound,
+    has_input,
+    plain_send,
+    secure_caller,
+)
 from learning_at_home.wire.framing import decode_node, encode
 from learning_at_home.wire.messages import PROTOCOL_VERSIONS, Failure, Greeting, Reply, Request, Welcome
 
@@ -36,8 +44,6 @@ _REASONS = {
 }
 ZERO_COPY_BYTES = 32 * 1024  # below this a copy is cheaper than the bookkeeping of a shared buffer
 ROUTING_ID_BYTES = 15  # with the one before them as long as a key of 128 bits
-_NOBLOCK = int(zmq.NOBLOCK)  # as plain numbers: combining the enums costs as much as a send
-_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 
 
 class Link:
@@ -71,40 +77,36 @@ class Link:
                 self.socket.send(encode(Greeting(PROTOCOL_VERSIONS, identity.public_key, agent)))
             except zmq.ZMQError as error:  # among them EMFILE: this process has no descriptor left
                 raise PeerUnreachable(f"{list(peer.endpoints)}: {error}", peer=peer.name) from error
+            self._send = plain_send(self.socket)
+            self.poll_items = [(self.socket, POLLIN), (self.monitor, POLLIN)]  # for zmq_poll
             self._opened = opened.pop_all()
-        self.poller = zmq.Poller()  # for a wait on this link alone
-        self.poller.register(self.socket, zmq.POLLIN)
-        self.poller.register(self.monitor, zmq.POLLIN)
         self.used = 0.0  # monotonic, kept by its user
 
     def send(self, request: Request, frames: Sequence[memoryview | bytes]) -> None:
         """Queue a request. Raises PeerUnreachable when the peer takes nothing any more (its queue is full)."""
         try:
-            send = self.socket.send
-            header = encode(request)
-            if not frames:
-                send(header, _NOBLOCK)
-                return
-            send(header, _MORE)
-            last = len(frames) - 1
-            for position, frame in enumerate(frames):
-                send(frame, _NOBLOCK if position == last else _MORE, copy=len(frame) < ZERO_COPY_BYTES)
+            send = self._send
+            send(encode(request), MORE_NOBLOCK if frames else NOBLOCK)
+            left = len(frames)
+            for frame in frames:
+                left -= 1
+                send(frame, MORE_NOBLOCK if left else NOBLOCK, len(frame) < ZERO_COPY_BYTES)
         except zmq.ZMQError as error:
             raise PeerUnreachable(f"nothing more can be sent: {error}", peer=self.peer.name) from error
 
     def receive(self) -> tuple[Reply | Failure | Welcome, list[zmq.Frame]] | None:
         """The next message that has arrived, or None. Raises WireError for one that no node may send us."""
         try:
-            header = self.socket.recv(_NOBLOCK, copy=False)
+            header = self.socket.recv(NOBLOCK, False)
         except zmq.Again:
             return None
         frames = []
         part = header
         while part.more:  # a message arrives whole: none of these waits
-            part = self.socket.recv(copy=False)
+            part = self.socket.recv(0, False)
             frames.append(part)
         try:
-            message = decode_node(header.buffer)
+            message = decode_node(header)
             if isinstance(message, Welcome):
                 self._check(message)
         except WireError as error:

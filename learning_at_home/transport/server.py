@@ -33,7 +33,16 @@ from learning_at_home.transport.authentication import Authenticator, caller_key
 from learning_at_home.transport.inflow import InflowGuard
 from learning_at_home.transport.inflow_accounts import InflowLimits
 from learning_at_home.transport.link import ZERO_COPY_BYTES
-from learning_at_home.transport.socket_options import bound, has_input, secure_server
+from learning_at_home.transport.socket_options import (
+    MORE_NOBLOCK,
+    NOBLOCK,
+    POLLIN,
+    bound,
+    has_input,
+    plain_send,
+    poll,
+    secure_server,
+)
 from learning_at_home.transport.unsent import MAX_UNSENT_BYTES, UnsentBytes
 from learning_at_home.version import AGENT
 from learning_at_home.wire.framing import decode_caller, encode, split_frames
@@ -58,8 +67,6 @@ MAX_QUEUED_ANSWERS = 16_384  # between the device thread and the socket; more th
 ZERO_COPY_RECV = 10  # zmq.h; pyzmq has no name for it. With it a small frame that came alone holds 8 KiB
 MAX_PARTS = 4_096  # of a message: 1,024 pieces of work with two tensors each, and 128 full frames, are 2,177
 RECEIVE_BURST = 64  # messages taken in before answers get their turn
-_NOBLOCK = int(zmq.NOBLOCK)  # as plain numbers: combining the enums costs as much as a send
-_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 
 
 class Ticket(msgspec.Struct, frozen=True, eq=False):
@@ -147,7 +154,7 @@ class Server:
         self._wake_in, self._wake_out = sockets.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
-        self._stopping = threading.Event()
+        self._stop_now = False
         self._ident: int | None = None  # of the server's thread, once it runs
         self._thread = threading.Thread(target=self._run, name="data-plane", daemon=True)
 
@@ -155,6 +162,7 @@ class Server:
         """Bind and serve. Raises ConfigError when the address cannot be bound."""
         self._authenticator = Authenticator(self._context)
         self._router = self._context.socket(zmq.ROUTER)
+        self._plain_send = plain_send(self._router)
         bound(self._router)
         self._guard = InflowGuard(self._router, self._inflow_limits)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -189,7 +197,7 @@ class Server:
 
     def stop(self, timeout_s: float = 1.0) -> None:
         """Send what is queued, then close. May be called twice, and without a start."""
-        self._stopping.set()
+        self._stop_now = True
         self.wake()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
@@ -206,22 +214,20 @@ class Server:
     def _run(self) -> None:
         self._ident = threading.get_ident()
         try:
-            poller = zmq.Poller()
-            poller.register(self._router, zmq.POLLIN)
-            poller.register(self._authenticator.socket, zmq.POLLIN)
-            poller.register(self._wake_out, zmq.POLLIN)
             wake_fd = self._wake_out.fileno()
+            sockets = [(self._router, POLLIN), (self._authenticator.socket, POLLIN), (wake_fd, POLLIN)]
             more_work = False
-            while not self._stopping.is_set():
+            while not self._stop_now:
                 timeout_ms = 0 if more_work else self._guard.timeout_ms(self._clock.monotonic_s())
-                for ready, _ in poller.poll(timeout_ms):
+                for ready, _ in poll(sockets, timeout_ms):
                     if ready is self._router:
                         self._receive()
                     elif ready == wake_fd:
                         self._clear_wake()
                     else:
                         self._authenticator.answer_all()
-                self._send_answers()
+                if self._answers:
+                    self._send_answers()
                 more_work = self._handler.work_here()
                 self.counters.cut_off += len(self._guard.look(self._clock.monotonic_s()))
             self._send_answers()
@@ -243,12 +249,12 @@ class Server:
     def _receive(self) -> None:
         recv = self._router.recv
         for _ in range(RECEIVE_BURST):
-            part = recv(copy=False)
+            part = recv(0, False)
             routing_id = part.bytes
             parts: list[zmq.Frame] = []
             num_parts = num_bytes = 0
             while part.more:  # a message arrives whole: none of these waits
-                part = recv(copy=False)
+                part = recv(0, False)
                 num_parts += 1
                 num_bytes += len(part)
                 if num_parts <= MAX_PARTS:
@@ -267,7 +273,7 @@ class Server:
     def _take(self, routing_id: bytes, header: zmq.Frame, frames: list[zmq.Frame]) -> None:
         """One message: a greeting is welcomed, a request becomes work, anything else is answered by a failure."""
         try:
-            message = decode_caller(header.buffer)
+            message = decode_caller(header)
             user_id = None if self._unencrypted else caller_key(header)
             if isinstance(message, Greeting):
                 self._greet(routing_id, message, user_id)
@@ -278,7 +284,8 @@ class Server:
             self._greeted.move_to_end(routing_id)
             if message.project != self._project:
                 raise UnknownProject(f"this node serves project {self._project}, not {message.project[:40]!r}")
-            tensors = split_frames([work.tensors for work in message.work], frames, codec=message.codec)
+            groups = [work.tensors for work in message.work] if len(message.work) > 1 else (message.work[0].tensors,)
+            tensors = split_frames(groups, frames, codec=message.codec)
         except WireError as error:
             self.counters.malformed += 1
             self._send(routing_id, failure_of(None, error))
@@ -354,16 +361,17 @@ class Server:
             self.counters.dropped_answers += 1
             return
         try:
-            send = self._router.send
-            send(routing_id, _MORE)
-            send(encode(message), _MORE if frames else _NOBLOCK)
+            send = self._plain_send
+            send(routing_id, MORE_NOBLOCK)
+            send(encode(message), MORE_NOBLOCK if frames else NOBLOCK)
             last = len(frames) - 1
             for position, frame in enumerate(frames):
-                flags = _NOBLOCK if position == last else _MORE
+                flags = NOBLOCK if position == last else MORE_NOBLOCK
                 if len(frame) < ZERO_COPY_BYTES:
                     send(frame, flags)
                 else:
-                    tracker = send(frame, flags, copy=False, track=True)
+                    tracker = send(frame, flags, False, True)
+                    assert tracker is not None, "it was asked for"
                     self._unsent.add(routing_id, tracker, len(frame))
         except zmq.ZMQError:  # EHOSTUNREACH: it left; EAGAIN: it does not read
             self.counters.dropped_answers += 1

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import zmq
 
 from learning_at_home.identity import Identity, curve_public_key, z85
@@ -10,9 +13,14 @@ from learning_at_home.wire.messages import CHUNK_BYTES
 SEND_QUEUE_MESSAGES = 256  # per peer; what does not fit is refused to the sender at once (EAGAIN)
 RECEIVE_QUEUE_MESSAGES = 256
 HANDSHAKE_MS = 5_000
-_POLLIN = int(zmq.POLLIN)
+POLLIN = int(zmq.POLLIN)  # as a plain number: the enums cost as much as the call
+NOBLOCK = int(zmq.NOBLOCK)
+MORE_NOBLOCK = int(zmq.NOBLOCK | zmq.SNDMORE)
 HEARTBEAT_MS = 5_000  # finds a peer whose machine vanished without closing its connection
 HEARTBEAT_TIMEOUT_MS = 20_000
+
+# What of the sockets and descriptors, each with the events that it is watched for, is ready within so many ms.
+poll: Callable[[Sequence[tuple[Any, int]], int], list[tuple[Any, int]]] = zmq.zmq_poll
 
 
 def bound(socket: zmq.Socket[bytes]) -> None:
@@ -42,6 +50,12 @@ def secure_server(socket: zmq.Socket[bytes], identity: Identity) -> None:
     socket.setsockopt(zmq.ZAP_DOMAIN, b"learning-at-home")
 
 
+def plain_send(socket: zmq.Socket[bytes]) -> Callable[..., zmq.MessageTracker | None]:
+    """`send(data, flags, copy, track)` without the layer of Python that looks after other kinds of sockets."""
+    send: Callable[..., zmq.MessageTracker | None] = super(zmq.Socket, socket).send
+    return send
+
+
 def has_input(socket: zmq.Socket[bytes]) -> bool:
     """Whether a message can be read. To ask costs less than half of the exception that an empty queue raises."""
-    return bool(int(socket.getsockopt(zmq.EVENTS)) & _POLLIN)
+    return bool(poll(((socket, POLLIN),), 0))

@@ -24,6 +24,8 @@ class UnsentBytes:
 
     def has_room(self, caller: bytes) -> bool:
         """Whether more may be queued for this caller."""
+        if caller not in self._bytes:
+            return True
         self._forget_sent(caller)
         return self._bytes.get(caller, 0) < self.limit_bytes
 

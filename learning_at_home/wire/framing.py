@@ -5,13 +5,14 @@ Bytes from the network raise WireError and nothing else, and sizes are checked b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, TypeVar
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from learning_at_home.errors import WireError
-from learning_at_home.project import MAX_BYTES_PER_REQUEST
+from learning_at_home.project import DTYPE_BYTES, MAX_BYTES_PER_REQUEST
 from learning_at_home.wire.messages import (
     CHUNK_BYTES,
     MAX_HEADER_BYTES,
@@ -30,35 +31,29 @@ class Sized(Protocol):
 
 
 FrameT = TypeVar("FrameT", bound=Sized)
-
-_encoder = msgspec.msgpack.Encoder()
-_caller_decoder: msgspec.msgpack.Decoder[CallerMessage] = msgspec.msgpack.Decoder(CallerMessage)
-_node_decoder: msgspec.msgpack.Decoder[NodeMessage] = msgspec.msgpack.Decoder(NodeMessage)
+Header = Any  # bytes, memoryview, zmq.Frame
 _MessageT = TypeVar("_MessageT")
 
 
-def encode(message: CallerMessage | NodeMessage) -> bytes:
-    """Header bytes of a message."""
-    return _encoder.encode(message)
+def _decoding(decoder: msgspec.msgpack.Decoder[_MessageT]) -> Callable[[Header], _MessageT]:
+    decode = decoder.decode
+
+    def checked(header: Header) -> _MessageT:
+        if len(header) > MAX_HEADER_BYTES:
+            raise WireError(f"a header of {len(header):,} bytes; {MAX_HEADER_BYTES:,} are allowed")
+        try:
+            return decode(header)
+        except (msgspec.DecodeError, RecursionError, OverflowError, ValueError) as error:
+            raise WireError(f"the header is not a message of this protocol: {error}") from error
+
+    return checked
 
 
-def decode_caller(header: bytes | memoryview) -> CallerMessage:
-    """What a caller sent. Raises WireError."""
-    return _decode(_caller_decoder, header)
-
-
-def decode_node(header: bytes | memoryview) -> NodeMessage:
-    """What a node answered. Raises WireError."""
-    return _decode(_node_decoder, header)
-
-
-def _decode(decoder: msgspec.msgpack.Decoder[_MessageT], header: bytes | memoryview) -> _MessageT:
-    if len(header) > MAX_HEADER_BYTES:
-        raise WireError(f"a header of {len(header):,} bytes; {MAX_HEADER_BYTES:,} are allowed")
-    try:
-        return decoder.decode(header)
-    except (msgspec.DecodeError, RecursionError, OverflowError, ValueError) as error:
-        raise WireError(f"the header is not a message of this protocol: {error}") from error
+encode: Callable[[CallerMessage | NodeMessage], bytes] = msgspec.msgpack.Encoder().encode  # a message's header
+_caller_decoder: msgspec.msgpack.Decoder[CallerMessage] = msgspec.msgpack.Decoder(CallerMessage)
+_node_decoder: msgspec.msgpack.Decoder[NodeMessage] = msgspec.msgpack.Decoder(NodeMessage)
+decode_caller = _decoding(_caller_decoder)  # what a caller sent; both raise WireError
+decode_node = _decoding(_node_decoder)  # what a node answered
 
 
 def split_frames(
@@ -78,7 +73,7 @@ def split_frames(
     for group in groups:
         tensors: list[list[FrameT]] = []
         for spec in group:
-            size = decoded_size = spec.num_bytes
+            size = decoded_size = math.prod(spec.shape) * DTYPE_BYTES[spec.dtype]
             if codec != "none":
                 size = wire_bytes(spec, codec)
             room_bytes -= max(size, decoded_size)

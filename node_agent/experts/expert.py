@@ -33,6 +33,8 @@ class Expert:
         self.layer = layer
         self.device = device
         self.dtype = DTYPES[layer.dtype]
+        self.row_shape, self.row_bytes, self.max_rows = layer.row_shape, layer.row_bytes, layer.max_rows
+        self._inference = torch.inference_mode()  # made once: one thread at a time is here
         self.module = module.to(device).train()
         self.updates = 0
         frozen = layer.optimizer.name == "frozen"
@@ -58,10 +60,10 @@ class Expert:
         """Equal for experts whose networks are made alike."""
         return f"{type(self.module)} {self.module}", self.layer
 
-    @torch.inference_mode()
     def forward(self, rows: Tensor) -> Tensor:
         """The network's output for rows on the expert's device, as it is: it may hold NaN or infinity."""
-        answer: Tensor = self.module(rows)
+        with self._inference:
+            answer: Tensor = self.module(rows)
         return answer
 
     def gradients(self, rows: Tensor, output_gradient: Tensor) -> Gradients:

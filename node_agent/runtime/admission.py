@@ -14,7 +14,7 @@ from torch import Tensor
 from learning_at_home.errors import BatchTooLarge, EmptyBatch, NonFiniteTensor, SpecMismatch
 from learning_at_home.project import LayerSpec
 from learning_at_home.tensors.frames import from_frames, from_frames_checked
-from learning_at_home.wire.messages import Codec, Operation, TensorSpec, Work
+from learning_at_home.wire.messages import Codec, Operation, Work
 from node_agent.experts.expert import Expert
 
 TENSOR_NAMES: dict[Operation, tuple[str, ...]] = {
@@ -33,17 +33,17 @@ def check_specs(expert: Expert, work: Work, max_rows: int) -> int:
             f"{len(tensors)} came"
         )
     for name, spec in zip(names, tensors, strict=True):
-        if spec.dtype != layer.dtype or spec.shape[1:] != layer.row_shape or not spec.shape:
+        if spec.dtype != layer.dtype or spec.shape[1:] != expert.row_shape or not spec.shape:
             raise SpecMismatch(f"{expert.uid}: {name} are {spec}, the expert takes {row_spec(layer)}")
     rows = tensors[0].shape[0]
-    if len(tensors) > 1 and any(spec.shape[0] != rows for spec in tensors):
+    if tensors[-1].shape[0] != rows:
         came = " and ".join(map(str, tensors))
         raise SpecMismatch(
             f"{expert.uid}: inputs and gradient differ in their rows: {came}; the expert takes {row_spec(layer)}"
         )
     if rows == 0:
         raise EmptyBatch(f"{expert.uid}: a batch of no rows; the expert takes {row_spec(layer)} with at least one row")
-    most = min(max_rows, layer.max_rows)
+    most = min(max_rows, expert.max_rows)
     if rows > most:
         raise BatchTooLarge(f"{expert.uid}: a batch of {rows:,} rows; this node takes {most:,} at once, split it")
     return rows
@@ -63,10 +63,6 @@ def unpack(
         if not finite:
             raise NonFiniteTensor(f"{expert.uid}: {name} hold NaN or infinity; the expert takes finite numbers only")
     return tuple([tensor for tensor, _ in read])
-
-
-def size_bytes(specs: Sequence[TensorSpec]) -> int:
-    return sum(spec.num_bytes for spec in specs)
 
 
 def row_spec(layer: LayerSpec) -> str:

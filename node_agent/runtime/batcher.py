@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+import msgspec
 
 from learning_at_home.errors import NodeOverloaded
 from learning_at_home.wire.messages import Operation
@@ -24,9 +26,8 @@ MIN_RETRY_S, MAX_RETRY_S = 0.05, 5.0  # a hint below would be a busy loop, one a
 SMOOTHING = 0.1  # weight of the newest batch in the measured time per row: about the last ten batches
 
 
-@dataclass(frozen=True, slots=True)
-class Pending(Generic[PayloadT]):
-    """One request that waits."""
+class Pending(msgspec.Struct, Generic[PayloadT], frozen=True, eq=False):
+    """One request that waits. A struct, because one is made for every request."""
 
     uid: str
     operation: Operation
@@ -37,22 +38,15 @@ class Pending(Generic[PayloadT]):
     payload: PayloadT
 
 
-@dataclass(frozen=True, slots=True)
-class Batch(Generic[PayloadT]):
+class Batch(msgspec.Struct, Generic[PayloadT], frozen=True, eq=False):
     """What is computed together."""
 
     uid: str
     operation: Operation
-    requests: tuple[Pending[PayloadT], ...]  # may be empty, when all that waited was late
-    late: tuple[Pending[PayloadT], ...]  # their deadline has passed: not to be computed
-
-    @property
-    def rows(self) -> int:
-        return sum([request.rows for request in self.requests])
-
-    @property
-    def size_bytes(self) -> int:
-        return sum([request.size_bytes for request in self.requests])
+    requests: Sequence[Pending[PayloadT]]  # may be empty, when all that waited was late
+    late: Sequence[Pending[PayloadT]]  # their deadline has passed: not to be computed
+    rows: int  # of `requests`, as the next
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +81,19 @@ class Batcher(Generic[PayloadT]):
 
     def add(self, request: Pending[PayloadT]) -> None:
         """Queue a request. Raises NodeOverloaded when it does not fit."""
-        self.check_room(request.uid, request.rows, request.size_bytes)
+        if self.queued_rows:
+            self.check_room(request.uid, request.rows, request.size_bytes)
         lane = (request.uid, request.operation)
         waiting = self._lanes.get(lane)
         if waiting is None:
-            waiting = self._lanes[lane] = deque()
+            self._lanes[lane] = deque((request,))
             self._push(request.arrived, lane)
-        waiting.append(request)
+        else:
+            waiting.append(request)
         self.queued_rows += request.rows
         self.queued_bytes += request.size_bytes
-        self._next_deadline = min(self._next_deadline, request.deadline)
+        if request.deadline < self._next_deadline:
+            self._next_deadline = request.deadline
 
     def check_room(self, uid: str, rows: int, size_bytes: int) -> None:
         """Raises NodeOverloaded, with a hint when to come again, when a request of this size does not fit."""
@@ -113,7 +110,7 @@ class Batcher(Generic[PayloadT]):
         """The batch to compute now; None when nothing waits."""
         if not self._oldest:
             return None
-        _, _, lane = heapq.heappop(self._oldest)
+        lane = heapq.heappop(self._oldest)[2]
         return self._take(lane, now, self.limits.batch_rows, self.limits.batch_bytes)
 
     def next_group(self, now: float, group_of: GroupOf) -> list[Batch[PayloadT]]:
@@ -121,9 +118,10 @@ class Batcher(Generic[PayloadT]):
 
         The oldest lanes first, each at most a batch; those that would exceed the limits of a group wait.
         """
-        first = self.next_batch(now)
-        if first is None:
+        if not self._oldest:
             return []
+        lane = heapq.heappop(self._oldest)[2]
+        first = self._take(lane, now, self.limits.batch_rows, self.limits.batch_bytes)
         group = group_of(first.uid, first.operation)
         if group is None or not self._oldest:
             return [first]
@@ -182,19 +180,20 @@ class Batcher(Generic[PayloadT]):
             request = waiting[0]
             if request.deadline <= now:
                 late.append(waiting.popleft())
+                self._forget(request)
                 continue
-            rows += request.rows
-            size_bytes += request.size_bytes
-            if taken and (rows > most_rows or size_bytes > most_bytes):
+            if taken and (rows + request.rows > most_rows or size_bytes + request.size_bytes > most_bytes):
                 break
             taken.append(waiting.popleft())
+            rows += request.rows
+            size_bytes += request.size_bytes
         if waiting:
             self._push(waiting[0].arrived, lane)
         else:
             del self._lanes[lane]
-        for request in (*taken, *late):
-            self._forget(request)
-        return Batch(lane[0], lane[1], tuple(taken), tuple(late))
+        self.queued_rows -= rows
+        self.queued_bytes -= size_bytes
+        return Batch(lane[0], lane[1], taken, late, rows, size_bytes)
 
     def _push(self, arrived: float, lane: _Lane) -> None:
         heapq.heappush(self._oldest, (arrived, self._sequence, lane))

@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -24,7 +24,7 @@ from learning_at_home.wire.messages import Codec, Failure, Reply, TensorSpec
 from node_agent.experts.hosted import HostedExperts
 from node_agent.runtime.backward_window import BackwardWindow
 from node_agent.runtime.batcher import Batch, Batcher, Limits, Pending
-from node_agent.runtime.computation import Outcome, device_still_works
+from node_agent.runtime.computation import Outcome, compute, device_still_works
 from node_agent.runtime.costs import Costs
 from node_agent.runtime.group_computation import compute_group
 from node_agent.runtime.statistics import Statistics
@@ -35,8 +35,7 @@ QUICK_S = 1e-3  # a hop there and back takes a third of that, and no message wai
 STOP_TIMEOUT_S = 1.0  # for the batch that is being computed; the thread is a daemon and holds nobody up
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(msgspec.Struct, frozen=True, eq=False):
     """What the batcher carries without looking into it."""
 
     ticket: Ticket
@@ -82,6 +81,7 @@ class DeviceThread:
         self._work_came = threading.Condition(self._lock)  # for the thread alone: it is not woken for others' news
         self._went_idle = threading.Condition(self._lock)
         self._stopping = False
+        self._awaited = 0  # how many wait until there is nothing to do
         self._computing = False  # by whichever thread
         # Taken out of the queue to be computed at once, and left to the thread that should do it.
         self._next: list[Batch[Job]] = []
@@ -108,6 +108,8 @@ class DeviceThread:
 
     def check_room(self, uid: str, rows: int, size_bytes: int) -> None:
         """Raises NodeOverloaded when a request of this size does not fit. What is late then makes room."""
+        if not self._batcher.queued_rows:
+            return  # there is, and only the data plane, which asks, takes it
         late: list[Pending[Job]] = []
         try:
             with self._lock:
@@ -131,6 +133,8 @@ class DeviceThread:
 
         Whether to be called again: more waits, and nobody computes.
         """
+        if not self._batcher.queued_rows and not self._next:
+            return False
         started = self._clock.monotonic_s()
         while True:
             with self._lock:
@@ -141,7 +145,8 @@ class DeviceThread:
             with self._lock:
                 self._computing = False
                 if not self._next and not self._batcher.queued_rows:
-                    self._went_idle.notify_all()
+                    if self._stopping or self._awaited:
+                        self._went_idle.notify_all()
                     return False
             if self._clock.monotonic_s() - started >= self._quick_s:
                 return True
@@ -149,10 +154,16 @@ class DeviceThread:
     def wait_until_idle(self, timeout_s: float) -> bool:
         """Whether everything queued was computed within the time."""
         with self._lock:
-            return self._went_idle.wait_for(
-                lambda: not self._thread.is_alive() or not (self._computing or self._next or self._batcher.queued_rows),
-                timeout_s,
-            )
+            self._awaited += 1
+            try:
+                return self._went_idle.wait_for(
+                    lambda: (
+                        not self._thread.is_alive() or not (self._computing or self._next or self._batcher.queued_rows)
+                    ),
+                    timeout_s,
+                )
+            finally:
+                self._awaited -= 1
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """End after the batch that is being computed; what still waits is refused. May be called twice."""
@@ -227,29 +238,34 @@ class DeviceThread:
     def _serve(self, batches: list[Batch[Job]]) -> None:
         """Compute them, several as a group, and answer each request."""
         for batch in batches:
-            self._refuse_late(batch.late)
+            if batch.late:
+                self._refuse_late(batch.late)
         batches = [batch for batch in batches if batch.requests]
         if not batches:
             return
-        operation = batches[0].operation
-        work = [
-            (self._experts.by_uid[batch.uid], [request.payload.tensors for request in batch.requests])
-            for batch in batches
-        ]
+        operation, rows = batches[0].operation, 0
+        work = []
+        for batch in batches:
+            rows += batch.rows
+            work.append((self._experts.by_uid[batch.uid], [request.payload.tensors for request in batch.requests]))
         started = self._clock.monotonic_s()
-        outcomes_by_batch = compute_group(self._experts.group_of(batches[0].uid, operation), operation, work)
+        if len(work) == 1:
+            outcomes_by_batch = [compute(work[0][0], operation, work[0][1])]
+        else:
+            outcomes_by_batch = compute_group(self._experts.group_of(batches[0].uid, operation), operation, work)
         finished = self._clock.monotonic_s()
-        rows = sum([batch.rows for batch in batches])
         self._batcher.observe(rows, finished - started)
         if len(batches) == 1:
             self._costs.observe(work[0][0].layer.prefix, operation, rows, finished - started)
+        failure: LearningAtHomeError | None = None
         for batch, outcomes in zip(batches, outcomes_by_batch, strict=True):
             shared = len(batches) > 1 or len(outcomes) > 1
             for request, outcome in zip(batch.requests, outcomes, strict=True):
                 self._reply(request, outcome, started, finished, shared=shared)
-        failures = [o for outcomes in outcomes_by_batch for o in outcomes if isinstance(o, LearningAtHomeError)]
-        if failures:
-            log.info("%s: %s", batches[0].uid, failures[0])
+                if isinstance(outcome, LearningAtHomeError):
+                    failure = outcome
+        if failure is not None:
+            log.info("%s: %s", batches[0].uid, failure)
             if not device_still_works(self._device):
                 raise RuntimeError(f"{self._device} fails since {batches[0].uid} ran {operation}; start the node again")
 
@@ -270,7 +286,7 @@ class DeviceThread:
                 queued_us=max(0, round((started - request.arrived) * 1e6)),
                 computed_us=max(0, round((finished - started) * 1e6)),
                 updates=expert.updates,
-                load_ms=self.load_s() * 1e3,
+                load_ms=self._batcher.wait_s() * 1e3,
                 codec=codec,
             )
         now = self._clock.monotonic_s()
@@ -302,7 +318,7 @@ class DeviceThread:
             self._answers.fail(ticket, error)
 
 
-def _packed(tensor: Tensor, codec: Codec) -> tuple[TensorSpec, Sequence[memoryview], Codec]:
+def _packed(tensor: Tensor, codec: Codec) -> tuple[TensorSpec, Sequence[memoryview | bytes], Codec]:
     """In the form that the caller wants, or as it is when its numbers do not fit that."""
     try:
         return *to_frames(tensor, codec), codec

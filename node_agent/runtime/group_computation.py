@@ -50,7 +50,7 @@ class Lane:
 def compute_group(
     group: Group | None, operation: Operation, batches: Sequence[tuple[Expert, Sequence[Request]]]
 ) -> list[list[Outcome]]:
-    """Per batch, one outcome per request, in their order. `group`: that of all these experts; None for a lone one."""
+    """Per batch, one outcome per request, in their order. `group`: that of all these experts."""
     found: Mapping[int, list[Outcome]] = {}
     if group is not None and len(batches) > 1:
         lanes = [Lane(expert, group.positions[str(expert.uid)], requests) for expert, requests in batches if requests]

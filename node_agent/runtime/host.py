@@ -5,7 +5,6 @@ It knows nothing of the DHT or the coordinator. The server calls `on_work` in th
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +17,7 @@ from learning_at_home.project import MAX_BYTES_PER_REQUEST, MAX_ROWS_PER_REQUEST
 from learning_at_home.transport.server import Server, Ticket
 from learning_at_home.wire.messages import Work
 from node_agent.experts.hosted import HostedExperts
-from node_agent.runtime.admission import check_specs, size_bytes, unpack
+from node_agent.runtime.admission import check_specs, unpack
 from node_agent.runtime.backward_window import NEW, PENDING, BackwardWindow
 from node_agent.runtime.batcher import Limits, Pending
 from node_agent.runtime.device_thread import DeviceThread, Job
@@ -74,7 +73,7 @@ class Host:
             max_bytes=MAX_BYTES_PER_REQUEST,
             unencrypted=options.unencrypted,
         )
-        self._draining = threading.Event()
+        self._draining = False
         self.last_work_s = 0.0  # monotonic; written by the data plane
 
     def start(self) -> int:
@@ -104,12 +103,12 @@ class Host:
             raise
 
     def _queue(self, ticket: Ticket, work: Work, frames: list[list[zmq.Frame]]) -> None:
-        if self._draining.is_set():
+        if self._draining:
             raise NodeDraining("this node is leaving and takes nothing new; ask another")
         self.last_work_s = ticket.received
         expert = self.experts.find(work.uid)
         rows = check_specs(expert, work, self.options.max_rows)
-        num_bytes = size_bytes(work.tensors)
+        num_bytes = rows * expert.row_bytes * len(work.tensors)
         self.device_thread.check_room(work.uid, rows, num_bytes)
         self.device_thread.submit(
             Pending(
@@ -139,12 +138,12 @@ class Host:
 
     def drain(self, timeout_s: float) -> bool:
         """Take nothing new and finish the queue; whether it was finished in time. Blocks."""
-        self._draining.set()
+        self._draining = True
         return self.device_thread.wait_until_idle(timeout_s)
 
     def stop(self) -> None:
         """End both threads, at once but for the batch that is being computed. May be called twice."""
-        self._draining.set()
+        self._draining = True
         self.device_thread.stop()
         self.server.stop()
 

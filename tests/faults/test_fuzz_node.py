@@ -120,6 +120,7 @@ def test_a_node_survives_whatever_callers_send(small_swarm, raw_caller, seed, fi
     assert grown < MOST_GROWTH_BYTES
     until(lambda: process.num_fds() <= descriptors, "every descriptor is closed that was not open before")
     assert threading.active_count() == threads
+    swarm.announce(swarm.identities[0], host.server.port, [0, 1])  # the first one lived for a minute
     check_that_an_honest_caller_is_served(swarm, host)
 
 

@@ -137,7 +137,8 @@ def test_an_answer_to_nothing_that_was_asked_ends_at_the_deadline(small_swarm, h
 )
 def test_a_layer_goes_on_without_the_node_that_answers_wrongly(small_swarm, hostile, script, operation):
     """Both experts are chosen for every row; only bob's answers count."""
-    swarm = small_swarm(layer((2,), optimizer=FROZEN, deadline_s=DEADLINE_S, grace_s=0.2))
+    grace_s = 0.2 if operation == "forward" else 1.0  # the second: on a busy machine both answer forward
+    swarm = small_swarm(layer((2,), optimizer=FROZEN, deadline_s=DEADLINE_S, grace_s=grace_s))
     hostile(swarm, [0], only(operation, script))
     swarm.add_wilful([1], twice)
     dmoe = DMoE(swarm.swarm, "ffn0", 2)

@@ -42,13 +42,13 @@ class Caller:
         """The answers of several calls in one message, in the order of the calls."""
         deadline = self.clock.monotonic_s() + TIMEOUT_S
         with self.connections.exchange() as exchange:
-            ids = exchange.send(peer, "digits", calls, deadline)
+            exchange.send(peer, "digits", calls, deadline)
             answers = {}
             while exchange.pending:
                 answer = exchange.next_answer(deadline + 1.0)
                 assert answer is not None, "no answer before the deadline"
                 answers[answer.call_id] = answer
-        return [answers[call_id] for call_id in ids]
+        return [answers[call.call_id] for call in calls]
 
 
 def _call_of(uid: str, operation: Operation, *tensors: Tensor) -> Call:

@@ -19,9 +19,9 @@ def test_old_failures_are_forgotten_in_time():
     suspicions.fail(PEER, now=0)
 
     suspicions.prune(now=FORGET_AFTER_S)
-    assert PEER in suspicions
+    assert PEER in suspicions.by_key
     suspicions.prune(now=1 + FORGET_AFTER_S)
-    assert PEER not in suspicions
+    assert PEER not in suspicions.by_key
 
 
 def test_a_very_long_row_of_failures_does_not_overflow():

@@ -211,9 +211,9 @@ def test_bytes_cut_anywhere_are_a_wire_error(codec: Codec) -> None:
     spec, [frame] = to_frames(torch.randn(BLOCK_ELEMENTS + 1), codec)
     for length in range(len(frame)):
         with pytest.raises(WireError):
-            split_frames([(spec,)], [frame[:length]], codec=codec)
+            split_frames([(spec,)], [bytes(frame[:length])], codec=codec)
         with pytest.raises(WireError):
-            decode(spec, [frame[:length]], codec)
+            decode(spec, [memoryview(frame)[:length]], codec)
     with pytest.raises(WireError):
         split_frames([(spec,)], [bytes(frame) + b"\0"], codec=codec)
 

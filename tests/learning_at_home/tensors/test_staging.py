@@ -39,7 +39,7 @@ def test_frames_of_a_tensor_on_a_gpu_are_those_of_the_same_on_the_cpu(codec: Cod
     spec, frames = to_frames(tensor, codec)
     spec_of_gpu, frames_of_gpu = to_frames(tensor.cuda(), codec)
     arrived, of_gpu = (
-        from_frames(spec, [Frame(frame) for frame in sent], codec)  # type: ignore[misc]
+        from_frames(spec, [Frame(memoryview(frame)) for frame in sent], codec)  # type: ignore[misc]
         for sent in (frames, frames_of_gpu)
     )
     assert spec_of_gpu == spec
