@@ -10,10 +10,10 @@ import ctypes
 import math
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-import zmq
 from torch import Tensor
 
 from learning_at_home.errors import SpecMismatch
@@ -26,6 +26,7 @@ from learning_at_home.wire.messages import CHUNK_BYTES, Codec, TensorSpec
 if sys.byteorder != "little":  # pragma: no cover - no such machine runs torch today
     raise ImportError("Learning@home needs a little-endian machine: its wire format is raw little-endian numbers")
 
+Buffer = Any  # bytes-like: zmq.Frame, memoryview, bytes
 DTYPES: dict[str, torch.dtype] = {
     "float64": torch.float64,
     "float32": torch.float32,
@@ -67,50 +68,50 @@ def to_frames(tensor: Tensor, codec: Codec = "none") -> tuple[TensorSpec, Sequen
     return spec, [frame[start : start + CHUNK_BYTES] for start in range(0, len(frame), CHUNK_BYTES)]
 
 
-def from_frames(spec: TensorSpec, frames: Sequence[zmq.Frame], codec: Codec = "none") -> Tensor:
+def from_frames(spec: TensorSpec, frames: Sequence[Buffer], codec: Codec = "none") -> Tensor:
     """The tensor of a header entry, on the CPU, whatever its numbers are.
 
     `frames` must have the sizes that `wire.framing.split_frames` checked. One aligned frame becomes the tensor's memory
     (ZeroMQ aligns those from 8 KiB on); several, or an unaligned one, are joined by one copy.
     """
     if codec != "none" and frames:
-        return decode(spec, [frame.buffer for frame in frames], codec)[0]
+        return decode(spec, [memoryview(frame) for frame in frames], codec)[0]
     if len(frames) != 1:
         return _join(spec, frames, checked=False)[0]
     if spec.num_bytes <= SMALL_BYTES:
-        return from_bytes(spec, frames[0].buffer)
+        return from_bytes(spec, frames[0])
     return _in_place(spec, frames[0])
 
 
-def from_frames_checked(spec: TensorSpec, frames: Sequence[zmq.Frame], codec: Codec = "none") -> tuple[Tensor, bool]:
+def from_frames_checked(spec: TensorSpec, frames: Sequence[Buffer], codec: Codec = "none") -> tuple[Tensor, bool]:
     """The same, and whether all its numbers are finite: sooner known than by a second look at the tensor."""
     if codec != "none" and frames:
-        return decode(spec, [frame.buffer for frame in frames], codec)
+        return decode(spec, [memoryview(frame) for frame in frames], codec)
     if len(frames) != 1:
         return _join(spec, frames, checked=True)
     if spec.num_bytes <= SMALL_BYTES:
-        tensor, finite = from_bytes_checked(spec, frames[0].buffer)
+        tensor, finite = from_bytes_checked(spec, frames[0])
         return tensor, finite or each_is_finite(tensor)
     tensor = _in_place(spec, frames[0])
     return tensor, is_finite(tensor)
 
 
-def _in_place(spec: TensorSpec, frame: zmq.Frame) -> Tensor:
-    numbers = np.ndarray(spec.shape, IN_NUMPY[spec.dtype], frame.buffer)
+def _in_place(spec: TensorSpec, frame: Buffer) -> Tensor:
+    numbers = np.ndarray(spec.shape, IN_NUMPY[spec.dtype], frame)
     if not numbers.flags.carray:  # not aligned, or not to be written to
         numbers = numbers.copy()
     tensor = torch.from_numpy(numbers)
     return tensor.view(torch.bfloat16) if spec.dtype == "bfloat16" else tensor
 
 
-def _join(spec: TensorSpec, frames: Sequence[zmq.Frame], checked: bool) -> tuple[Tensor, bool]:
+def _join(spec: TensorSpec, frames: Sequence[Buffer], checked: bool) -> tuple[Tensor, bool]:
     """Each piece is read from memory once: it is summed, and then copied out of the cache."""
     dtype = DTYPES[spec.dtype]
     joined = torch.empty(spec.shape, dtype=dtype)
     address = joined.data_ptr()
     finite = True
     for frame in frames:
-        for piece in torch.frombuffer(frame.buffer, dtype=dtype).split(PIECE_BYTES // dtype.itemsize):
+        for piece in torch.frombuffer(frame, dtype=dtype).split(PIECE_BYTES // dtype.itemsize):
             if checked:
                 finite = math.isfinite(piece.sum().item()) and finite
             ctypes.memmove(address, piece.data_ptr(), piece.nbytes)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,13 +45,13 @@ def are_finite(tensor: Tensor) -> bool:
     return dtype is not None and _are_finite(np.frombuffer(bytes_of(tensor), dtype))
 
 
-def from_bytes(spec: TensorSpec, frame: memoryview) -> Tensor:
+def from_bytes(spec: TensorSpec, frame: Any) -> Tensor:
     """The tensor of a header entry, from a copy of its bytes. Not for tensors without elements."""
     tensor = torch.from_numpy(np.ndarray(spec.shape, IN_NUMPY[spec.dtype], bytearray(frame)))
     return tensor.view(torch.bfloat16) if spec.dtype == "bfloat16" else tensor
 
 
-def from_bytes_checked(spec: TensorSpec, frame: memoryview) -> tuple[Tensor, bool]:
+def from_bytes_checked(spec: TensorSpec, frame: Any) -> tuple[Tensor, bool]:
     """The same, and whether its numbers are all finite, as `are_finite` tells."""
     numbers = np.ndarray(spec.shape, IN_NUMPY[spec.dtype], bytearray(frame))
     tensor = torch.from_numpy(numbers)

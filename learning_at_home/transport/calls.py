@@ -18,7 +18,7 @@ from learning_at_home.peer_address import PeerAddress
 from learning_at_home.wire.framing import split_frames
 from learning_at_home.wire.messages import Failure, Operation, Reply, TensorSpec
 
-Frames = list[list[Any]]  # the frames of each tensor (zmq.Frame; bytes in tests)
+Frames = list[list[Any]]  # the frames of each tensor (zmq.Frame; memoryview, bytes in tests)
 
 
 class Call(msgspec.Struct, eq=False):
@@ -89,7 +89,7 @@ class CallTable:
         if call is None:
             return
         try:
-            tensors = split_frames((reply.tensors,), frames, codec=reply.codec)[0]
+            tensors = split_frames((reply.tensors,), frames, codec=reply.codec, data=reply.data)[0]
         except WireError as error:
             self._end(call, WireError(f"{call.uid}: {error.message}", peer=peer.name), now)
             return

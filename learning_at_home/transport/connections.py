@@ -25,6 +25,7 @@ from learning_at_home.transport.calls import Answer, Call, CallTable
 from learning_at_home.transport.link import Link
 from learning_at_home.transport.socket_options import POLLIN, poll
 from learning_at_home.version import AGENT
+from learning_at_home.wire.framing import take_small
 from learning_at_home.wire.messages import Codec, Reply, Request, Welcome, Work
 
 MAX_LINKS = 128  # of four descriptors each: half of a process's usual 1,024
@@ -131,9 +132,10 @@ class Exchange:
         if len(calls) > 1:
             work = tuple([Work(call.call_id, call.uid, call.operation, call.tensors) for call in calls])
             frames = [frame for call in calls for frame in call.frames]
+        data, frames = take_small(frames)
         timeout_ms = min(3_600_000, max(1, round((deadline - now) * 1000)))
         waited_ms = math.ceil((now - first.first_sent) * 1000)  # over 0 in whatever is sent again
-        request = Request(project, first.issued_ms, timeout_ms, work, waited_ms, codec, reply_codec)
+        request = Request(project, first.issued_ms, timeout_ms, work, waited_ms, codec, reply_codec, data)
         try:
             self._link(peer, now).send(request, frames)
         except LearningAtHomeError as error:

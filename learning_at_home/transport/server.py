@@ -69,6 +69,9 @@ MAX_PARTS = 4_096  # of a message: 1,024 pieces of work with two tensors each, a
 RECEIVE_BURST = 64  # messages taken in before answers get their turn
 
 
+TensorFrame = zmq.Frame | memoryview  # some of a tensor's bytes
+
+
 class Ticket(msgspec.Struct, frozen=True, eq=False):
     """Where one answer goes, and until when it is wanted. A struct, because one is made for every call."""
 
@@ -86,7 +89,7 @@ class Ticket(msgspec.Struct, frozen=True, eq=False):
 class WorkHandler(Protocol):
     """Who takes the work: the node's runtime."""
 
-    def on_work(self, ticket: Ticket, work: Work, frames: list[list[zmq.Frame]]) -> None:
+    def on_work(self, ticket: Ticket, work: Work, frames: list[list[TensorFrame]]) -> None:
         """Admit and queue it, quickly. A LearningAtHomeError becomes the failure of this one call."""
         ...
 
@@ -285,7 +288,7 @@ class Server:
             if message.project != self._project:
                 raise UnknownProject(f"this node serves project {self._project}, not {message.project[:40]!r}")
             groups = [work.tensors for work in message.work] if len(message.work) > 1 else (message.work[0].tensors,)
-            tensors = split_frames(groups, frames, codec=message.codec)
+            tensors = split_frames(groups, frames, codec=message.codec, data=message.data)
         except WireError as error:
             self.counters.malformed += 1
             self._send(routing_id, failure_of(None, error))
@@ -317,7 +320,7 @@ class Server:
         self._send(routing_id, Welcome(version, public_key, AGENT, wall_ms, self._max_rows, self._max_bytes, CODECS))
 
     def _dispatch(
-        self, routing_id: bytes, caller: bytes, request: Request, tensors: list[list[list[zmq.Frame]]]
+        self, routing_id: bytes, caller: bytes, request: Request, tensors: list[list[list[TensorFrame]]]
     ) -> None:
         now = self._clock.monotonic_s()
         age_s = self._clock.wall_s() - request.issued_ms / 1000

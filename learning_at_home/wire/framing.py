@@ -15,7 +15,9 @@ from learning_at_home.errors import WireError
 from learning_at_home.project import DTYPE_BYTES, MAX_BYTES_PER_REQUEST
 from learning_at_home.wire.messages import (
     CHUNK_BYTES,
+    MAX_DATA_BYTES,
     MAX_HEADER_BYTES,
+    SMALL_BYTES,
     CallerMessage,
     Codec,
     NodeMessage,
@@ -56,22 +58,39 @@ decode_caller = _decoding(_caller_decoder)  # what a caller sent; both raise Wir
 decode_node = _decoding(_node_decoder)  # what a node answered
 
 
+def take_small(frames: Sequence[memoryview | bytes]) -> tuple[bytes, Sequence[memoryview | bytes]]:
+    """The `data` of a message with these frames, and those that follow the header: either has all there is."""
+    num_bytes = 0
+    for frame in frames:
+        num_bytes += len(frame)
+        if len(frame) > SMALL_BYTES:
+            return b"", frames
+    if num_bytes > MAX_DATA_BYTES:
+        return b"", frames
+    return b"".join(frames), ()
+
+
 def split_frames(
     groups: Sequence[tuple[TensorSpec, ...]],
     frames: Sequence[FrameT],
     limit_bytes: int = 2 * MAX_BYTES_PER_REQUEST,
     codec: Codec = "none",
-) -> list[list[list[FrameT]]]:
-    """The frames of each tensor of each group: result[group][tensor] is a list of frames.
+    data: bytes = b"",
+) -> list[list[list[FrameT | memoryview]]]:
+    """The frames of each tensor of each group: result[group][tensor] is a list of frames, or one piece of `data`.
 
     Raises WireError when number or size of the frames differs from what the header said, or when the tensors, on the
     wire or decoded, take more than `limit_bytes` together.
     """
-    result: list[list[list[FrameT]]] = []
+    if data:
+        if frames:
+            raise WireError(f"the header holds the tensors itself, and {len(frames)} frames came")
+        return _cut(groups, memoryview(data), codec)
+    result: list[list[list[FrameT | memoryview]]] = []
     position = 0
     room_bytes = limit_bytes
     for group in groups:
-        tensors: list[list[FrameT]] = []
+        tensors: list[list[FrameT | memoryview]] = []
         for spec in group:
             size = decoded_size = math.prod(spec.shape) * DTYPE_BYTES[spec.dtype]
             if codec != "none":
@@ -80,7 +99,7 @@ def split_frames(
             if room_bytes < 0:
                 raise WireError(f"the header announces more bytes of tensors than the {limit_bytes:,} that are allowed")
             stop = position + -(-size // CHUNK_BYTES)
-            taken = list(frames[position:stop])
+            taken: list[FrameT | memoryview] = list(frames[position:stop])
             if size != sum(map(len, taken)) or (len(taken) > 1 and any(len(f) != CHUNK_BYTES for f in taken[:-1])):
                 raise WireError(_differences(spec, size, taken))
             tensors.append(taken)
@@ -88,6 +107,23 @@ def split_frames(
         result.append(tensors)
     if position != len(frames):
         raise WireError(f"the header announces {position} frames, {len(frames)} came")
+    return result
+
+
+def _cut(
+    groups: Sequence[tuple[TensorSpec, ...]], data: memoryview, codec: Codec
+) -> list[list[list[FrameT | memoryview]]]:
+    result: list[list[list[FrameT | memoryview]]] = []
+    position = 0
+    for group in groups:
+        tensors: list[list[FrameT | memoryview]] = []
+        for spec in group:
+            size = wire_bytes(spec, codec) if codec != "none" else math.prod(spec.shape) * DTYPE_BYTES[spec.dtype]
+            tensors.append([data[position : position + size]] if size else [])
+            position += size
+        result.append(tensors)
+    if position != len(data):
+        raise WireError(f"the header announces {position:,} bytes of tensors and holds {len(data):,}")
     return result
 
 

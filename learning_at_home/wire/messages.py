@@ -1,8 +1,8 @@
 """The messages between a caller and a node, as values. docs/wire-format.md is the normative text.
 
 A message is a ZeroMQ multipart: frame 0 is one of these structs in msgpack (a map with the tag `type`), the frames
-after it are raw little-endian tensor bytes in the order in which the header lists the tensors. Knows nothing of sockets
-or torch.
+after it are raw little-endian tensor bytes in the order in which the header lists the tensors; where these are small,
+the header holds them itself, as `data`, and no frame follows. Knows nothing of sockets or torch.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import msgspec
 
 from learning_at_home.project import DTYPE_BYTES, DtypeName
 
-PROTOCOL_VERSIONS = (2, 2)  # first and last version that this code speaks
+PROTOCOL_VERSIONS = (3, 3)  # first and last version that this code speaks
 CHUNK_BYTES = 1 << 20  # CURVE moves frames of 1 MiB nearly twice as fast as one of 8 MiB
+SMALL_BYTES = 16 * 1024  # a tensor up to this travels in the header, if there is room: a frame costs more
+MAX_DATA_BYTES = 128 * 1024  # of all tensors in a header
 MAX_HEADER_BYTES = 256 * 1024  # a message with work for 1,024 experts takes about 60 KB
 MAX_WORK_PER_REQUEST = 1_024
 MAX_TENSORS_PER_WORK = 16
@@ -81,6 +83,7 @@ class Welcome(msgspec.Struct, frozen=True, tag="welcome", forbid_unknown_fields=
     codecs: tuple[str, ...] = ("none",)  # that it takes and answers in
 
 
+Data = Annotated[bytes, msgspec.Meta(max_length=MAX_DATA_BYTES)]  # all tensors' bytes; encoding takes any buffer
 Tensors = Annotated[tuple[TensorSpec, ...], msgspec.Meta(max_length=MAX_TENSORS_PER_WORK)]
 
 
@@ -103,6 +106,7 @@ class Request(msgspec.Struct, frozen=True, tag="request", forbid_unknown_fields=
     waited_ms: Count = 0  # from issued_ms to this attempt: over 0 in a retry
     codec: Codec = "none"  # of this message's tensors
     reply_codec: Codec = "none"  # that the answers shall have
+    data: Data = b""
 
 
 class Reply(msgspec.Struct, frozen=True, tag="reply", forbid_unknown_fields=True):
@@ -115,6 +119,7 @@ class Reply(msgspec.Struct, frozen=True, tag="reply", forbid_unknown_fields=True
     updates: Count  # optimizer steps of this expert so far
     load_ms: Annotated[float, msgspec.Meta(ge=0, le=3.6e6)]  # hint: how long new work would wait now
     codec: Codec = "none"  # of these tensors: the one asked for, or "none" when the values do not fit it
+    data: Data = b""
 
 
 class Failure(msgspec.Struct, frozen=True, tag="failure", forbid_unknown_fields=True):

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import zmq
 from torch import Tensor
 
 from learning_at_home.errors import BatchTooLarge, EmptyBatch, NonFiniteTensor, SpecMismatch
 from learning_at_home.project import LayerSpec
 from learning_at_home.tensors.frames import from_frames, from_frames_checked
+from learning_at_home.transport.server import TensorFrame
 from learning_at_home.wire.messages import Codec, Operation, Work
 from node_agent.experts.expert import Expert
 
@@ -50,7 +50,7 @@ def check_specs(expert: Expert, work: Work, max_rows: int) -> int:
 
 
 def unpack(
-    expert: Expert, work: Work, frames: Sequence[Sequence[zmq.Frame]], codec: Codec = "none"
+    expert: Expert, work: Work, frames: Sequence[Sequence[TensorFrame]], codec: Codec = "none"
 ) -> tuple[Tensor, ...]:
     """The tensors, on the CPU. Raises NonFiniteTensor for a backward's.
 

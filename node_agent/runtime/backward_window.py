@@ -182,7 +182,7 @@ class BackwardWindow:
         lie in memory that is larger (a batch's) or will be written to again, and are copied to be kept.
         """
         key = (ticket.issued_ms, ticket.call_id)
-        size_bytes = ANSWER_OVERHEAD_BYTES
+        size_bytes = ANSWER_OVERHEAD_BYTES + (len(message.data) if isinstance(message, Reply) else 0)
         for frame in frames:
             size_bytes += len(frame)
         kept: KeptAnswer | None = None

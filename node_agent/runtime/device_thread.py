@@ -20,6 +20,7 @@ from learning_at_home.clock import Clock
 from learning_at_home.errors import DeadlinePassed, LearningAtHomeError, NodeDraining, NodeOverloaded, UsageError
 from learning_at_home.tensors.frames import to_frames
 from learning_at_home.transport.server import Ticket, failure_of
+from learning_at_home.wire.framing import take_small
 from learning_at_home.wire.messages import Codec, Failure, Reply, TensorSpec
 from node_agent.experts.hosted import HostedExperts
 from node_agent.runtime.backward_window import BackwardWindow
@@ -280,6 +281,7 @@ class DeviceThread:
             message = failure_of(ticket.call_id, outcome)
         else:
             spec, frames, codec = _packed(outcome, ticket.reply_codec)
+            data, frames = take_small(frames)
             message = Reply(
                 ticket.call_id,
                 (spec,),
@@ -288,6 +290,7 @@ class DeviceThread:
                 updates=expert.updates,
                 load_ms=self._batcher.wait_s() * 1e3,
                 codec=codec,
+                data=data,
             )
         now = self._clock.monotonic_s()
         if request.operation == "backward":

@@ -8,13 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-import zmq
 
 from learning_at_home.clock import Clock
 from learning_at_home.errors import NodeDraining
 from learning_at_home.identity import Identity
 from learning_at_home.project import MAX_BYTES_PER_REQUEST, MAX_ROWS_PER_REQUEST, ProjectRecord
-from learning_at_home.transport.server import Server, Ticket
+from learning_at_home.transport.server import Server, TensorFrame, Ticket
 from learning_at_home.wire.messages import Work
 from node_agent.experts.hosted import HostedExperts
 from node_agent.runtime.admission import check_specs, unpack
@@ -82,7 +81,7 @@ class Host:
         self.device_thread.start(self.server)
         return self.server.port
 
-    def on_work(self, ticket: Ticket, work: Work, frames: list[list[zmq.Frame]]) -> None:
+    def on_work(self, ticket: Ticket, work: Work, frames: list[list[TensorFrame]]) -> None:
         """Admit one piece of work and queue it. What it raises is answered to this caller only, and counted there.
 
         A full node refuses by the header alone: it neither copies nor reads the tensors.
@@ -102,7 +101,7 @@ class Host:
             self.backwards.forget(ticket)  # it may come again
             raise
 
-    def _queue(self, ticket: Ticket, work: Work, frames: list[list[zmq.Frame]]) -> None:
+    def _queue(self, ticket: Ticket, work: Work, frames: list[list[TensorFrame]]) -> None:
         if self._draining:
             raise NodeDraining("this node is leaving and takes nothing new; ask another")
         self.last_work_s = ticket.received

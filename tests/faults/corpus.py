@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from learning_at_home.identity import Identity
-from learning_at_home.tensors.frames import to_frames
-from learning_at_home.wire.framing import encode
+from learning_at_home.tensors.frames import spec_of, to_frames
+from learning_at_home.wire.framing import encode, take_small
 from learning_at_home.wire.messages import (
     CODECS,
     PROTOCOL_VERSIONS,
@@ -40,17 +40,23 @@ class _Writer:
         self._issued_ms = issued_ms
 
     def message(
-        self, works: Sequence[tuple[str, Operation, list[Tensor]]], codec: Codec = "none", waited_ms: int = 0
+        self,
+        works: Sequence[tuple[str, Operation, list[Tensor]]],
+        codec: Codec = "none",
+        waited_ms: int = 0,
+        *,
+        in_header: bool = False,
     ) -> Parts:
-        """A request with these pieces of work."""
+        """A request with these pieces of work; `in_header`: their tensors are there, too."""
         entries, frames = [], []
         for call_id, (uid, operation, tensors) in enumerate(works, start=1):
             framed = [to_frames(tensor, codec) for tensor in tensors]
             entries.append(Work(call_id, uid, operation, tuple(spec for spec, _ in framed)))
             frames += [bytes(frame) for _, parts in framed for frame in parts]
         issued_ms = self._issued_ms - waited_ms
-        request = Request("test", issued_ms, TIMEOUT_MS, tuple(entries), waited_ms, codec, codec)
-        return [encode(request), *frames]
+        data, left = take_small(frames) if in_header else (b"", frames)
+        request = Request("test", issued_ms, TIMEOUT_MS, tuple(entries), waited_ms, codec, codec, data)
+        return [encode(request), *map(bytes, left)]
 
 
 def caller_messages(identity: Identity, issued_ms: int = FIXED_MS) -> list[Parts]:
@@ -67,6 +73,8 @@ def caller_messages(identity: Identity, issued_ms: int = FIXED_MS) -> list[Parts
         message([(UIDS[0], "forward", [torch.empty(0, 6, dtype=torch.float64)])]),
         message([(UIDS[0], "forward", [x.to(dtype)]) for dtype in (torch.float32, torch.float16, torch.bfloat16)]),
         message([(UIDS[0], "forward", [x])], waited_ms=100),
+        message([(UIDS[0], "forward", [x])], in_header=True),
+        message([(UIDS[1], "backward", [x, nan]), (UIDS[0], "forward", [x])], in_header=True),
     ]
 
 
@@ -75,6 +83,7 @@ def node_messages(identity: Identity) -> list[Parts]:
     return [
         [welcome(identity)],
         *(_reply(codec) for codec in CODECS),
+        [encode(Reply(7, (spec_of(rows()),), 1, 2, 3, 0.5, data=bytes(144)))],
         [encode(Failure(9, 201, "this node does not host ffn0.0.2"))],
         [encode(Failure(None, 205, "this node is leaving", 250))],
     ]

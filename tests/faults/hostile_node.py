@@ -14,7 +14,7 @@ from types import TracebackType
 import zmq
 
 from learning_at_home.identity import Identity, z85
-from learning_at_home.wire.framing import decode_caller, encode
+from learning_at_home.wire.framing import decode_caller, encode, split_frames
 from learning_at_home.wire.messages import PROTOCOL_VERSIONS, Greeting, Request, Welcome, Work
 
 SEND_TIMEOUT_MS = 200
@@ -99,15 +99,10 @@ class HostileNode:
                 self._router.send_multipart([routing_id, answer])
             return
         assert isinstance(message, Request)
-        for work in message.work:
+        groups = split_frames([work.tensors for work in message.work], frames, codec=message.codec, data=message.data)
+        for work, tensors in zip(message.work, groups, strict=True):
             self.seen.append(work)
-            mine, frames = _split(work, frames)
+            mine = [bytes(frame) for parts in tensors for frame in parts]
             with contextlib.suppress(zmq.ZMQError):  # its victim has left, or takes nothing more
                 for parts in self._script(work, mine):
                     self._router.send_multipart([routing_id, *parts], copy=self._copy)
-
-
-def _split(work: Work, frames: list[bytes]) -> tuple[list[bytes], list[bytes]]:
-    """This work's frames, and those of the works after it. Only for small tensors: a frame each."""
-    count = sum(1 for spec in work.tensors if 0 not in spec.shape)
-    return frames[:count], frames[count:]

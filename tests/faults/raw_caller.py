@@ -81,9 +81,12 @@ class RawCaller:
         self.socket.send_multipart(parts)
 
     def receive(self) -> tuple[NodeMessage, list[bytes]]:
-        """The next message. Raises zmq.Again when none comes in time."""
+        """The next message; a small tensor as a frame, too. Raises zmq.Again when none comes in time."""
         header, *frames = self.socket.recv_multipart()
-        return decode_node(header), frames
+        message = decode_node(header)
+        if isinstance(message, Reply) and message.data:
+            frames = [message.data]
+        return message, frames
 
     def answer_to(self, call_id: int | None) -> tuple[Reply | Failure, list[bytes]]:
         """The next answer that carries this id; others are dropped."""

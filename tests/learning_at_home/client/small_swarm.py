@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-import zmq
 from torch import Tensor
 
 from learning_at_home.client.fanout import CallContext
@@ -27,7 +26,7 @@ from learning_at_home.identity import Identity
 from learning_at_home.project import LayerSpec, OptimizerSpec, ProjectRecord
 from learning_at_home.tensors.frames import from_frames, to_frames
 from learning_at_home.transport.connections import Connections
-from learning_at_home.transport.server import Server, Ticket
+from learning_at_home.transport.server import Server, TensorFrame, Ticket
 from learning_at_home.wire.messages import Reply, Work
 from node_agent.experts.architectures import build_expert
 from node_agent.experts.hosted import HostedExperts
@@ -69,7 +68,7 @@ class WilfulNode:
         self.server = Server(identity, project.id, self, SystemClock(), max_rows=4096, max_bytes=1 << 26)
         self.server.start()
 
-    def on_work(self, ticket: Ticket, work: Work, frames: list[list[zmq.Frame]]) -> None:
+    def on_work(self, ticket: Ticket, work: Work, frames: list[list[TensorFrame]]) -> None:
         self.seen.append(work)
         answer = self.behaviour(work, [from_frames(s, f) for s, f in zip(work.tensors, frames, strict=True)])
         if isinstance(answer, LearningAtHomeError):

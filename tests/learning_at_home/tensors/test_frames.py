@@ -85,20 +85,13 @@ def test_a_received_tensor_may_be_written_to() -> None:
     assert arrived.tolist() == [1.0] * 4
 
 
-def lying_at(offset: int, content: bytes) -> zmq.Frame:
+def lying_at(offset: int, content: bytes) -> memoryview:
     """A frame whose bytes begin `offset` bytes after a multiple of 64, as small ones do inside ZeroMQ's buffers."""
-
-    class Frame:
-        def __init__(self) -> None:
-            memory = torch.empty(len(content) + 128, dtype=torch.uint8)
-            start = -memory.data_ptr() % 64 + offset
-            self.buffer = memory.numpy().data[start : start + len(content)]
-            self.buffer[:] = content
-
-        def __len__(self) -> int:
-            return len(self.buffer)
-
-    return Frame()  # type: ignore[return-value]
+    memory = torch.empty(len(content) + 128, dtype=torch.uint8)
+    start = -memory.data_ptr() % 64 + offset
+    frame = memory.numpy().data[start : start + len(content)]
+    frame[:] = content
+    return frame
 
 
 def address(buffer: memoryview) -> int:
@@ -112,7 +105,7 @@ def test_one_aligned_frame_becomes_the_memory_of_the_tensor(dtype: torch.dtype) 
     received = lying_at(8, bytes(frame))
     arrived = from_frames(spec, [received])
     assert torch.equal(arrived, tensor)
-    assert arrived.data_ptr() == address(received.buffer)
+    assert arrived.data_ptr() == address(received)
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
@@ -132,12 +125,11 @@ def test_the_tensor_keeps_the_memory_of_its_frame_alive() -> None:
 
 
 def test_frames_that_cannot_be_written_to_are_copied() -> None:
-    class ReadOnly:
-        buffer = memoryview(bytes(16))
-
-    arrived = from_frames(TensorSpec("float32", (4,)), [ReadOnly()])  # type: ignore[list-item]
-    arrived += 1
-    assert ReadOnly.buffer == bytes(16)
+    for num_bytes in (16, 2 * SMALL_BYTES):
+        read_only = bytes(num_bytes)
+        arrived = from_frames(TensorSpec("float32", (num_bytes // 4,)), [read_only])
+        arrived += 1
+        assert read_only == bytes(num_bytes)
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)

@@ -12,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learning_at_home.errors import WireError
-from learning_at_home.wire.framing import decode_caller, decode_node, encode, split_frames
+from learning_at_home.wire.framing import decode_caller, decode_node, encode, split_frames, take_small
 from learning_at_home.wire.messages import (
     CHUNK_BYTES,
     CODECS,
+    MAX_DATA_BYTES,
     MAX_HEADER_BYTES,
     MAX_WORK_PER_REQUEST,
+    SMALL_BYTES,
     CallerMessage,
     Codec,
     Failure,
@@ -31,11 +33,11 @@ from learning_at_home.wire.messages import (
     wire_bytes,
 )
 
-GOLDEN = Path(__file__).parents[2] / "data" / "wire-v2.json"
+GOLDEN = Path(__file__).parents[2] / "data" / "wire-v3.json"
 KEY = bytes(range(32))
 ROWS = TensorSpec("float32", (2, 3))
 CALLER_EXAMPLES: dict[str, CallerMessage] = {
-    "greeting": Greeting((2, 2), KEY, "learning-at-home/0.1.0"),
+    "greeting": Greeting((3, 3), KEY, "learning-at-home/0.1.0"),
     "request-forward": Request("digits", 1_790_000_000_000, 10_000, (Work(7, "ffn0.3.1", "forward", (ROWS,)),)),
     "request-backward": Request(
         "digits",
@@ -52,11 +54,15 @@ CALLER_EXAMPLES: dict[str, CallerMessage] = {
         codec="int8",
         reply_codec="bfloat16",
     ),
+    "request-small": Request(
+        "digits", 1_790_000_000_000, 10_000, (Work(7, "ffn0.3.1", "forward", (ROWS,)),), data=bytes(range(24))
+    ),
 }
 NODE_EXAMPLES: dict[str, NodeMessage] = {
-    "welcome": Welcome(2, KEY, "learning-at-home/0.1.0", 1_790_000_000_123, 4_096, 67_108_864, CODECS),
+    "welcome": Welcome(3, KEY, "learning-at-home/0.1.0", 1_790_000_000_123, 4_096, 67_108_864, CODECS),
     "reply": Reply(7, (ROWS,), 120, 450, 33, 1.5),
     "reply-compressed": Reply(7, (ROWS,), 120, 450, 33, 1.5, "float16"),
+    "reply-small": Reply(7, (ROWS,), 120, 450, 33, 1.5, data=bytes(range(24))),
     "failure": Failure(9, 201, "this node does not host ffn0.0.2"),
     "failure-of-all": Failure(None, 203, "the queue is full", 250),
 }
@@ -67,7 +73,7 @@ def decode(name: str, header: bytes) -> object:
     return decode_caller(header) if name in CALLER_EXAMPLES else decode_node(header)
 
 
-def test_the_bytes_of_version_2_never_change() -> None:
+def test_the_bytes_of_version_3_never_change() -> None:
     golden = json.loads(GOLDEN.read_text())
     assert {name: encode(message).hex() for name, message in EXAMPLES.items()} == golden
     assert {name: decode(name, bytes.fromhex(text)) for name, text in golden.items()} == EXAMPLES
@@ -224,3 +230,54 @@ def test_bytes_follow_from_the_header_alone(num_elements: int, sizes: dict[Codec
         assert split_frames([(spec,)], [bytes(size)] if size else [], codec=codec)
         with pytest.raises(WireError):
             split_frames([(spec,)], [bytes(size + 1)], codec=codec)
+
+
+def test_small_tensors_travel_in_the_header_and_are_cut_apart() -> None:
+    sent: list[bytes | memoryview] = [b"\1" * 24, memoryview(b"\2" * 24)]
+    data, left = take_small(sent)
+    assert (data, left) == (b"\1" * 24 + b"\2" * 24, ())
+    groups = split_frames([(ROWS, ROWS), (TensorSpec("float32", (0, 3)),)], [], data=data)
+    as_bytes = [[[bytes(piece) for piece in tensor] for tensor in group] for group in groups]
+    assert as_bytes == [[[b"\1" * 24], [b"\2" * 24]], [[]]]
+
+
+@pytest.mark.parametrize(
+    "sizes, in_the_header",
+    [
+        ([], True),
+        ([SMALL_BYTES] * 8, True),
+        ([SMALL_BYTES + 1], False),
+        ([SMALL_BYTES] * 9, False),
+        ([1, 1 << 20], False),
+    ],
+)
+def test_what_is_large_or_too_much_travels_in_frames(sizes: list[int], in_the_header: bool) -> None:
+    frames = [bytes(size) for size in sizes]
+    data, left = take_small(frames)
+    assert data == (b"".join(frames) if in_the_header else b"")
+    assert list(left) == ([] if in_the_header else frames)
+
+
+@pytest.mark.parametrize("num_bytes", [1, 23, 25, 48])
+@pytest.mark.parametrize("codec", CODECS)
+def test_data_of_another_size_than_announced_is_a_wire_error(num_bytes: int, codec: Codec) -> None:
+    assert num_bytes != wire_bytes(ROWS, codec)
+    with pytest.raises(WireError):
+        split_frames([(ROWS,)], [], codec=codec, data=bytes(num_bytes))
+
+
+@pytest.mark.parametrize("shape", [(1 << 40,) * 8, (MAX_DATA_BYTES,), (0, 3)])
+def test_shapes_that_data_cannot_hold_are_a_wire_error(shape: tuple[int, ...]) -> None:
+    with pytest.raises(WireError):
+        split_frames([(TensorSpec("float32", shape), ROWS)], [], data=bytes(MAX_DATA_BYTES))
+
+
+def test_data_and_frames_together_are_a_wire_error() -> None:
+    with pytest.raises(WireError):
+        split_frames([(ROWS,)], [bytes(24)], data=bytes(24))
+
+
+def test_more_data_than_a_header_may_hold_is_a_wire_error() -> None:
+    decode_node(encode(Reply(7, (ROWS,), 0, 0, 0, 0.0, data=bytes(MAX_DATA_BYTES))))
+    with pytest.raises(WireError):
+        decode_node(encode(Reply(7, (ROWS,), 0, 0, 0, 0.0, data=bytes(MAX_DATA_BYTES + 1))))

@@ -42,17 +42,11 @@ def ticket(call_id: int = 1) -> Ticket:
     return Ticket(b"", call_id, 0, now + 60.0, now, b"")
 
 
-class Zeros:
-    """A frame of WORK."""
-
-    buffer = memoryview(bytearray(3 * 8 * 4))
-
-    def __len__(self) -> int:
-        return len(self.buffer)
+ZEROS = memoryview(bytearray(3 * 8 * 4))  # the frame of WORK
 
 
 def test_a_full_node_refuses_without_reading_the_tensors(host):
-    host.on_work(ticket(), WORK, [[Zeros()]])
+    host.on_work(ticket(), WORK, [[ZEROS]])
 
     with pytest.raises(NodeOverloaded, match="3 rows wait"):
         host.on_work(ticket(), WORK, [[NeverRead()]])
