@@ -60,10 +60,14 @@ class Answers:
             if isinstance(message, Failure):
                 self._error = message.message
             elif self.kept is not None:
-                content = bytearray(b"".join(frames))
+                content = bytearray(message.data or b"".join(frames))
                 self.kept[ticket.call_id] = torch.frombuffer(content, dtype=torch.float32)
             self._left -= 1
             self._changed.notify_all()
+
+    def answer_together(self, answers: Sequence[tuple[Ticket, Reply | Failure, Sequence[memoryview | bytes]]]) -> None:
+        for answer in answers:
+            self.answer(*answer)
 
     def fail(self, ticket: Ticket, error: LearningAtHomeError) -> None:
         with self._changed:

@@ -1,7 +1,9 @@
 """Expert calls of an event loop: many under way at once, over the loop's own sockets, without a hop to another thread.
 
-Async. What belongs to one loop is used by its thread only. Calls that begin in one turn of the loop leave together,
-one message per node. The channel is leased while calls are under way and given back when none is.
+Async. What belongs to one loop is used by its thread only, but for its outbox. Calls that begin in one turn of the loop
+leave together, one message per node. The exchange is leased while calls are under way and given back when none is.
+Many threads that call at once share the swarm's own loop for it: each with sockets of its own would fight the others
+for the interpreter at every step.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import concurrent.futures
 import math
 import threading
 import weakref
+from collections import deque
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -23,6 +26,7 @@ from learning_at_home.errors import LearningAtHomeError, UsageError
 from learning_at_home.transport.connections import Exchange
 
 CLOSE_TIMEOUT_S = 2.0
+CROWD = 4  # calls under way; so many threads are faster over one loop than each for itself
 _T = TypeVar("_T")
 
 
@@ -35,6 +39,7 @@ class AsyncCalls:
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopCalls] = weakref.WeakKeyDictionary()
         self._own: LoopThread | None = None
         self._closed = False
+        self._shared: LoopCalls | None = None  # of `_own`
 
     def of_running_loop(self) -> LoopCalls:
         """What belongs to the loop that runs in this thread. Raises UsageError after `close`."""
@@ -58,6 +63,25 @@ class AsyncCalls:
             coroutine.close()
             raise
 
+    @property
+    def crowded(self) -> bool:
+        """Whether so many calls are under way that the next one is better shared."""
+        shared = self._shared
+        return self._context.connections.num_leased + (shared.num_open if shared is not None else 0) >= CROWD
+
+    def share(self, task: Task, timeout_s: float, compression: Compression) -> Shared:
+        """Begin a call on the swarm's own loop, from any thread but the loop's. Raises UsageError after `close`."""
+        shared = self._shared
+        if shared is None:
+            shared = self.submit(self._share_own()).result()
+        waiting = Shared()
+        shared.call_from_anywhere(task, timeout_s, compression, waiting)
+        return waiting
+
+    async def _share_own(self) -> LoopCalls:
+        self._shared = self.of_running_loop()
+        return self._shared
+
     def close(self) -> None:
         """End all calls with UsageError. May be called twice."""
         with self._lock:
@@ -73,14 +97,49 @@ class AsyncCalls:
             raise UsageError("the swarm is closed")
 
 
+class Shared:
+    """A call that a thread waits for; what LoopCalls needs of a future."""
+
+    __slots__ = ("_ended", "_error", "_result")
+
+    def __init__(self) -> None:
+        self._ended = threading.Lock()  # locked until the call has ended
+        self._ended.acquire()
+        self._result: Result | None = None
+        self._error: LearningAtHomeError | None = None
+
+    def wait(self, timeout_s: float) -> Result | None:
+        """The call's result, or None when there is none in time. Raises what LoopCalls could not do."""
+        if not self._ended.acquire(timeout=timeout_s):
+            return None
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def done(self) -> bool:
+        return self._result is not None or self._error is not None
+
+    def set_result(self, result: Result) -> None:
+        self._result = result
+        self._ended.release()
+
+    def set_exception(self, error: LearningAtHomeError) -> None:
+        self._error = error
+        self._ended.release()
+
+
+_Waiting = asyncio.Future[Result] | Shared
+
+
 class LoopCalls:
     """The calls of one event loop."""
 
     def __init__(self, context: CallContext, loop: asyncio.AbstractEventLoop) -> None:
         self._context = context
         self._loop = weakref.ref(loop)
-        self._outbox: list[tuple[Task, float, Compression, asyncio.Future[Result]]] = []
-        self._waiting: dict[int, tuple[FanOut, asyncio.Future[Result]]] = {}  # by call id
+        self._outbox: deque[tuple[Task, float, Compression, _Waiting]] = deque()
+        self._will_send = False  # what is in the outbox, soon
+        self._waiting: dict[int, tuple[FanOut, _Waiting]] = {}  # by call id
         self._exchange: Exchange | None = None
         self._watched: dict[int, zmq.Socket[bytes]] = {}  # by descriptor
         self._timer: asyncio.TimerHandle | None = None
@@ -90,10 +149,30 @@ class LoopCalls:
         """The task's result. An expert that is full is asked again, one whose connection was lost once more."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
-        if not self._outbox:
-            loop.call_soon(self._send)
         self._outbox.append((task, timeout_s, compression, future))
+        if not self._will_send:
+            self._will_send = True
+            loop.call_soon(self._send)
         return await future
+
+    @property
+    def num_open(self) -> int:
+        """Calls under way."""
+        return len(self._waiting) + len(self._outbox)
+
+    def call_from_anywhere(self, task: Task, timeout_s: float, compression: Compression, waiting: Shared) -> None:
+        """Begin a call, from another thread than the loop's. Raises UsageError when the loop has ended."""
+        self._outbox.append((task, timeout_s, compression, waiting))
+        if self._will_send:
+            return  # it was set before the outbox will be emptied
+        self._will_send = True
+        loop = self._loop()
+        try:
+            if loop is None:
+                raise RuntimeError
+            loop.call_soon_threadsafe(self._send)
+        except RuntimeError:
+            raise UsageError("the swarm is closed") from None
 
     def close_from_anywhere(self, loop: asyncio.AbstractEventLoop) -> None:
         """End what is under way; in the loop's thread while the loop runs."""
@@ -117,7 +196,10 @@ class LoopCalls:
         done.wait(CLOSE_TIMEOUT_S)
 
     def _send(self) -> None:
-        outbox, self._outbox = self._outbox, []
+        self._will_send = False
+        outbox = []
+        while self._outbox:
+            outbox.append(self._outbox.popleft())
         try:
             if self._exchange is None:
                 self._exchange = self._context.connections.exchange()
@@ -125,7 +207,7 @@ class LoopCalls:
             for _, _, _, future in outbox:
                 _fail(future, error)
             return
-        rounds: dict[tuple[float, Compression], list[tuple[Task, asyncio.Future[Result]]]] = {}
+        rounds: dict[tuple[float, Compression], list[tuple[Task, _Waiting]]] = {}
         for task, timeout_s, compression, future in outbox:
             rounds.setdefault((timeout_s, compression), []).append((task, future))
         now = self._context.clock.monotonic_s()
@@ -209,7 +291,8 @@ class LoopCalls:
 
     def _give_up(self) -> None:
         waiting = [future for _, future in self._waiting.values()] + [future for *_, future in self._outbox]
-        self._waiting, self._outbox = {}, []
+        self._waiting = {}
+        self._outbox.clear()
         self._release()
         loop = self._loop()
         if loop is not None and not loop.is_closed():
@@ -222,6 +305,6 @@ class LoopCalls:
         return loop
 
 
-def _fail(future: asyncio.Future[Result], error: LearningAtHomeError) -> None:
+def _fail(future: _Waiting, error: LearningAtHomeError) -> None:
     if not future.done():
         future.set_exception(error)

@@ -106,6 +106,8 @@ class RemoteExpert(torch.nn.Module):
         """One request to a host of the expert, without autograd. Raises what RemoteExpert's docstring lists."""
         tracing = self._calls.tracing
         if tracing.current is None:
+            if self._swarm.asynchronous.crowded and is_small(tensors[0]):
+                return self._call_shared(operation, tensors, holder)
             return self._call(operation, tensors, holder, None)
         with tracing.round(self._name, operation, tensors[0].shape[0]) as traced:
             return self._call(operation, tensors, holder, traced)
@@ -125,6 +127,17 @@ class RemoteExpert(torch.nn.Module):
             raise CallTimeout(f"{self.uid}: no answer in {self.deadline_s:g} s")
         y = self.tensor_of(result)
         return y if tensors[0].is_cpu else y.to(tensors[0].device)
+
+    def _call_shared(self, operation: Operation, tensors: tuple[Tensor, ...], holder: PeerAddress) -> Tensor:
+        """The same on the loop that many threads share."""
+        task = self.task(operation, tensors, holder)
+        waiting = self._swarm.asynchronous.share(task, self.deadline_s, self.compression)
+        if operation == "forward":
+            check_finite(self._name, tensors[0])
+        result = waiting.wait(self.deadline_s + 1.0)
+        if result is None:
+            raise CallTimeout(f"{self.uid}: no answer in {self.deadline_s:g} s")
+        return self.tensor_of(result)
 
     def tensor_of(self, result: Result) -> Tensor:
         """The answer, on the CPU, or its error with the expert's name."""

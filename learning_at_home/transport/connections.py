@@ -26,7 +26,7 @@ from learning_at_home.transport.link import Link
 from learning_at_home.transport.socket_options import POLLIN, poll
 from learning_at_home.version import AGENT
 from learning_at_home.wire.framing import take_small
-from learning_at_home.wire.messages import Codec, Reply, Request, Welcome, Work
+from learning_at_home.wire.messages import Answers, Codec, Reply, Request, Welcome, Work
 
 MAX_LINKS = 128  # of four descriptors each: half of a process's usual 1,024
 TRUSTED_S = 0.2  # a link that was used within this time is not asked whether it still lives
@@ -228,11 +228,21 @@ class Exchange:
         if received is None:
             return False
         message, frames = received
-        if isinstance(message, Welcome):
-            return True
         now = self._clock.monotonic_s()
         if isinstance(message, Reply):
             self._table.replied(link.peer, message, frames, now)
+            return True
+        if isinstance(message, Welcome):
+            return True
+        if isinstance(message, Answers):
+            for answer in message.answers:
+                if isinstance(answer, Reply):
+                    self._table.replied(link.peer, answer, (), now)
+                elif answer.call_id is not None:
+                    self._table.failed(link.peer, answer, now)
+                else:
+                    self._lose(link.peer, WireError("a failure without a call among answers", peer=link.peer.name))
+                    return False
             return True
         self._table.failed(link.peer, message, now)
         if message.call_id is None:  # it refuses what the connection says as a whole: begin anew
@@ -270,7 +280,7 @@ class Connections:
         self._ids = itertools.count(secrets.randbits(48))
         self._lock = threading.Lock()
         self._idle: list[Exchange] = []
-        self._leased = 0
+        self.num_leased = 0  # to be read only
         self._closed = False
         self._pid = os.getpid()
         self.late_answers = 0
@@ -285,7 +295,7 @@ class Connections:
         with self._lock:
             if self._closed:
                 raise UsageError("the connections are closed")
-            self._leased += 1
+            self.num_leased += 1
             if self._idle:
                 return self._idle.pop()
         return Exchange(self, Links(self._context, self._identity, self._unencrypted), self._ids, self._clock)
@@ -295,7 +305,7 @@ class Connections:
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
-            last = not self._leased
+            last = not self.num_leased
         if self._pid != os.getpid():
             return  # sockets belong to the parent process
         for exchange in idle:
@@ -305,12 +315,12 @@ class Connections:
 
     def _give_back(self, exchange: Exchange, late: int) -> None:
         with self._lock:
-            self._leased -= 1
+            self.num_leased -= 1
             self.late_answers += late
             if not self._closed:
                 self._idle.append(exchange)
                 return
-            last = not self._leased
+            last = not self.num_leased
         exchange.links.close()
         if last:
             self._context.term()

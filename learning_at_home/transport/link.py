@@ -26,7 +26,7 @@ from learning_at_home.transport.socket_options import (
     secure_caller,
 )
 from learning_at_home.wire.framing import decode_node, encode
-from learning_at_home.wire.messages import PROTOCOL_VERSIONS, Failure, Greeting, Reply, Request, Welcome
+from learning_at_home.wire.messages import PROTOCOL_VERSIONS, Greeting, NodeMessage, Request, Welcome
 
 _WATCHED = (
     zmq.EVENT_DISCONNECTED
@@ -94,7 +94,7 @@ class Link:
         except zmq.ZMQError as error:
             raise PeerUnreachable(f"nothing more can be sent: {error}", peer=self.peer.name) from error
 
-    def receive(self) -> tuple[Reply | Failure | Welcome, list[zmq.Frame]] | None:
+    def receive(self) -> tuple[NodeMessage, list[zmq.Frame]] | None:
         """The next message that has arrived, or None. Raises WireError for one that no node may send us."""
         try:
             header = self.socket.recv(NOBLOCK, False)

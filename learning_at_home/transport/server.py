@@ -11,7 +11,7 @@ import logging
 import socket as sockets
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,11 +48,15 @@ from learning_at_home.version import AGENT
 from learning_at_home.wire.framing import decode_caller, encode, split_frames
 from learning_at_home.wire.messages import (
     CODECS,
+    MAX_HEADER_BYTES,
     MAX_MESSAGE_CHARS,
+    MAX_WORK_PER_REQUEST,
     PROTOCOL_VERSIONS,
+    Answers,
     Codec,
     Failure,
     Greeting,
+    NodeMessage,
     Reply,
     Request,
     Welcome,
@@ -66,6 +70,7 @@ MAX_GREETED = 16_384  # connections remembered; one that was forgotten is asked 
 MAX_QUEUED_ANSWERS = 16_384  # between the device thread and the socket; more than the runtime may hold in work
 ZERO_COPY_RECV = 10  # zmq.h; pyzmq has no name for it. With it a small frame that came alone holds 8 KiB
 MAX_PARTS = 4_096  # of a message: 1,024 pieces of work with two tensors each, and 128 full frames, are 2,177
+MAX_ANSWER_BYTES = 512 + 4 * MAX_MESSAGE_CHARS  # of a reply's or failure's header, beside its data
 RECEIVE_BURST = 64  # messages taken in before answers get their turn
 
 
@@ -153,7 +158,7 @@ class Server:
         self._context.set(ZERO_COPY_RECV, 0)
         self._greeted: OrderedDict[bytes, _Caller] = OrderedDict()  # by routing id
         self._unsent = UnsentBytes(max_unsent_bytes)
-        self._answers: deque[tuple[Ticket, Reply | Failure, Sequence[memoryview | bytes]]] = deque()
+        self._answers: deque[tuple[Ticket, Reply | Failure | Answers, Sequence[memoryview | bytes]]] = deque()
         self._wake_in, self._wake_out = sockets.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
@@ -183,7 +188,9 @@ class Server:
         self.port = int(self._router.getsockopt_string(zmq.LAST_ENDPOINT).rsplit(":", 1)[1])
         self._thread.start()
 
-    def answer(self, ticket: Ticket, message: Reply | Failure, frames: Sequence[memoryview | bytes] = ()) -> None:
+    def answer(
+        self, ticket: Ticket, message: Reply | Failure | Answers, frames: Sequence[memoryview | bytes] = ()
+    ) -> None:
         """Send an answer, from any thread. Never blocks: an answer over the bound is dropped and counted."""
         if threading.get_ident() == self._ident:
             self._send(ticket.routing_id, message, frames)
@@ -193,6 +200,22 @@ class Server:
             return
         self._answers.append((ticket, message, frames))
         self.wake()
+
+    def answer_together(self, answers: Sequence[tuple[Ticket, Reply | Failure, Sequence[memoryview | bytes]]]) -> None:
+        """Send the answers of one batch, from any thread: those to one caller in one message where they are small."""
+        in_header: dict[bytes, list[tuple[Ticket, Reply | Failure]]] = {}
+        for ticket, message, frames in answers:
+            if frames:
+                self.answer(ticket, message, frames)
+            else:
+                in_header.setdefault(ticket.routing_id, []).append((ticket, message))
+        for of_caller in in_header.values():
+            for together in _within_a_header(of_caller):
+                ticket, message = together[0]
+                if len(together) > 1:
+                    self.answer(ticket, Answers(tuple([message for _, message in together])))
+                else:
+                    self.answer(ticket, message)
 
     def fail(self, ticket: Ticket, error: LearningAtHomeError) -> None:
         """Answer with an error: its code, words and retry hint."""
@@ -357,9 +380,7 @@ class Server:
             ticket, message, frames = self._answers.popleft()
             self._send(ticket.routing_id, message, frames)
 
-    def _send(
-        self, routing_id: bytes, message: Welcome | Reply | Failure, frames: Sequence[memoryview | bytes] = ()
-    ) -> None:
+    def _send(self, routing_id: bytes, message: NodeMessage, frames: Sequence[memoryview | bytes] = ()) -> None:
         if frames and not self._unsent.has_room(routing_id):  # it asks for much and reads nothing
             self.counters.dropped_answers += 1
             return
@@ -378,6 +399,22 @@ class Server:
                     self._unsent.add(routing_id, tracker, len(frame))
         except zmq.ZMQError:  # EHOSTUNREACH: it left; EAGAIN: it does not read
             self.counters.dropped_answers += 1
+
+
+def _within_a_header(
+    answers: Sequence[tuple[Ticket, Reply | Failure]],
+) -> Iterator[list[tuple[Ticket, Reply | Failure]]]:
+    """The answers to one caller in messages whose headers are not too large."""
+    together: list[tuple[Ticket, Reply | Failure]] = []
+    room = MAX_HEADER_BYTES
+    for ticket, message in answers:
+        size = MAX_ANSWER_BYTES + (len(message.data) if isinstance(message, Reply) else 0)
+        if together and (size > room or len(together) == MAX_WORK_PER_REQUEST):
+            yield together
+            together, room = [], MAX_HEADER_BYTES
+        together.append((ticket, message))
+        room -= size
+    yield together
 
 
 def failure_of(call_id: int | None, error: LearningAtHomeError) -> Failure:

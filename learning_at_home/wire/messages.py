@@ -131,5 +131,11 @@ class Failure(msgspec.Struct, frozen=True, tag="failure", forbid_unknown_fields=
     retry_after_ms: Count | None = None
 
 
+class Answers(msgspec.Struct, frozen=True, tag="answers", forbid_unknown_fields=True):
+    """Answers to one caller that were ready at one moment and need no frames: a message costs more than an answer."""
+
+    answers: Annotated[tuple[Reply | Failure, ...], msgspec.Meta(min_length=1, max_length=MAX_WORK_PER_REQUEST)]
+
+
 CallerMessage = Greeting | Request
-NodeMessage = Welcome | Reply | Failure
+NodeMessage = Welcome | Reply | Failure | Answers

@@ -48,6 +48,10 @@ class Answers(Protocol):
 
     def answer(self, ticket: Ticket, message: Reply | Failure, frames: Sequence[memoryview | bytes] = ()) -> None: ...
 
+    def answer_together(
+        self, answers: Sequence[tuple[Ticket, Reply | Failure, Sequence[memoryview | bytes]]]
+    ) -> None: ...
+
     def fail(self, ticket: Ticket, error: LearningAtHomeError) -> None: ...
 
     def wake(self) -> None:
@@ -258,25 +262,38 @@ class DeviceThread:
         self._batcher.observe(rows, finished - started)
         if len(batches) == 1:
             self._costs.observe(work[0][0].layer.prefix, operation, rows, finished - started)
-        failure: LearningAtHomeError | None = None
-        for batch, outcomes in zip(batches, outcomes_by_batch, strict=True):
-            shared = len(batches) > 1 or len(outcomes) > 1
-            for request, outcome in zip(batch.requests, outcomes, strict=True):
-                self._reply(request, outcome, started, finished, shared=shared)
-                if isinstance(outcome, LearningAtHomeError):
-                    failure = outcome
+        failure = self._answer_all(batches, outcomes_by_batch, started, finished)
         if failure is not None:
             log.info("%s: %s", batches[0].uid, failure)
             if not device_still_works(self._device):
                 raise RuntimeError(f"{self._device} fails since {batches[0].uid} ran {operation}; start the node again")
 
-    def _reply(self, request: Pending[Job], outcome: Outcome, started: float, finished: float, *, shared: bool) -> None:
-        """`shared`: the outcome is a part of a larger tensor."""
-        ticket, answers = request.payload.ticket, self._answers
-        assert answers is not None
+    def _answer_all(
+        self, batches: list[Batch[Job]], outcomes_by_batch: list[list[Outcome]], started: float, finished: float
+    ) -> LearningAtHomeError | None:
+        """Answer every request and count it; returns one of the failures."""
+        assert self._answers is not None, "set by start"
+        failure: LearningAtHomeError | None = None
+        for batch, outcomes in zip(batches, outcomes_by_batch, strict=True):
+            if len(batches) == len(outcomes) == 1:
+                self._answers.answer(*self._answer(batch.requests[0], outcomes[0], started, finished, shared=False))
+            else:
+                pairs = zip(batch.requests, outcomes, strict=True)
+                self._answers.answer_together([self._answer(*pair, started, finished, shared=True) for pair in pairs])
+            now = self._clock.monotonic_s()
+            for request, outcome in zip(batch.requests, outcomes, strict=True):
+                self._count(request, outcome, now)
+                if isinstance(outcome, LearningAtHomeError):
+                    failure = outcome
+        return failure
+
+    def _answer(
+        self, request: Pending[Job], outcome: Outcome, started: float, finished: float, *, shared: bool
+    ) -> tuple[Ticket, Reply | Failure, Sequence[memoryview | bytes]]:
+        """What goes to whom. `shared`: the outcome is a part of a larger tensor."""
+        ticket = request.payload.ticket
         message: Reply | Failure
         frames: Sequence[memoryview | bytes] = ()
-        expert = self._experts.by_uid[request.uid]
         if isinstance(outcome, LearningAtHomeError):
             message = failure_of(ticket.call_id, outcome)
         else:
@@ -287,18 +304,20 @@ class DeviceThread:
                 (spec,),
                 queued_us=max(0, round((started - request.arrived) * 1e6)),
                 computed_us=max(0, round((finished - started) * 1e6)),
-                updates=expert.updates,
+                updates=self._experts.by_uid[request.uid].updates,
                 load_ms=self._batcher.wait_s() * 1e3,
                 codec=codec,
                 data=data,
             )
-        now = self._clock.monotonic_s()
         if request.operation == "backward":
-            ticket = self._backwards.answered(ticket, message, frames, now, shared=shared)
-        answers.answer(ticket, message, frames)
+            ticket = self._backwards.answered(ticket, message, frames, finished, shared=shared)
+        return ticket, message, frames
+
+    def _count(self, request: Pending[Job], outcome: Outcome, now: float) -> None:
         if isinstance(outcome, LearningAtHomeError):
             self._statistics.failed(request.uid)
             return
+        expert = self._experts.by_uid[request.uid]
         forward = request.operation == "forward"
         flop = request.rows * (expert.forward_flop_per_row if forward else expert.backward_flop_per_row)
         latency_s = now - request.arrived

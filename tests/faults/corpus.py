@@ -13,6 +13,7 @@ from learning_at_home.wire.framing import encode, take_small
 from learning_at_home.wire.messages import (
     CODECS,
     PROTOCOL_VERSIONS,
+    Answers,
     Codec,
     Failure,
     Greeting,
@@ -74,7 +75,7 @@ def caller_messages(identity: Identity, issued_ms: int = FIXED_MS) -> list[Parts
         message([(UIDS[0], "forward", [x.to(dtype)]) for dtype in (torch.float32, torch.float16, torch.bfloat16)]),
         message([(UIDS[0], "forward", [x])], waited_ms=100),
         message([(UIDS[0], "forward", [x])], in_header=True),
-        message([(UIDS[1], "backward", [x, nan]), (UIDS[0], "forward", [x])], in_header=True),
+        message([(UIDS[1], "forward", [x]), (UIDS[0], "forward", [x])], in_header=True),
     ]
 
 
@@ -84,6 +85,7 @@ def node_messages(identity: Identity) -> list[Parts]:
         [welcome(identity)],
         *(_reply(codec) for codec in CODECS),
         [encode(Reply(7, (spec_of(rows()),), 1, 2, 3, 0.5, data=bytes(144)))],
+        [encode(Answers((Reply(7, (spec_of(rows()),), 1, 2, 3, 0.5, data=bytes(144)), Failure(8, 203, "full"))))],
         [encode(Failure(9, 201, "this node does not host ffn0.0.2"))],
         [encode(Failure(None, 205, "this node is leaving", 250))],
     ]

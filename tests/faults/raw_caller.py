@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from types import TracebackType
 
 import torch
@@ -15,6 +16,7 @@ from learning_at_home.transport.socket_options import secure_caller
 from learning_at_home.wire.framing import decode_node, encode
 from learning_at_home.wire.messages import (
     PROTOCOL_VERSIONS,
+    Answers,
     Failure,
     Greeting,
     NodeMessage,
@@ -43,6 +45,7 @@ class RawCaller:
     ) -> None:
         """`receive_messages` and `receive_bytes` bound what arrives unread: for a caller that does not read."""
         self.identity = identity or Identity.generate()
+        self._unread: deque[Reply | Failure] = deque()  # of the last message
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.socket = self._context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
@@ -82,11 +85,18 @@ class RawCaller:
 
     def receive(self) -> tuple[NodeMessage, list[bytes]]:
         """The next message; a small tensor as a frame, too. Raises zmq.Again when none comes in time."""
-        header, *frames = self.socket.recv_multipart()
-        message = decode_node(header)
-        if isinstance(message, Reply) and message.data:
-            frames = [message.data]
-        return message, frames
+        if not self._unread:
+            header, *frames = self.socket.recv_multipart()
+            message = decode_node(header)
+            if not isinstance(message, Answers):
+                return message, [message.data] if isinstance(message, Reply) and message.data else frames
+            self._unread.extend(message.answers)
+        answer = self._unread.popleft()
+        return answer, [answer.data] if isinstance(answer, Reply) and answer.data else []
+
+    def waits(self, timeout_ms: int) -> bool:
+        """Whether a message is there within the time."""
+        return bool(self._unread) or bool(self.socket.poll(timeout_ms))
 
     def answer_to(self, call_id: int | None) -> tuple[Reply | Failure, list[bytes]]:
         """The next answer that carries this id; others are dropped."""

@@ -17,7 +17,6 @@ import torch
 
 from learning_at_home.errors import GreetingRequired, LearningAtHomeError
 from learning_at_home.identity import Identity
-from learning_at_home.wire.framing import decode_node
 from learning_at_home.wire.messages import Failure, Reply, Work
 from node_agent.runtime.host import Host
 from tests.faults.answers import failure, reply, rows
@@ -67,15 +66,15 @@ class Attack:
         """Until all that it sent is taken in: a connection's messages are taken in their order."""
         while True:
             caller.send(request("test", "ffn0.9", "forward", rows(), call_id=LAST_ID))
-            while caller.socket.poll(PATIENCE_MS):
+            while caller.waits(PATIENCE_MS):
                 if self._count(caller, caller.receive()[0]) == LAST_ID:
                     return
             caller.send([caller.greeting()])  # the connection was ended, and this message with it: once more
 
     def read(self) -> None:
         for caller in self.callers:
-            while caller.socket.poll(0):
-                self._count(caller, decode_node(caller.socket.recv_multipart()[0]))
+            while caller.waits(0):
+                self._count(caller, caller.receive()[0])
 
     def _count(self, caller: RawCaller, message: object) -> int | None:
         if isinstance(message, Failure) and message.code == GreetingRequired.code:

@@ -31,7 +31,9 @@ from learning_at_home.transport.socket_options import secure_caller
 from learning_at_home.wire.framing import decode_node, encode
 from learning_at_home.wire.messages import (
     CHUNK_BYTES,
+    MAX_HEADER_BYTES,
     PROTOCOL_VERSIONS,
+    Answers,
     Failure,
     Greeting,
     Reply,
@@ -40,6 +42,7 @@ from learning_at_home.wire.messages import (
     Welcome,
     Work,
 )
+from tests.faults.gate import until
 
 CLOCK = SystemClock()
 STRANGER = Identity.generate()
@@ -474,3 +477,40 @@ def test_a_second_connection_with_a_living_ones_routing_id_takes_its_place(
         for twin in twins:
             twin.close()
         context.term()
+
+
+def test_small_answers_of_one_batch_travel_together(echo: Echo, stranger: zmq.Socket[bytes]) -> None:
+    """Failures among them, large tensors for themselves, and no header over its limit."""
+    stranger.send(greeting())
+    decode_node(stranger.recv_multipart()[0])
+    now_ms = round(CLOCK.wall_s() * 1000)
+    works = tuple(Work(call_id, "ffn0.8", "forward", ()) for call_id in range(24))
+    stranger.send(encode(Request("digits", now_ms, 5_000, works)))
+    until(lambda: len(echo.held) == len(works), "all work has come")
+    small = TensorSpec("float32", (4_096,))
+    answers: list[tuple[Ticket, Reply | Failure, tuple[bytes, ...]]] = [
+        (ticket, Reply(ticket.call_id, (small,), 0, 0, 0, 0.0, data=bytes(16_384)), ()) for ticket in echo.held
+    ]
+    answers[3] = (echo.held[3], Failure(echo.held[3].call_id, 203, "full"), ())
+    answers[4] = (echo.held[4], Reply(echo.held[4].call_id, (small,), 0, 0, 0, 0.0), (bytes(16_384),))
+    echo.server.answer_together(answers)
+
+    num_messages = num_answered = 0
+    while num_answered < len(works):
+        header, *frames = stranger.recv_multipart()
+        assert len(header) <= MAX_HEADER_BYTES
+        message = decode_node(header)
+        num_messages += 1
+        num_answered += len(message.answers) if isinstance(message, Answers) else 1
+        assert bool(frames) == (isinstance(message, Reply) and message.call_id == echo.held[4].call_id)
+    assert num_messages == 4  # the large one; 22 replies of 16 KiB and a failure, in headers of 256 KiB at most
+
+
+def test_a_failure_of_everything_among_answers_is_a_wire_error(echo: Echo, connections: Connections) -> None:
+    with connections.exchange() as exchange:
+        exchange.send(address(echo), "digits", [call("ffn0.8")], CLOCK.monotonic_s() + 5)
+        assert echo.work_came.wait(5)
+        echo.server.answer(echo.held[0], Answers((Failure(None, 203, "full"),)))
+        answer = exchange.next_answer(CLOCK.monotonic_s() + 5)
+    assert answer is not None
+    assert isinstance(answer.error, WireError)

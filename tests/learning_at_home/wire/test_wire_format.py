@@ -20,6 +20,7 @@ from learning_at_home.wire.messages import (
     MAX_HEADER_BYTES,
     MAX_WORK_PER_REQUEST,
     SMALL_BYTES,
+    Answers,
     CallerMessage,
     Codec,
     Failure,
@@ -65,6 +66,7 @@ NODE_EXAMPLES: dict[str, NodeMessage] = {
     "reply-small": Reply(7, (ROWS,), 120, 450, 33, 1.5, data=bytes(range(24))),
     "failure": Failure(9, 201, "this node does not host ffn0.0.2"),
     "failure-of-all": Failure(None, 203, "the queue is full", 250),
+    "answers": Answers((Reply(7, (ROWS,), 120, 450, 33, 1.5, data=bytes(24)), Failure(9, 203, "full", 250))),
 }
 EXAMPLES = {**CALLER_EXAMPLES, **NODE_EXAMPLES}
 

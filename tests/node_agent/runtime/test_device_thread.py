@@ -54,6 +54,10 @@ class Inbox:
         self.on_answer()
         self._put(ticket.call_id, message)
 
+    def answer_together(self, answers) -> None:
+        for answer in answers:
+            self.answer(*answer)
+
     def fail(self, ticket, error) -> None:
         self._put(ticket.call_id, error)
 
