@@ -40,6 +40,7 @@ from learning_at_home.project import MAX_BYTES_PER_REQUEST
 from learning_at_home.tensors.frames import from_frames_checked, to_frames
 from learning_at_home.transport.calls import Answer, Call
 from learning_at_home.transport.connections import Connections, Exchange
+from learning_at_home.transport.link import chunk_bytes_of
 from learning_at_home.wire.messages import MAX_WORK_PER_REQUEST, Operation, TensorSpec
 
 SUSPICIOUS = (PeerUnreachable, CallTimeout, WireError, VersionMismatch)  # what makes a peer worth avoiding for a while
@@ -205,11 +206,11 @@ class FanOut:
             task.traced = self._traced.call(task.uid, task.holder, task.num_rows)
         if task.traced is not None:
             task.traced.issued()
-        codec = self._compression.request
+        codec, chunk_bytes = self._compression.request, chunk_bytes_of(task.holder)
         if len(task.tensors) == 1:
-            spec, frames = to_frames(task.tensors[0], codec)
+            spec, frames = to_frames(task.tensors[0], codec, chunk_bytes)
             return Call(task.uid, task.operation, (spec,), frames, task)
-        framed = [to_frames(tensor, codec) for tensor in task.tensors]
+        framed = [to_frames(tensor, codec, chunk_bytes) for tensor in task.tensors]
         specs = tuple([spec for spec, _ in framed])
         return Call(task.uid, task.operation, specs, [frame for _, frames in framed for frame in frames], task)
 

@@ -1,6 +1,6 @@
 """torch tensors to the little-endian frames of the wire and back, without needless copies.
 
-A tensor leaves as views of its own memory, in chunks of CHUNK_BYTES; the views keep it alive until ZeroMQ has sent
+A tensor leaves as views of its own memory, in chunks; the views keep it alive until ZeroMQ has sent
 them. It must not be written to before that: callers hand over tensors that nobody else changes.
 """
 
@@ -45,7 +45,9 @@ def spec_of(tensor: Tensor) -> TensorSpec:
     return TensorSpec(name, tuple(tensor.shape))  # type: ignore[arg-type]
 
 
-def to_frames(tensor: Tensor, codec: Codec = "none") -> tuple[TensorSpec, Sequence[memoryview | bytes]]:
+def to_frames(
+    tensor: Tensor, codec: Codec = "none", chunk_bytes: int = CHUNK_BYTES
+) -> tuple[TensorSpec, Sequence[memoryview | bytes]]:
     """The header entry of a tensor and its bytes. Without a codec it copies what is on a GPU, not contiguous or small.
 
     Raises NonFiniteTensor when a number does not fit the codec.
@@ -63,9 +65,9 @@ def to_frames(tensor: Tensor, codec: Codec = "none") -> tuple[TensorSpec, Sequen
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.view(torch.int16)
     frame = tensor.numpy().data.cast("B")
-    if len(frame) <= CHUNK_BYTES:
+    if len(frame) <= chunk_bytes:
         return spec, [frame]
-    return spec, [frame[start : start + CHUNK_BYTES] for start in range(0, len(frame), CHUNK_BYTES)]
+    return spec, [frame[start : start + chunk_bytes] for start in range(0, len(frame), chunk_bytes)]
 
 
 def from_frames(spec: TensorSpec, frames: Sequence[Buffer], codec: Codec = "none") -> Tensor:
@@ -78,7 +80,7 @@ def from_frames(spec: TensorSpec, frames: Sequence[Buffer], codec: Codec = "none
         return decode(spec, [memoryview(frame) for frame in frames], codec)[0]
     if len(frames) != 1:
         return _join(spec, frames, checked=False)[0]
-    if spec.num_bytes <= SMALL_BYTES:
+    if len(frames[0]) <= SMALL_BYTES:
         return from_bytes(spec, frames[0])
     return _in_place(spec, frames[0])
 
@@ -89,7 +91,7 @@ def from_frames_checked(spec: TensorSpec, frames: Sequence[Buffer], codec: Codec
         return decode(spec, [memoryview(frame) for frame in frames], codec)
     if len(frames) != 1:
         return _join(spec, frames, checked=True)
-    if spec.num_bytes <= SMALL_BYTES:
+    if len(frames[0]) <= SMALL_BYTES:
         tensor, finite = from_bytes_checked(spec, frames[0])
         return tensor, finite or each_is_finite(tensor)
     tensor = _in_place(spec, frames[0])

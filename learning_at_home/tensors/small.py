@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -26,6 +26,10 @@ _SUMMED = {torch.float32: IN_NUMPY["float32"], torch.float64: IN_NUMPY["float64"
 _copy_of = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t)(
     ("PyBytes_FromStringAndSize", ctypes.pythonapi)
 )
+
+
+# `vdot` tells nobody of an overflow, as `dot` would; without the question whether an array is numpy's own.
+_square: Callable[..., float] = getattr(np.vdot, "_implementation", np.vdot)
 
 
 def is_small(tensor: Tensor) -> bool:
@@ -42,7 +46,10 @@ def bytes_of(tensor: Tensor) -> bytes:
 def are_finite(tensor: Tensor) -> bool:
     """Whether a small tensor's numbers are all finite; False also when that cannot be told so cheaply."""
     dtype = _SUMMED.get(tensor.dtype)
-    return dtype is not None and _are_finite(np.frombuffer(bytes_of(tensor), dtype))
+    if dtype is None:
+        return False
+    numbers = np.frombuffer(_copy_of(tensor.data_ptr(), tensor.nbytes), dtype)
+    return math.isfinite(_square(numbers, numbers))
 
 
 def from_bytes(spec: TensorSpec, frame: Any) -> Tensor:
@@ -57,8 +64,4 @@ def from_bytes_checked(spec: TensorSpec, frame: Any) -> tuple[Tensor, bool]:
     tensor = torch.from_numpy(numbers)
     if spec.dtype == "bfloat16":
         return tensor.view(torch.bfloat16), False
-    return tensor, numbers.itemsize >= 4 and _are_finite(numbers)
-
-
-def _are_finite(numbers: npt.NDArray[np.floating]) -> bool:
-    return math.isfinite(np.vdot(numbers, numbers))  # it tells nobody of an overflow, as `dot` would
+    return tensor, numbers.itemsize >= 4 and math.isfinite(_square(numbers, numbers))

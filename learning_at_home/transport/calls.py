@@ -16,7 +16,7 @@ import msgspec
 from learning_at_home.errors import CallTimeout, LearningAtHomeError, WireError, from_wire
 from learning_at_home.peer_address import PeerAddress
 from learning_at_home.wire.framing import split_frames
-from learning_at_home.wire.messages import Failure, Operation, Reply, TensorSpec
+from learning_at_home.wire.messages import CHUNK_BYTES, Failure, Operation, Reply, TensorSpec
 
 Frames = list[list[Any]]  # the frames of each tensor (zmq.Frame; memoryview, bytes in tests)
 
@@ -83,13 +83,17 @@ class CallTable:
             call.deadline = deadline
             self.pending[call.call_id] = call
 
-    def replied(self, peer: PeerAddress, reply: Reply, frames: Sequence[Any], now: float) -> None:
+    def replied(
+        self, peer: PeerAddress, reply: Reply, frames: Sequence[Any], now: float, chunk_bytes: int = CHUNK_BYTES
+    ) -> None:
         """A reply came. A wrong shape of message is the peer's fault and becomes this call's WireError."""
         call = self._take(peer, reply.call_id)
         if call is None:
             return
         try:
-            tensors = split_frames((reply.tensors,), frames, codec=reply.codec, data=reply.data)[0]
+            tensors = split_frames(
+                (reply.tensors,), frames, codec=reply.codec, data=reply.data, chunk_bytes=chunk_bytes
+            )[0]
         except WireError as error:
             self._end(call, WireError(f"{call.uid}: {error.message}", peer=peer.name), now)
             return

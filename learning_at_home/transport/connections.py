@@ -230,7 +230,7 @@ class Exchange:
         message, frames = received
         now = self._clock.monotonic_s()
         if isinstance(message, Reply):
-            self._table.replied(link.peer, message, frames, now)
+            self._table.replied(link.peer, message, frames, now, link.chunk_bytes)
             return True
         if isinstance(message, Welcome):
             return True

@@ -26,7 +26,15 @@ from learning_at_home.transport.socket_options import (
     secure_caller,
 )
 from learning_at_home.wire.framing import decode_node, encode
-from learning_at_home.wire.messages import PROTOCOL_VERSIONS, Greeting, NodeMessage, Request, Welcome
+from learning_at_home.wire.messages import (
+    CHUNK_BYTES,
+    PLAIN_CHUNK_BYTES,
+    PROTOCOL_VERSIONS,
+    Greeting,
+    NodeMessage,
+    Request,
+    Welcome,
+)
 
 _WATCHED = (
     zmq.EVENT_DISCONNECTED
@@ -60,10 +68,11 @@ class Link:
         """`unencrypted`: endpoints without CURVE will do, too. Raises PeerUnreachable."""
         self.peer = peer
         endpoint = _choose(peer, unencrypted)
+        self.chunk_bytes = chunk_bytes_of(peer)
         with contextlib.ExitStack() as opened:
             try:
                 self.socket = opened.enter_context(context.socket(zmq.DEALER))
-                bound(self.socket)
+                bound(self.socket, self.chunk_bytes)
                 self.socket.setsockopt(zmq.RECONNECT_IVL, -1)
                 # A node lets a later connection with the same id take over: nobody must guess ours. None begins with 0.
                 self.socket.setsockopt(zmq.ROUTING_ID, b"\1" + secrets.token_bytes(ROUTING_ID_BYTES))
@@ -129,6 +138,14 @@ class Link:
 
     def close(self) -> None:
         self._opened.close()
+
+
+def chunk_bytes_of(peer: PeerAddress) -> int:
+    """The size of frames in which a peer takes and gives tensors: it is encrypted where it has such an endpoint."""
+    for endpoint in peer.endpoints:
+        if endpoint.startswith("tcp://"):
+            return CHUNK_BYTES
+    return PLAIN_CHUNK_BYTES
 
 
 def _choose(peer: PeerAddress, unencrypted: bool) -> str:

@@ -47,10 +47,12 @@ from learning_at_home.transport.unsent import MAX_UNSENT_BYTES, UnsentBytes
 from learning_at_home.version import AGENT
 from learning_at_home.wire.framing import decode_caller, encode, split_frames
 from learning_at_home.wire.messages import (
+    CHUNK_BYTES,
     CODECS,
     MAX_HEADER_BYTES,
     MAX_MESSAGE_CHARS,
     MAX_WORK_PER_REQUEST,
+    PLAIN_CHUNK_BYTES,
     PROTOCOL_VERSIONS,
     Answers,
     Codec,
@@ -143,6 +145,7 @@ class Server:
     ) -> None:
         """`unencrypted`: no CURVE, and callers are who they say they are. For trusted machines in one rack."""
         self._unencrypted = unencrypted
+        self._chunk_bytes = PLAIN_CHUNK_BYTES if unencrypted else CHUNK_BYTES
         self._inflow_limits = inflow_limits
         self._identity = identity
         self._project = project
@@ -171,7 +174,7 @@ class Server:
         self._authenticator = Authenticator(self._context)
         self._router = self._context.socket(zmq.ROUTER)
         self._plain_send = plain_send(self._router)
-        bound(self._router)
+        bound(self._router, self._chunk_bytes)
         self._guard = InflowGuard(self._router, self._inflow_limits)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._router.setsockopt(zmq.BACKLOG, BACKLOG)
@@ -311,7 +314,9 @@ class Server:
             if message.project != self._project:
                 raise UnknownProject(f"this node serves project {self._project}, not {message.project[:40]!r}")
             groups = [work.tensors for work in message.work] if len(message.work) > 1 else (message.work[0].tensors,)
-            tensors = split_frames(groups, frames, codec=message.codec, data=message.data)
+            tensors = split_frames(
+                groups, frames, codec=message.codec, data=message.data, chunk_bytes=self._chunk_bytes
+            )
         except WireError as error:
             self.counters.malformed += 1
             self._send(routing_id, failure_of(None, error))

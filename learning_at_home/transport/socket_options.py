@@ -23,12 +23,12 @@ HEARTBEAT_TIMEOUT_MS = 20_000
 poll: Callable[[Sequence[tuple[Any, int]], int], list[tuple[Any, int]]] = zmq.zmq_poll
 
 
-def bound(socket: zmq.Socket[bytes]) -> None:
+def bound(socket: zmq.Socket[bytes], chunk_bytes: int = CHUNK_BYTES) -> None:
     """Bounds and time limits that both sides share."""
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.SNDHWM, SEND_QUEUE_MESSAGES)
     socket.setsockopt(zmq.RCVHWM, RECEIVE_QUEUE_MESSAGES)
-    socket.setsockopt(zmq.MAXMSGSIZE, CHUNK_BYTES + 1_024)  # of one frame, with what CURVE adds; headers are smaller
+    socket.setsockopt(zmq.MAXMSGSIZE, chunk_bytes + 1_024)  # of one frame, with what CURVE adds; headers are smaller
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
     socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)

@@ -76,6 +76,7 @@ def split_frames(
     limit_bytes: int = 2 * MAX_BYTES_PER_REQUEST,
     codec: Codec = "none",
     data: bytes = b"",
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> list[list[list[FrameT | memoryview]]]:
     """The frames of each tensor of each group: result[group][tensor] is a list of frames, or one piece of `data`.
 
@@ -98,10 +99,10 @@ def split_frames(
             room_bytes -= max(size, decoded_size)
             if room_bytes < 0:
                 raise WireError(f"the header announces more bytes of tensors than the {limit_bytes:,} that are allowed")
-            stop = position + -(-size // CHUNK_BYTES)
+            stop = position + -(-size // chunk_bytes)
             taken: list[FrameT | memoryview] = list(frames[position:stop])
-            if size != sum(map(len, taken)) or (len(taken) > 1 and any(len(f) != CHUNK_BYTES for f in taken[:-1])):
-                raise WireError(_differences(spec, size, taken))
+            if size != sum(map(len, taken)) or (len(taken) > 1 and any(len(f) != chunk_bytes for f in taken[:-1])):
+                raise WireError(_differences(spec, size, taken, chunk_bytes))
             tensors.append(taken)
             position = stop
         result.append(tensors)
@@ -127,8 +128,8 @@ def _cut(
     return result
 
 
-def _differences(spec: TensorSpec, size: int, frames: Sequence[Sized]) -> str:
+def _differences(spec: TensorSpec, size: int, frames: Sequence[Sized], chunk_bytes: int) -> str:
     return (
         f"the frames of {spec} have {', '.join(f'{len(frame):,}' for frame in frames) or 'no'} bytes; "
-        f"{size:,} in frames of {CHUNK_BYTES:,} are announced"
+        f"{size:,} in frames of {chunk_bytes:,} are announced"
     )

@@ -12,10 +12,11 @@ from typing import Annotated, Literal, get_args
 
 import msgspec
 
-from learning_at_home.project import DTYPE_BYTES, DtypeName
+from learning_at_home.project import DTYPE_BYTES, MAX_BYTES_PER_REQUEST, DtypeName
 
 PROTOCOL_VERSIONS = (3, 3)  # first and last version that this code speaks
 CHUNK_BYTES = 1 << 20  # CURVE moves frames of 1 MiB nearly twice as fast as one of 8 MiB
+PLAIN_CHUNK_BYTES = MAX_BYTES_PER_REQUEST  # without it a tensor is one frame, which needs no copy to be one again
 SMALL_BYTES = 16 * 1024  # a tensor up to this travels in the header, if there is room: a frame costs more
 MAX_DATA_BYTES = 128 * 1024  # of all tensors in a header
 MAX_HEADER_BYTES = 256 * 1024  # a message with work for 1,024 experts takes about 60 KB

@@ -54,6 +54,8 @@ def in_own_memory(gradients: Sequence[Tensor | None], *foreign: Tensor) -> tuple
 
     Autograd may give one tensor to two parameters, a transposed one, or the very output gradient that came in.
     """
+    if all(gradient is None for gradient in gradients):
+        return tuple(gradients)
     taken = {tensor.untyped_storage().data_ptr() for tensor in foreign}
     owned: list[Tensor | None] = []
     for gradient in gradients:

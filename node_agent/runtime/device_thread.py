@@ -21,7 +21,7 @@ from learning_at_home.errors import DeadlinePassed, LearningAtHomeError, NodeDra
 from learning_at_home.tensors.frames import to_frames
 from learning_at_home.transport.server import Ticket, failure_of
 from learning_at_home.wire.framing import take_small
-from learning_at_home.wire.messages import Codec, Failure, Reply, TensorSpec
+from learning_at_home.wire.messages import CHUNK_BYTES, Codec, Failure, Reply, TensorSpec
 from node_agent.experts.hosted import HostedExperts
 from node_agent.runtime.backward_window import BackwardWindow
 from node_agent.runtime.batcher import Batch, Batcher, Limits, Pending
@@ -72,8 +72,10 @@ class DeviceThread:
         num_threads: int,
         backwards: BackwardWindow,
         quick_s: float = QUICK_S,
+        chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
-        """`quick_s`: batches expected to take less are the data plane's; 0: none are."""
+        """`quick_s`: batches expected to take less are the data plane's; 0: none are. `chunk_bytes`: of answers."""
+        self._chunk_bytes = chunk_bytes
         self._quick_s = quick_s if device.type == "cpu" else 0.0  # a GPU is one thread's
         self._experts = experts
         self._device = device
@@ -259,10 +261,10 @@ class DeviceThread:
         else:
             outcomes_by_batch = compute_group(self._experts.group_of(batches[0].uid, operation), operation, work)
         finished = self._clock.monotonic_s()
+        failure = self._answer_all(batches, outcomes_by_batch, started, finished)
         self._batcher.observe(rows, finished - started)
         if len(batches) == 1:
             self._costs.observe(work[0][0].layer.prefix, operation, rows, finished - started)
-        failure = self._answer_all(batches, outcomes_by_batch, started, finished)
         if failure is not None:
             log.info("%s: %s", batches[0].uid, failure)
             if not device_still_works(self._device):
@@ -297,7 +299,7 @@ class DeviceThread:
         if isinstance(outcome, LearningAtHomeError):
             message = failure_of(ticket.call_id, outcome)
         else:
-            spec, frames, codec = _packed(outcome, ticket.reply_codec)
+            spec, frames, codec = _packed(outcome, ticket.reply_codec, self._chunk_bytes)
             data, frames = take_small(frames)
             message = Reply(
                 ticket.call_id,
@@ -340,9 +342,9 @@ class DeviceThread:
             self._answers.fail(ticket, error)
 
 
-def _packed(tensor: Tensor, codec: Codec) -> tuple[TensorSpec, Sequence[memoryview | bytes], Codec]:
+def _packed(tensor: Tensor, codec: Codec, chunk_bytes: int) -> tuple[TensorSpec, Sequence[memoryview | bytes], Codec]:
     """In the form that the caller wants, or as it is when its numbers do not fit that."""
     try:
-        return *to_frames(tensor, codec), codec
+        return *to_frames(tensor, codec, chunk_bytes), codec
     except UsageError:
-        return *to_frames(tensor), "none"
+        return *to_frames(tensor, "none", chunk_bytes), "none"

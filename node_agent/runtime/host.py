@@ -14,7 +14,7 @@ from learning_at_home.errors import NodeDraining
 from learning_at_home.identity import Identity
 from learning_at_home.project import MAX_BYTES_PER_REQUEST, MAX_ROWS_PER_REQUEST, ProjectRecord
 from learning_at_home.transport.server import Server, TensorFrame, Ticket
-from learning_at_home.wire.messages import Work
+from learning_at_home.wire.messages import CHUNK_BYTES, PLAIN_CHUNK_BYTES, Work
 from node_agent.experts.hosted import HostedExperts
 from node_agent.runtime.admission import check_specs, unpack
 from node_agent.runtime.backward_window import NEW, PENDING, BackwardWindow
@@ -60,7 +60,9 @@ class Host:
             options.limits,
             options.num_threads,
             self.backwards,
+            chunk_bytes=PLAIN_CHUNK_BYTES if options.unencrypted else CHUNK_BYTES,
         )
+        self.work_here = self.device_thread.work_here  # called in the data-plane thread, as on_work is
         self.server = Server(
             identity,
             project.id,
@@ -120,10 +122,6 @@ class Host:
                 payload=Job(ticket, unpack(expert, work, frames, ticket.codec)),
             )
         )
-
-    def work_here(self) -> bool:
-        """See to what the last messages brought; called in the data-plane thread."""
-        return self.device_thread.work_here()
 
     @property
     def refused(self) -> int:

@@ -25,6 +25,8 @@ def to_device(parts: Sequence[Tensor], device: torch.device) -> Tensor:
 
 def to_cpu(values: Tensor) -> Tensor:
     """The values on the CPU, all there."""
+    if values.is_cpu:
+        return values
     if values.device.type != "cuda":
         return values.to("cpu")
     arrived = _staging(values.shape, values.dtype, values.device)
