@@ -65,9 +65,8 @@ class Answers:
             self._left -= 1
             self._changed.notify_all()
 
-    def answer_together(self, answers: Sequence[tuple[Ticket, Reply | Failure, Sequence[memoryview | bytes]]]) -> None:
-        for answer in answers:
-            self.answer(*answer)
+    def flush(self) -> None:
+        pass
 
     def fail(self, ticket: Ticket, error: LearningAtHomeError) -> None:
         with self._changed:

@@ -72,7 +72,7 @@ MAX_GREETED = 16_384  # connections remembered; one that was forgotten is asked 
 MAX_QUEUED_ANSWERS = 16_384  # between the device thread and the socket; more than the runtime may hold in work
 ZERO_COPY_RECV = 10  # zmq.h; pyzmq has no name for it. With it a small frame that came alone holds 8 KiB
 MAX_PARTS = 4_096  # of a message: 1,024 pieces of work with two tensors each, and 128 full frames, are 2,177
-MAX_ANSWER_BYTES = 512 + 4 * MAX_MESSAGE_CHARS  # of a reply's or failure's header, beside its data
+ANSWER_BYTES = 1_024  # more than a small answer's entry in a header takes beside its data or words
 RECEIVE_BURST = 64  # messages taken in before answers get their turn
 
 
@@ -161,7 +161,7 @@ class Server:
         self._context.set(ZERO_COPY_RECV, 0)
         self._greeted: OrderedDict[bytes, _Caller] = OrderedDict()  # by routing id
         self._unsent = UnsentBytes(max_unsent_bytes)
-        self._answers: deque[tuple[Ticket, Reply | Failure | Answers, Sequence[memoryview | bytes]]] = deque()
+        self._answers: deque[tuple[bytes, Reply | Failure, Sequence[memoryview | bytes]]] = deque()  # by routing id
         self._wake_in, self._wake_out = sockets.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
@@ -191,34 +191,25 @@ class Server:
         self.port = int(self._router.getsockopt_string(zmq.LAST_ENDPOINT).rsplit(":", 1)[1])
         self._thread.start()
 
-    def answer(
-        self, ticket: Ticket, message: Reply | Failure | Answers, frames: Sequence[memoryview | bytes] = ()
-    ) -> None:
-        """Send an answer, from any thread. Never blocks: an answer over the bound is dropped and counted."""
-        if threading.get_ident() == self._ident:
-            self._send(ticket.routing_id, message, frames)
-            return
-        if len(self._answers) >= MAX_QUEUED_ANSWERS:
-            self.counters.dropped_answers += 1
-            return
-        self._answers.append((ticket, message, frames))
-        self.wake()
+    def answer(self, ticket: Ticket, message: Reply | Failure, frames: Sequence[memoryview | bytes] = ()) -> None:
+        """Send an answer, from any thread. Never blocks: an answer over the bound is dropped and counted.
 
-    def answer_together(self, answers: Sequence[tuple[Ticket, Reply | Failure, Sequence[memoryview | bytes]]]) -> None:
-        """Send the answers of one batch, from any thread: those to one caller in one message where they are small."""
-        in_header: dict[bytes, list[tuple[Ticket, Reply | Failure]]] = {}
-        for ticket, message, frames in answers:
-            if frames:
-                self.answer(ticket, message, frames)
-            else:
-                in_header.setdefault(ticket.routing_id, []).append((ticket, message))
-        for of_caller in in_header.values():
-            for together in _within_a_header(of_caller):
-                ticket, message = together[0]
-                if len(together) > 1:
-                    self.answer(ticket, Answers(tuple([message for _, message in together])))
-                else:
-                    self.answer(ticket, message)
+        From the server's own thread it is sent by the next `flush`, or when `work_here` returns.
+        """
+        here = threading.get_ident() == self._ident
+        if len(self._answers) >= MAX_QUEUED_ANSWERS:
+            if not here:
+                self.counters.dropped_answers += 1
+                return
+            self._send_answers()
+        self._answers.append((ticket.routing_id, message, frames))
+        if not here:
+            self.wake()
+
+    def flush(self) -> None:
+        """Send what was answered until now; from another than the server's own thread it is being sent already."""
+        if threading.get_ident() == self._ident:
+            self._send_answers()
 
     def fail(self, ticket: Ticket, error: LearningAtHomeError) -> None:
         """Answer with an error: its code, words and retry hint."""
@@ -258,6 +249,8 @@ class Server:
                 if self._answers:
                     self._send_answers()
                 more_work = self._handler.work_here()
+                if self._answers:
+                    self._send_answers()
                 self.counters.cut_off += len(self._guard.look(self._clock.monotonic_s()))
             self._send_answers()
             self._router.setsockopt(zmq.LINGER, 500)  # the last answers may still leave
@@ -381,9 +374,20 @@ class Server:
                 pass
 
     def _send_answers(self) -> None:
-        while self._answers:
-            ticket, message, frames = self._answers.popleft()
-            self._send(ticket.routing_id, message, frames)
+        """Small ones to one caller travel together: a message costs more than an answer."""
+        answers = self._answers
+        while answers:
+            routing_id, message, frames = answers.popleft()
+            if frames or not answers:
+                self._send(routing_id, message, frames)
+                continue
+            small = {routing_id: [message]}
+            while answers and not answers[0][2]:
+                routing_id, message, _ = answers.popleft()
+                small.setdefault(routing_id, []).append(message)
+            for routing_id, of_caller in small.items():
+                for together in _within_a_header(of_caller):
+                    self._send(routing_id, together[0] if len(together) == 1 else Answers(tuple(together)))
 
     def _send(self, routing_id: bytes, message: NodeMessage, frames: Sequence[memoryview | bytes] = ()) -> None:
         if frames and not self._unsent.has_room(routing_id):  # it asks for much and reads nothing
@@ -406,18 +410,16 @@ class Server:
             self.counters.dropped_answers += 1
 
 
-def _within_a_header(
-    answers: Sequence[tuple[Ticket, Reply | Failure]],
-) -> Iterator[list[tuple[Ticket, Reply | Failure]]]:
+def _within_a_header(answers: Sequence[Reply | Failure]) -> Iterator[list[Reply | Failure]]:
     """The answers to one caller in messages whose headers are not too large."""
-    together: list[tuple[Ticket, Reply | Failure]] = []
+    together: list[Reply | Failure] = []
     room = MAX_HEADER_BYTES
-    for ticket, message in answers:
-        size = MAX_ANSWER_BYTES + (len(message.data) if isinstance(message, Reply) else 0)
+    for message in answers:
+        size = ANSWER_BYTES + (len(message.data) if isinstance(message, Reply) else 4 * len(message.message))
         if together and (size > room or len(together) == MAX_WORK_PER_REQUEST):
             yield together
             together, room = [], MAX_HEADER_BYTES
-        together.append((ticket, message))
+        together.append(message)
         room -= size
     yield together
 

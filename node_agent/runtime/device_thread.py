@@ -48,9 +48,9 @@ class Answers(Protocol):
 
     def answer(self, ticket: Ticket, message: Reply | Failure, frames: Sequence[memoryview | bytes] = ()) -> None: ...
 
-    def answer_together(
-        self, answers: Sequence[tuple[Ticket, Reply | Failure, Sequence[memoryview | bytes]]]
-    ) -> None: ...
+    def flush(self) -> None:
+        """Send now what was answered, if this is the data plane's thread."""
+        ...
 
     def fail(self, ticket: Ticket, error: LearningAtHomeError) -> None: ...
 
@@ -277,11 +277,11 @@ class DeviceThread:
         assert self._answers is not None, "set by start"
         failure: LearningAtHomeError | None = None
         for batch, outcomes in zip(batches, outcomes_by_batch, strict=True):
-            if len(batches) == len(outcomes) == 1:
-                self._answers.answer(*self._answer(batch.requests[0], outcomes[0], started, finished, shared=False))
-            else:
-                pairs = zip(batch.requests, outcomes, strict=True)
-                self._answers.answer_together([self._answer(*pair, started, finished, shared=True) for pair in pairs])
+            shared = len(batches) > 1 or len(outcomes) > 1
+            for request, outcome in zip(batch.requests, outcomes, strict=True):
+                self._answers.answer(*self._answer(request, outcome, started, finished, shared=shared))
+            if not self._batcher.queued_rows:
+                self._answers.flush()  # counting can wait
             now = self._clock.monotonic_s()
             for request, outcome in zip(batch.requests, outcomes, strict=True):
                 self._count(request, outcome, now)

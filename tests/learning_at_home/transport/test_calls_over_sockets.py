@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket as sockets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -32,6 +32,7 @@ from learning_at_home.wire.framing import decode_node, encode
 from learning_at_home.wire.messages import (
     CHUNK_BYTES,
     MAX_HEADER_BYTES,
+    PLAIN_CHUNK_BYTES,
     PROTOCOL_VERSIONS,
     Answers,
     Failure,
@@ -42,7 +43,6 @@ from learning_at_home.wire.messages import (
     Welcome,
     Work,
 )
-from tests.faults.gate import until
 
 CLOCK = SystemClock()
 STRANGER = Identity.generate()
@@ -57,6 +57,7 @@ class Echo:
         self.held: list[Ticket] = []
         self.seen: list[str] = []
         self.work_came = threading.Event()
+        self.turn: Callable[[], None] = lambda: None  # of the server's thread
 
     def on_work(self, ticket: Ticket, work: Work, frames: list[list[TensorFrame]]) -> None:
         self.seen.append(work.uid)
@@ -77,6 +78,7 @@ class Echo:
             self.server.answer(ticket, reply, answer)
 
     def work_here(self) -> bool:
+        self.turn()
         return False
 
 
@@ -106,8 +108,8 @@ def address(echo: Echo) -> PeerAddress:
     return PeerAddress(echo.server._identity.public_key, (f"tcp://127.0.0.1:{echo.server.port}",), "brisk-heron")
 
 
-def call(uid: str = "ffn0.1", data: bytes = b"\1" * 16) -> Call:
-    chunks = tuple(data[start : start + CHUNK_BYTES] for start in range(0, len(data), CHUNK_BYTES))
+def call(uid: str = "ffn0.1", data: bytes = b"\1" * 16, chunk_bytes: int = CHUNK_BYTES) -> Call:
+    chunks = tuple(data[start : start + chunk_bytes] for start in range(0, len(data), chunk_bytes))
     return Call(uid, "forward", (TensorSpec("float32", (len(data) // 4,)),), chunks)
 
 
@@ -396,8 +398,10 @@ def plain_address(echo: Echo) -> PeerAddress:
 def test_an_unencrypted_node_answers_callers_who_accept_that(plain_echo: Echo) -> None:
     pool = Connections(Identity.generate(), CLOCK, unencrypted=True)
     try:
-        answer = ask(pool, plain_address(plain_echo), call("ffn0.2", b"b" * 3 * CHUNK_BYTES))[0]
-        assert b"".join(frame.bytes for frame in answer.tensors[0]) == b"b" * 3 * CHUNK_BYTES
+        answer = ask(pool, plain_address(plain_echo), call("ffn0.2", b"b" * 3 * CHUNK_BYTES, PLAIN_CHUNK_BYTES))[0]
+        assert [frame.bytes for frame in answer.tensors[0]] == [b"b" * 3 * CHUNK_BYTES]
+        in_pieces = ask(pool, plain_address(plain_echo), call("ffn0.2", b"b" * 3 * CHUNK_BYTES))[0]
+        assert isinstance(in_pieces.error, WireError)
     finally:
         pool.close()
 
@@ -479,38 +483,46 @@ def test_a_second_connection_with_a_living_ones_routing_id_takes_its_place(
         context.term()
 
 
-def test_small_answers_of_one_batch_travel_together(echo: Echo, stranger: zmq.Socket[bytes]) -> None:
+def test_small_answers_that_are_ready_together_travel_together(echo: Echo, stranger: zmq.Socket[bytes]) -> None:
     """Failures among them, large tensors for themselves, and no header over its limit."""
     stranger.send(greeting())
     decode_node(stranger.recv_multipart()[0])
-    now_ms = round(CLOCK.wall_s() * 1000)
     works = tuple(Work(call_id, "ffn0.8", "forward", ()) for call_id in range(24))
-    stranger.send(encode(Request("digits", now_ms, 5_000, works)))
-    until(lambda: len(echo.held) == len(works), "all work has come")
     small = TensorSpec("float32", (4_096,))
-    answers: list[tuple[Ticket, Reply | Failure, tuple[bytes, ...]]] = [
-        (ticket, Reply(ticket.call_id, (small,), 0, 0, 0, 0.0, data=bytes(16_384)), ()) for ticket in echo.held
-    ]
-    answers[3] = (echo.held[3], Failure(echo.held[3].call_id, 203, "full"), ())
-    answers[4] = (echo.held[4], Reply(echo.held[4].call_id, (small,), 0, 0, 0, 0.0), (bytes(16_384),))
-    echo.server.answer_together(answers)
 
-    num_messages = num_answered = 0
-    while num_answered < len(works):
+    def answer_all() -> None:
+        for ticket in echo.held:
+            if ticket.call_id == 3:
+                echo.server.answer(ticket, Failure(3, 203, "full"))
+            elif ticket.call_id == 12:
+                echo.server.answer(ticket, Reply(12, (small,), 0, 0, 0, 0.0), [bytes(16_384)])
+            else:
+                echo.server.answer(ticket, Reply(ticket.call_id, (small,), 0, 0, 0, 0.0, data=bytes(16_384)))
+        echo.held.clear()
+
+    echo.turn = answer_all
+    stranger.send(encode(Request("digits", round(CLOCK.wall_s() * 1000), 5_000, works)))
+    answered: list[int | None] = []
+    num_messages = 0
+    while len(answered) < len(works):
         header, *frames = stranger.recv_multipart()
         assert len(header) <= MAX_HEADER_BYTES
         message = decode_node(header)
         num_messages += 1
-        num_answered += len(message.answers) if isinstance(message, Answers) else 1
-        assert bool(frames) == (isinstance(message, Reply) and message.call_id == echo.held[4].call_id)
-    assert num_messages == 4  # the large one; 22 replies of 16 KiB and a failure, in headers of 256 KiB at most
+        assert not isinstance(message, Greeting | Welcome)
+        answers = message.answers if isinstance(message, Answers) else (message,)
+        answered += [answer.call_id for answer in answers]
+        assert bool(frames) == (answered[-1] == 12)
+    assert sorted(answered, key=str) == sorted(range(24), key=str)
+    assert num_messages == 3  # twelve small ones, the large one, eleven small ones
 
 
 def test_a_failure_of_everything_among_answers_is_a_wire_error(echo: Echo, connections: Connections) -> None:
-    with connections.exchange() as exchange:
-        exchange.send(address(echo), "digits", [call("ffn0.8")], CLOCK.monotonic_s() + 5)
-        assert echo.work_came.wait(5)
-        echo.server.answer(echo.held[0], Answers((Failure(None, 203, "full"),)))
-        answer = exchange.next_answer(CLOCK.monotonic_s() + 5)
-    assert answer is not None
+    def answer_badly() -> None:
+        for ticket in echo.held:
+            echo.server._send(ticket.routing_id, Answers((Failure(None, 203, "full"),)))
+        echo.held.clear()
+
+    echo.turn = answer_badly
+    answer = ask(connections, address(echo), call("ffn0.8"))[0]
     assert isinstance(answer.error, WireError)

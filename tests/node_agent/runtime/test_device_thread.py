@@ -54,9 +54,8 @@ class Inbox:
         self.on_answer()
         self._put(ticket.call_id, message)
 
-    def answer_together(self, answers) -> None:
-        for answer in answers:
-            self.answer(*answer)
+    def flush(self) -> None:
+        pass
 
     def fail(self, ticket, error) -> None:
         self._put(ticket.call_id, error)
