@@ -26,6 +26,7 @@ from learning_at_home.errors import LearningAtHomeError, UsageError
 from learning_at_home.transport.connections import Exchange
 
 CLOSE_TIMEOUT_S = 2.0
+KEPT_S = 1.0
 CROWD = 4  # calls under way; so many threads are faster over one loop than each for itself
 _T = TypeVar("_T")
 
@@ -80,6 +81,7 @@ class AsyncCalls:
 
     async def _share_own(self) -> LoopCalls:
         self._shared = self.of_running_loop()
+        self._shared.keeps_exchange = True
         return self._shared
 
     def close(self) -> None:
@@ -141,9 +143,13 @@ class LoopCalls:
         self._will_send = False  # what is in the outbox, soon
         self._waiting: dict[int, tuple[FanOut, _Waiting]] = {}  # by call id
         self._exchange: Exchange | None = None
-        self._watched: dict[int, zmq.Socket[bytes]] = {}  # by descriptor
+        self.keeps_exchange = False  # for KEPT_S when nothing is under way: for a loop that lives as long as the swarm
+        self._sockets: list[zmq.Socket[bytes]] = []  # those that are watched
+        self._watched: dict[int, zmq.Socket[bytes]] = {}  # the same by descriptor
+        self._delayed: set[FanOut] = set()  # those with tasks that wait for their moment
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
+        self._last_call_s = 0.0  # monotonic
 
     async def call(self, task: Task, timeout_s: float, compression: Compression) -> Result:
         """The task's result. An expert that is full is asked again, one whose connection was lost once more."""
@@ -210,7 +216,7 @@ class LoopCalls:
         rounds: dict[tuple[float, Compression], list[tuple[Task, _Waiting]]] = {}
         for task, timeout_s, compression, future in outbox:
             rounds.setdefault((timeout_s, compression), []).append((task, future))
-        now = self._context.clock.monotonic_s()
+        now = self._last_call_s = self._context.clock.monotonic_s()
         for (timeout_s, compression), pairs in rounds.items():
             deadline = now + timeout_s
             fanout = FanOut(self._context, self._exchange, deadline, insist=True, compression=compression)
@@ -234,26 +240,32 @@ class LoopCalls:
             fanout, future = self._waiting[answer.call_id]
             result = fanout.judge(answer)
             if result is None:
+                self._delayed.add(fanout)
                 continue
             del self._waiting[answer.call_id]
             if not future.done():
                 future.set_result(result)
-        for fanout in {id(fanout): fanout for fanout, _ in self._waiting.values()}.values():
+        for fanout in list(self._delayed):
             if fanout.send_what_is_due():
                 self._running().call_soon(self._take_in)  # as in `_send`
             due = min(due, fanout.next_due())
+            if fanout.next_due() == math.inf:
+                self._delayed.remove(fanout)
         if not self._waiting:
-            self._release()
-            return
+            if not self.keeps_exchange or self._context.clock.monotonic_s() - self._last_call_s >= KEPT_S:
+                self._release()
+                return
+            due = self._last_call_s + KEPT_S
         if exchange.may_have_more:
             self._running().call_soon(self._take_in)
         self._watch(exchange)
         self._call_again(min(due, exchange.next_deadline()))
 
     def _watch(self, exchange: Exchange) -> None:
-        sockets = {int(socket.getsockopt(zmq.FD)): socket for socket in exchange.sockets}
-        if sockets == self._watched:
+        if self._sockets == exchange.sockets:
             return
+        self._sockets = list(exchange.sockets)
+        sockets = {int(socket.getsockopt(zmq.FD)): socket for socket in self._sockets}
         loop = self._running()
         for descriptor in self._watched.keys() - sockets.keys():
             loop.remove_reader(descriptor)
@@ -284,7 +296,8 @@ class LoopCalls:
         if loop is not None and not loop.is_closed():
             for descriptor in self._watched:
                 loop.remove_reader(descriptor)
-        self._watched = {}
+        self._watched, self._sockets = {}, []
+        self._delayed.clear()
         if self._exchange is not None:
             exchange, self._exchange = self._exchange, None
             exchange.__exit__(None, None, None)

@@ -81,23 +81,21 @@ class RemoteExpert(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The expert's output, of the shape of x. With autograd on, its backward trains the expert."""
-        if not self._fits(x):
+        if (
+            type(x) is not Tensor
+            or x.dtype != self._dtype
+            or x.shape[1:] != self._row_shape
+            or not 0 < x.shape[0] <= self._max_rows
+            or x.layout != torch.strided
+        ):  # perhaps; the checks know, and have the words for it
             check_specs(self._name, self.layer, x)
             check_one_request(self._name, self.layer, x)
         if not torch.is_grad_enabled():
             return self.call("forward", (x,), self.holder())
-        y: Tensor = _apply(x, self._anchor, self)
+        # What `apply` does for functorch's transforms is a third of an empty call: it is left out while there are none.
+        apply = _RemoteCall.apply if torch._C._are_functorch_transforms_active() else _apply_plainly
+        y: Tensor = apply(x, self._anchor, self)
         return y
-
-    def _fits(self, x: Tensor) -> bool:
-        """Whether x is sound but for its numbers; if not, the checks have the words for it."""
-        return (
-            type(x) is Tensor
-            and x.dtype == self._dtype
-            and x.shape[1:] == self._row_shape
-            and 0 < x.shape[0] <= self._max_rows
-            and x.layout == torch.strided
-        )
 
     def extra_repr(self) -> str:
         return f"{self.uid}, {self.layer.architecture}, {self.layer.dtype}{list(self.layer.row_shape)}"
@@ -191,14 +189,6 @@ class RemoteExpert(torch.nn.Module):
         if holder is not self._last_holder:  # a module's attributes cost a microsecond to set
             self._last_holder = holder
         return holder
-
-
-def _apply(x: Tensor, anchor: Tensor, expert: RemoteExpert) -> Tensor:
-    """`_RemoteCall.apply`, without what it does for functorch's transforms, a third of an empty call, unless needed."""
-    if torch._C._are_functorch_transforms_active():
-        y: Tensor = _RemoteCall.apply(x, anchor, expert)  # type: ignore[no-untyped-call]
-        return y
-    return _apply_plainly(x, anchor, expert)
 
 
 class _SavedCall(FunctionCtx):

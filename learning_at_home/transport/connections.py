@@ -23,7 +23,7 @@ from learning_at_home.identity import Identity
 from learning_at_home.peer_address import PeerAddress
 from learning_at_home.transport.calls import Answer, Call, CallTable
 from learning_at_home.transport.link import Link
-from learning_at_home.transport.socket_options import POLLIN, poll
+from learning_at_home.transport.socket_options import POLLIN, has_input, poll
 from learning_at_home.version import AGENT
 from learning_at_home.wire.framing import take_small
 from learning_at_home.wire.messages import Answers, Codec, Reply, Request, Welcome, Work
@@ -92,7 +92,8 @@ class Exchange:
     ) -> None:
         self._table.abandon()
         self._polled, self._poll_items = {}, []
-        self.links.trim()
+        if len(self.links.by_key) > MAX_LINKS:
+            self.links.trim()
         late, self._table.late = self._table.late, 0
         self._connections._give_back(self, late)
 
@@ -107,7 +108,7 @@ class Exchange:
         return self._table.late
 
     @property
-    def sockets(self) -> Sequence[zmq.Socket[bytes]]:
+    def sockets(self) -> list[zmq.Socket[bytes]]:
         """What to watch for an event loop that calls `take_in` instead of waiting in `next_answer`."""
         return list(self._polled)
 
@@ -157,9 +158,14 @@ class Exchange:
     def take_in(self) -> list[Answer]:
         """The answers that there are now, for whoever waits by other means. `may_have_more`: call again soon."""
         self.may_have_more = False
-        for link in dict.fromkeys(self._polled.values()):
-            self.may_have_more |= self._drain(link)
-            self._look(link)
+        for socket, _ in poll(self._poll_items, 0):
+            link = self._polled.get(socket)
+            if link is None:
+                continue  # dropped a moment ago, with its other socket
+            if socket is link.socket:
+                self.may_have_more |= self._drain(link)
+            else:
+                self._look(link)
         self._expire(self._clock.monotonic_s())
         answers = list(self._table.answers)
         self._table.answers.clear()
@@ -216,7 +222,7 @@ class Exchange:
 
     def _drain(self, link: Link) -> bool:
         """Take in what there is, up to a bound: a node may send without end. Whether there may be more."""
-        return all(self._take(link) for _ in range(DRAINED_AT_ONCE))
+        return all(has_input(link.socket) and self._take(link) for _ in range(DRAINED_AT_ONCE))
 
     def _take(self, link: Link) -> bool:
         """Take in one message, if there is one; whether there may be more."""

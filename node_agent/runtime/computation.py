@@ -40,7 +40,7 @@ def compute(expert: Expert, operation: Operation, requests: Sequence[Sequence[Te
     torch.set_flush_denormal(True)
     try:
         if operation == "forward":
-            return _forward(expert, [tensors[0] for tensors in requests])
+            return _forward(expert, [requests[0][0]] if len(requests) == 1 else [rows for rows, *_ in requests])
         if len(requests) == 1:
             return [_backward_of_one(expert, requests[0][0], requests[0][1])]
         return _backward(expert, [(tensors[0], tensors[1]) for tensors in requests])

@@ -1,0 +1,141 @@
+"""The least that a remote `nop` expert can cost in Python: a tensor there and back through autograd, and nothing else.
+
+Run by benchmarks.sides. A DEALER here and a ROUTER in another process, CURVE, a msgpack header with the tensor's bytes,
+autograd's node on this side and inference mode on the other, a check for finite numbers on both. No queue, no batches,
+no deadlines, retries or statistics, no admission, no directory: what those cost is what is ours beyond this.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import torch
+import zmq
+from torch import Tensor
+
+from benchmarks.local_expert import assert_close
+from benchmarks.worker import Work, seconds_per_call, serve, settings_of
+from learning_at_home.identity import Identity, z85
+from learning_at_home.parent_watch import exit_when_stdin_closes
+from learning_at_home.tensors.small import are_finite, bytes_of, from_bytes_checked
+from learning_at_home.wire.messages import TensorSpec
+
+SERVER = "--server"
+WAIT_MS = 10_000
+
+
+class Message(msgspec.Struct):
+    """What goes there, and what comes back."""
+
+    call_id: int
+    uid: str
+    spec: TensorSpec
+    data: bytes
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decoder = msgspec.msgpack.Decoder(Message)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    hidden_size: int
+
+
+class BareHop:
+    """The calling side, and the process that answers it."""
+
+    def __init__(self, settings: Settings) -> None:
+        torch.set_num_threads(1)
+        self._hidden_size = settings.hidden_size
+        server_key, me = Identity.generate(), Identity.generate()
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.workers.bare_hop", SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._server.stdin.write(f"{z85(server_key.curve_secret).decode()}\n")
+        self._server.stdin.flush()
+        endpoint = self._server.stdout.readline().strip()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.dealer = self._context.socket(zmq.DEALER)
+        self.dealer.setsockopt(zmq.LINGER, 0)
+        self.dealer.setsockopt(zmq.CURVE_PUBLICKEY, z85(me.curve_public))
+        self.dealer.setsockopt(zmq.CURVE_SECRETKEY, z85(me.curve_secret))
+        self.dealer.setsockopt(zmq.CURVE_SERVERKEY, z85(server_key.curve_public))
+        self.dealer.connect(endpoint)
+        self._to_train = torch.empty(0, requires_grad=True)
+
+    def check(self) -> None:
+        """What comes back is what went out."""
+        rows = torch.randn(3, self._hidden_size)
+        assert_close("the output", self._call(rows).detach(), rows)
+
+    def ready(self) -> None:
+        """It waits for nobody."""
+
+    def measure(self, work: Work) -> float:
+        rows = torch.randn(work.rows, self._hidden_size)
+        return seconds_per_call(lambda: self._call(rows), work)
+
+    def close(self) -> None:
+        self.dealer.close()
+        self._context.term()
+        assert self._server.stdin is not None
+        self._server.stdin.close()
+        self._server.wait()
+
+    def _call(self, rows: Tensor) -> Tensor:
+        y: Tensor = _Hop.apply(rows, self._to_train, self.dealer)  # type: ignore[no-untyped-call]
+        return y
+
+
+class _Hop(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, anchor: Tensor, dealer: zmq.Socket[bytes]) -> Tensor:
+        ctx.save_for_backward(rows)
+        spec = TensorSpec("float32", tuple(rows.shape))
+        dealer.send(_encode(Message(1, "nop0.0", spec, bytes_of(rows))))
+        assert are_finite(rows)
+        assert dealer.poll(WAIT_MS), "no answer"
+        answer = _decoder.decode(dealer.recv())
+        tensor, finite = from_bytes_checked(answer.spec, answer.data)
+        assert finite
+        return tensor
+
+
+def answer_forever() -> None:
+    """The answering process: bind, say where, and answer with what came."""
+    torch.set_num_threads(1)
+    secret = sys.stdin.readline().strip()
+    exit_when_stdin_closes()
+    router = zmq.Context().socket(zmq.ROUTER)
+    router.setsockopt(zmq.LINGER, 0)
+    router.setsockopt(zmq.CURVE_SERVER, 1)
+    router.setsockopt(zmq.CURVE_SECRETKEY, secret.encode())
+    router.bind("tcp://127.0.0.1:*")
+    print(router.getsockopt_string(zmq.LAST_ENDPOINT), flush=True)
+    module = torch.nn.Identity()
+    while True:
+        routing_id = router.recv()
+        message = _decoder.decode(router.recv())
+        rows, finite = from_bytes_checked(message.spec, message.data)
+        assert finite
+        with torch.inference_mode():
+            answer = module(rows)
+        router.send(routing_id, zmq.SNDMORE)
+        router.send(_encode(Message(message.call_id, message.uid, message.spec, bytes_of(answer))))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == [SERVER]:
+        answer_forever()
+    else:
+        serve(lambda: BareHop(settings_of(Settings)))
