@@ -141,6 +141,7 @@ class LoopCalls:
         self._loop = weakref.ref(loop)
         self._outbox: deque[tuple[Task, float, Compression, _Waiting]] = deque()
         self._will_send = False  # what is in the outbox, soon
+        self._closed = False
         self._waiting: dict[int, tuple[FanOut, _Waiting]] = {}  # by call id
         self._exchange: Exchange | None = None
         self.keeps_exchange = False  # for KEPT_S when nothing is under way: for a loop that lives as long as the swarm
@@ -169,16 +170,11 @@ class LoopCalls:
     def call_from_anywhere(self, task: Task, timeout_s: float, compression: Compression, waiting: Shared) -> None:
         """Begin a call, from another thread than the loop's. Raises UsageError when the loop has ended."""
         self._outbox.append((task, timeout_s, compression, waiting))
-        if self._will_send:
-            return  # it was set before the outbox will be emptied
-        self._will_send = True
-        loop = self._loop()
-        try:
-            if loop is None:
-                raise RuntimeError
-            loop.call_soon_threadsafe(self._send)
-        except RuntimeError:
-            raise UsageError("the swarm is closed") from None
+        if self._closed:  # after the append: `_give_up` looks into the outbox after it has set this
+            raise UsageError("the swarm is closed")
+        if not self._will_send:  # else `_send` has not looked into the outbox yet
+            self._will_send = True
+            self._running().call_soon_threadsafe(self._send)
 
     def close_from_anywhere(self, loop: asyncio.AbstractEventLoop) -> None:
         """End what is under way; in the loop's thread while the loop runs."""
@@ -303,13 +299,16 @@ class LoopCalls:
             exchange.__exit__(None, None, None)
 
     def _give_up(self) -> None:
-        waiting = [future for _, future in self._waiting.values()] + [future for *_, future in self._outbox]
+        self._closed = True
+        waiting = [future for _, future in self._waiting.values()]
         self._waiting = {}
-        self._outbox.clear()
+        while self._outbox:
+            waiting.append(self._outbox.popleft()[-1])
         self._release()
         loop = self._loop()
-        if loop is not None and not loop.is_closed():
-            for future in waiting:
+        closed = loop is None or loop.is_closed()  # then nobody waits for its futures
+        for future in waiting:
+            if isinstance(future, Shared) or not closed:
                 _fail(future, UsageError("the swarm was closed before the expert answered"))
 
     def _running(self) -> asyncio.AbstractEventLoop:

@@ -6,8 +6,17 @@ import threading
 import pytest
 import torch
 
-from learning_at_home.errors import CallTimeout, NodeOverloaded, SpecMismatch, UsageError
-from tests.learning_at_home.client.small_swarm import SmallSwarm, layer, twice
+from learning_at_home.client import async_calls
+from learning_at_home.errors import (
+    CallTimeout,
+    ExpertFailed,
+    NodeOverloaded,
+    NonFiniteTensor,
+    SpecMismatch,
+    UsageError,
+)
+from tests.faults.gate import until
+from tests.learning_at_home.client.small_swarm import FROZEN, SmallSwarm, layer, twice
 
 TIMEOUT_S = 10.0
 
@@ -148,3 +157,93 @@ def test_closing_the_swarm_ends_what_is_under_way(small_swarm):
         future.result(TIMEOUT_S)
     with pytest.raises(UsageError):
         expert.submit(rows())
+
+
+@pytest.fixture
+def always_shared(monkeypatch):
+    """Every small call of a thread goes over the swarm's own loop, as if many were under way."""
+    monkeypatch.setattr(async_calls, "CROWD", 0)
+
+
+def test_many_threads_share_one_connection_and_each_gets_its_own_answer(small_swarm):
+    swarm: SmallSwarm = small_swarm(layer(optimizer=FROZEN))
+    host = swarm.add_host([0, 1])
+    experts = [swarm.swarm.expert(f"ffn0.0.{cell}") for cell in (0, 1)]
+    local = [swarm.local(cell) for cell in (0, 1)]
+    together = threading.Barrier(16)
+    wrong: list[object] = []
+
+    def call(number: int) -> None:
+        torch.manual_seed(number)
+        together.wait(TIMEOUT_S)
+        for _ in range(10):
+            x = rows().requires_grad_()
+            y = experts[number % 2](x)
+            y.sum().backward()
+            same = x.detach().clone().requires_grad_()
+            expected = local[number % 2](same)
+            expected.sum().backward()
+            assert x.grad is not None
+            assert same.grad is not None
+            if not (torch.allclose(y, expected) and torch.allclose(x.grad, same.grad)):
+                wrong.append(number)
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(TIMEOUT_S)
+    assert not wrong
+    assert swarm.swarm.stats().calls == 16 * 10 * 2
+    assert swarm.swarm.stats().failures == 0
+    assert len(host.server._greeted) <= async_calls.CROWD + 2, "connections: the shared one, and a few for themselves"
+
+
+def test_a_shared_call_has_the_errors_of_any_other(small_swarm, always_shared):
+    swarm: SmallSwarm = small_swarm(layer(deadline_s=0.3))
+    behaviours = iter([None, ExpertFailed("no"), NodeOverloaded("full", retry_after_s=0.01)])
+
+    def behave(work, tensors):
+        answer = next(behaviours, "good")
+        return twice(work, tensors) if answer == "good" else answer
+
+    swarm.add_wilful([0], behave)
+    expert = swarm.swarm.expert("ffn0.0.0")
+    x = rows()
+    with pytest.raises(NonFiniteTensor):
+        expert(torch.full_like(x, torch.nan))  # sent, and answered by nobody
+    with pytest.raises(ExpertFailed):
+        expert(x)
+    assert torch.equal(expert(x), 2 * x)
+    assert swarm.swarm.stats().retries == 1
+
+
+def test_a_shared_call_times_out_at_its_deadline(small_swarm, always_shared):
+    swarm: SmallSwarm = small_swarm(layer(deadline_s=0.3))
+    swarm.add_wilful([0], lambda work, tensors: None)
+    with pytest.raises(CallTimeout, match=r"0\.3"):
+        swarm.swarm.expert("ffn0.0.0")(rows())
+
+
+def test_closing_the_swarm_ends_the_calls_that_threads_share(small_swarm, always_shared):
+    swarm: SmallSwarm = small_swarm(layer(deadline_s=30.0))
+    node = swarm.add_wilful([0], lambda work, tensors: None)
+    expert = swarm.swarm.expert("ffn0.0.0")
+    errors: list[Exception] = []
+
+    def call() -> None:
+        try:
+            expert(rows())
+        except UsageError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(node.seen) == 4, "all four are under way")
+    swarm.swarm.close()
+    for thread in threads:
+        thread.join(TIMEOUT_S)
+    assert len(errors) == 4
+    with pytest.raises(UsageError):
+        expert(rows())
