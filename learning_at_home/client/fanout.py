@@ -41,7 +41,7 @@ from learning_at_home.tensors.frames import from_frames_checked, to_frames
 from learning_at_home.transport.calls import Answer, Call
 from learning_at_home.transport.connections import Connections, Exchange
 from learning_at_home.transport.link import chunk_bytes_of
-from learning_at_home.wire.messages import MAX_WORK_PER_REQUEST, Operation, TensorSpec
+from learning_at_home.wire.messages import CHUNK_BYTES, MAX_WORK_PER_REQUEST, Operation, TensorSpec
 
 SUSPICIOUS = (PeerUnreachable, CallTimeout, WireError, VersionMismatch)  # what makes a peer worth avoiding for a while
 SILENT_S = 0.25  # a peer that was left behind sooner than this is not suspected: it had no fair chance
@@ -206,7 +206,8 @@ class FanOut:
             task.traced = self._traced.call(task.uid, task.holder, task.num_rows)
         if task.traced is not None:
             task.traced.issued()
-        codec, chunk_bytes = self._compression.request, chunk_bytes_of(task.holder)
+        codec = self._compression.request
+        chunk_bytes = chunk_bytes_of(task.holder) if task.tensors[0].nbytes > CHUNK_BYTES else CHUNK_BYTES
         if len(task.tensors) == 1:
             spec, frames = to_frames(task.tensors[0], codec, chunk_bytes)
             return Call(task.uid, task.operation, (spec,), frames, task)

@@ -186,6 +186,12 @@ class Exchange:
     def _link(self, peer: PeerAddress, now: float) -> Link:
         """The link to a peer, watched. What waits on one that is replaced (its peer has moved) ends."""
         old = self.links.by_key.get(peer.public_key)
+        if old is not None and old.peer is peer and now - old.used <= TRUSTED_S and not self._polled:  # nearly always
+            self.links.by_key.move_to_end(peer.public_key)
+            old.used = now
+            self._polled = {old.socket: old, old.monitor: old}
+            self._poll_items = old.poll_items
+            return old
         if old is not None:
             moved = old.peer is not peer and old.peer.endpoints != peer.endpoints
             if old.socket in self._polled:

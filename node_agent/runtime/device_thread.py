@@ -244,17 +244,19 @@ class DeviceThread:
 
     def _serve(self, batches: list[Batch[Job]]) -> None:
         """Compute them, several as a group, and answer each request."""
-        for batch in batches:
+        found, batches = batches, []
+        work = []
+        rows = 0
+        for batch in found:
             if batch.late:
                 self._refuse_late(batch.late)
-        batches = [batch for batch in batches if batch.requests]
+            if batch.requests:
+                batches.append(batch)
+                work.append((self._experts.by_uid[batch.uid], [request.payload.tensors for request in batch.requests]))
+                rows += batch.rows
         if not batches:
             return
-        operation, rows = batches[0].operation, 0
-        work = []
-        for batch in batches:
-            rows += batch.rows
-            work.append((self._experts.by_uid[batch.uid], [request.payload.tensors for request in batch.requests]))
+        operation = batches[0].operation
         started = self._clock.monotonic_s()
         if len(work) == 1:
             outcomes_by_batch = [compute(work[0][0], operation, work[0][1])]
