@@ -11,7 +11,7 @@ import logging
 import socket as sockets
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +29,7 @@ from learning_at_home.errors import (
     WireError,
 )
 from learning_at_home.identity import Identity, curve_public_key
+from learning_at_home.transport.answers import QueuedAnswer, failure_of, in_messages
 from learning_at_home.transport.authentication import Authenticator, caller_key
 from learning_at_home.transport.inflow import InflowGuard
 from learning_at_home.transport.inflow_accounts import InflowLimits
@@ -49,12 +50,8 @@ from learning_at_home.wire.framing import decode_caller, encode, split_frames
 from learning_at_home.wire.messages import (
     CHUNK_BYTES,
     CODECS,
-    MAX_HEADER_BYTES,
-    MAX_MESSAGE_CHARS,
-    MAX_WORK_PER_REQUEST,
     PLAIN_CHUNK_BYTES,
     PROTOCOL_VERSIONS,
-    Answers,
     Codec,
     Failure,
     Greeting,
@@ -72,7 +69,6 @@ MAX_GREETED = 16_384  # connections remembered; one that was forgotten is asked 
 MAX_QUEUED_ANSWERS = 16_384  # between the device thread and the socket; more than the runtime may hold in work
 ZERO_COPY_RECV = 10  # zmq.h; pyzmq has no name for it. With it a small frame that came alone holds 8 KiB
 MAX_PARTS = 4_096  # of a message: 1,024 pieces of work with two tensors each, and 128 full frames, are 2,177
-ANSWER_BYTES = 1_024  # more than a small answer's entry in a header takes beside its data or words
 RECEIVE_BURST = 64  # messages taken in before answers get their turn
 
 
@@ -161,7 +157,7 @@ class Server:
         self._context.set(ZERO_COPY_RECV, 0)
         self._greeted: OrderedDict[bytes, _Caller] = OrderedDict()  # by routing id
         self._unsent = UnsentBytes(max_unsent_bytes)
-        self._answers: deque[tuple[bytes, Reply | Failure, Sequence[memoryview | bytes]]] = deque()  # by routing id
+        self._answers: deque[QueuedAnswer] = deque()
         self._wake_in, self._wake_out = sockets.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
@@ -374,20 +370,8 @@ class Server:
                 pass
 
     def _send_answers(self) -> None:
-        """Small ones to one caller travel together: a message costs more than an answer."""
-        answers = self._answers
-        while answers:
-            routing_id, message, frames = answers.popleft()
-            if frames or not answers:
-                self._send(routing_id, message, frames)
-                continue
-            small = {routing_id: [message]}
-            while answers and not answers[0][2]:
-                routing_id, message, _ = answers.popleft()
-                small.setdefault(routing_id, []).append(message)
-            for routing_id, of_caller in small.items():
-                for together in _within_a_header(of_caller):
-                    self._send(routing_id, together[0] if len(together) == 1 else Answers(tuple(together)))
+        for routing_id, message, frames in in_messages(self._answers):
+            self._send(routing_id, message, frames)
 
     def _send(self, routing_id: bytes, message: NodeMessage, frames: Sequence[memoryview | bytes] = ()) -> None:
         if frames and not self._unsent.has_room(routing_id):  # it asks for much and reads nothing
@@ -408,23 +392,3 @@ class Server:
                     self._unsent.add(routing_id, tracker, len(frame))
         except zmq.ZMQError:  # EHOSTUNREACH: it left; EAGAIN: it does not read
             self.counters.dropped_answers += 1
-
-
-def _within_a_header(answers: Sequence[Reply | Failure]) -> Iterator[list[Reply | Failure]]:
-    """The answers to one caller in messages whose headers are not too large."""
-    together: list[Reply | Failure] = []
-    room = MAX_HEADER_BYTES
-    for message in answers:
-        size = ANSWER_BYTES + (len(message.data) if isinstance(message, Reply) else 4 * len(message.message))
-        if together and (size > room or len(together) == MAX_WORK_PER_REQUEST):
-            yield together
-            together, room = [], MAX_HEADER_BYTES
-        together.append(message)
-        room -= size
-    yield together
-
-
-def failure_of(call_id: int | None, error: LearningAtHomeError) -> Failure:
-    """An error as it crosses the wire: its code, words and retry hint."""
-    retry_after_ms = None if error.retry_after_s is None else round(error.retry_after_s * 1000)
-    return Failure(call_id, error.code, error.message[:MAX_MESSAGE_CHARS], retry_after_ms)

@@ -19,7 +19,8 @@ from torch import Tensor
 from learning_at_home.clock import Clock
 from learning_at_home.errors import DeadlinePassed, LearningAtHomeError, NodeDraining, NodeOverloaded, UsageError
 from learning_at_home.tensors.frames import to_frames
-from learning_at_home.transport.server import Ticket, failure_of
+from learning_at_home.transport.answers import failure_of
+from learning_at_home.transport.server import Ticket
 from learning_at_home.wire.framing import take_small
 from learning_at_home.wire.messages import CHUNK_BYTES, Codec, Failure, Reply, TensorSpec
 from node_agent.experts.hosted import HostedExperts
