@@ -24,7 +24,8 @@ from learning_at_home.identity import Identity
 from learning_at_home.project import ProjectRecord
 from learning_at_home.transport.calls import Answer, Call
 from learning_at_home.transport.connections import Connections
-from learning_at_home.wire.messages import CHUNK_BYTES, TensorSpec
+from learning_at_home.transport.link import chunk_bytes_of
+from learning_at_home.wire.messages import TensorSpec
 
 MAX_THREADS = 8
 REFUSAL_TIMEOUT_S = 0.15  # a refusal takes one round trip; no answer in that time proves nothing
@@ -134,7 +135,8 @@ def zero_row(probe: Probe) -> Call:
     """A forward call of one row of zeros."""
     spec = TensorSpec(probe.layer.dtype, (1, *probe.layer.row_shape))
     uid = str(probe.layer.cells.uid(probe.layer.prefix, probe.cell))
-    sizes = [min(CHUNK_BYTES, spec.num_bytes - start) for start in range(0, spec.num_bytes, CHUNK_BYTES)]
+    chunk_bytes = chunk_bytes_of(probe.peer)
+    sizes = [min(chunk_bytes, spec.num_bytes - start) for start in range(0, spec.num_bytes, chunk_bytes)]
     return Call(uid, "forward", (spec,), tuple(bytes(size) for size in sizes))
 
 

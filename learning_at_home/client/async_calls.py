@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import math
+import os
 import threading
 import weakref
 from collections import deque
@@ -20,13 +21,13 @@ from typing import Any, TypeVar
 import zmq
 
 from learning_at_home.client.compression import Compression
-from learning_at_home.client.fanout import CallContext, FanOut, Result, Task
+from learning_at_home.client.fanout import CallContext, FanOut, Result, Task, frame
 from learning_at_home.client.loop_thread import LoopThread
 from learning_at_home.errors import LearningAtHomeError, UsageError
 from learning_at_home.transport.connections import Exchange
 
 CLOSE_TIMEOUT_S = 2.0
-KEPT_S = 1.0
+KEPT_S = 1.0  # an exchange that was used within this time
 CROWD = 4  # calls under way; so many threads are faster over one loop than each for itself
 _T = TypeVar("_T")
 
@@ -41,6 +42,7 @@ class AsyncCalls:
         self._own: LoopThread | None = None
         self._closed = False
         self._shared: LoopCalls | None = None  # of `_own`
+        self._pid = os.getpid()
 
     def of_running_loop(self) -> LoopCalls:
         """What belongs to the loop that runs in this thread. Raises UsageError after `close`."""
@@ -57,9 +59,7 @@ class AsyncCalls:
         try:
             with self._lock:
                 self._check_open()
-                if self._own is None:
-                    self._own = LoopThread("expert-calls")
-                return self._own.submit(coroutine)
+                return self._own_loop().submit(coroutine)
         except UsageError:
             coroutine.close()
             raise
@@ -68,21 +68,32 @@ class AsyncCalls:
     def crowded(self) -> bool:
         """Whether so many calls are under way that the next one is better shared."""
         shared = self._shared
-        return self._context.connections.num_leased + (shared.num_open if shared is not None else 0) >= CROWD
+        under_way = self._context.connections.num_leased + (shared.num_open if shared is not None else 0)
+        return under_way >= CROWD and not (self._own is not None and self._own.runs_here)
 
     def share(self, task: Task, timeout_s: float, compression: Compression) -> Shared:
-        """Begin a call on the swarm's own loop, from any thread but the loop's. Raises UsageError after `close`."""
-        shared = self._shared
-        if shared is None:
-            shared = self.submit(self._share_own()).result()
+        """Begin a call on the swarm's own loop, from any thread but the loop's; its tensors may change from now on.
+
+        Raises UsageError after `close`, in a forked child, and when values do not fit the compression.
+        """
+        if self._pid != os.getpid():
+            raise UsageError("this swarm belongs to the parent process; connect anew after a fork")
+        task.framed = frame(task, compression.request)
+        with self._lock:
+            self._check_open()
+            if self._shared is None:
+                loop = self._own_loop().loop
+                self._shared = self._loops[loop] = self._loops.get(loop) or LoopCalls(self._context, loop)
+                self._shared.keeps_exchange = True
         waiting = Shared()
-        shared.call_from_anywhere(task, timeout_s, compression, waiting)
+        self._shared.call_from_anywhere(task, timeout_s, compression, waiting)
         return waiting
 
-    async def _share_own(self) -> LoopCalls:
-        self._shared = self.of_running_loop()
-        self._shared.keeps_exchange = True
-        return self._shared
+    def _own_loop(self) -> LoopThread:
+        """With the lock held."""
+        if self._own is None:
+            self._own = LoopThread("expert-calls")
+        return self._own
 
     def close(self) -> None:
         """End all calls with UsageError. May be called twice."""
@@ -102,30 +113,36 @@ class AsyncCalls:
 class Shared:
     """A call that a thread waits for; what LoopCalls needs of a future."""
 
-    __slots__ = ("_ended", "_error", "_result")
+    __slots__ = ("_ended", "_error", "_result", "given_up")
 
     def __init__(self) -> None:
         self._ended = threading.Lock()  # locked until the call has ended
         self._ended.acquire()
         self._result: Result | None = None
-        self._error: LearningAtHomeError | None = None
+        self._error: BaseException | None = None
+        self.given_up = False  # nobody waits any more
 
     def wait(self, timeout_s: float) -> Result | None:
         """The call's result, or None when there is none in time. Raises what LoopCalls could not do."""
-        if not self._ended.acquire(timeout=timeout_s):
+        ended = False
+        try:
+            ended = self._ended.acquire(timeout=timeout_s)
+        finally:
+            self.given_up = not ended
+        if not ended:
             return None
         if self._error is not None:
             raise self._error
         return self._result
 
     def done(self) -> bool:
-        return self._result is not None or self._error is not None
+        return self.given_up or self._result is not None or self._error is not None
 
     def set_result(self, result: Result) -> None:
         self._result = result
         self._ended.release()
 
-    def set_exception(self, error: LearningAtHomeError) -> None:
+    def set_exception(self, error: BaseException) -> None:
         self._error = error
         self._ended.release()
 
@@ -154,6 +171,7 @@ class LoopCalls:
 
     async def call(self, task: Task, timeout_s: float, compression: Compression) -> Result:
         """The task's result. An expert that is full is asked again, one whose connection was lost once more."""
+        task.framed = frame(task, compression.request)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
         self._outbox.append((task, timeout_s, compression, future))
@@ -201,7 +219,9 @@ class LoopCalls:
         self._will_send = False
         outbox = []
         while self._outbox:
-            outbox.append(self._outbox.popleft())
+            entry = self._outbox.popleft()
+            if not entry[-1].done():
+                outbox.append(entry)
         try:
             if self._exchange is None:
                 self._exchange = self._context.connections.exchange()
@@ -218,7 +238,7 @@ class LoopCalls:
             fanout = FanOut(self._context, self._exchange, deadline, insist=True, compression=compression)
             try:
                 asked = fanout.ask([task for task, _ in pairs])
-            except LearningAtHomeError as error:  # values that do not fit the compression
+            except Exception as error:  # noqa: BLE001 - a bug of ours: whoever waits is told, the other rounds go on
                 for _, future in pairs:
                     _fail(future, error)
                 continue
@@ -233,7 +253,9 @@ class LoopCalls:
             return
         due = math.inf
         for answer in exchange.take_in():
-            fanout, future = self._waiting[answer.call_id]
+            fanout, future = self._waiting.get(answer.call_id, (None, None))
+            if fanout is None or future is None:
+                continue  # its round failed while it was sent
             result = fanout.judge(answer)
             if result is None:
                 self._delayed.add(fanout)
@@ -263,10 +285,12 @@ class LoopCalls:
         self._sockets = list(exchange.sockets)
         sockets = {int(socket.getsockopt(zmq.FD)): socket for socket in self._sockets}
         loop = self._running()
-        for descriptor in self._watched.keys() - sockets.keys():
-            loop.remove_reader(descriptor)
-        for descriptor in sockets.keys() - self._watched.keys():
-            loop.add_reader(descriptor, self._take_in)
+        for descriptor, socket in self._watched.items():
+            if sockets.get(descriptor) is not socket:  # another one may have its number
+                loop.remove_reader(descriptor)
+        for descriptor, socket in sockets.items():
+            if self._watched.get(descriptor) is not socket:
+                loop.add_reader(descriptor, self._take_in)
         self._watched = sockets
 
     def _call_again(self, at: float) -> None:
@@ -284,7 +308,7 @@ class LoopCalls:
         self._take_in()
 
     def _release(self) -> None:
-        """Nothing is under way: give the channel back."""
+        """Nothing is under way: give the exchange back."""
         loop = self._loop()
         if self._timer is not None:
             self._timer.cancel()
@@ -317,6 +341,6 @@ class LoopCalls:
         return loop
 
 
-def _fail(future: _Waiting, error: LearningAtHomeError) -> None:
+def _fail(future: _Waiting, error: BaseException) -> None:
     if not future.done():
         future.set_exception(error)

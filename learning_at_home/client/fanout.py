@@ -41,7 +41,7 @@ from learning_at_home.tensors.frames import from_frames_checked, to_frames
 from learning_at_home.transport.calls import Answer, Call
 from learning_at_home.transport.connections import Connections, Exchange
 from learning_at_home.transport.link import chunk_bytes_of
-from learning_at_home.wire.messages import CHUNK_BYTES, MAX_WORK_PER_REQUEST, Operation, TensorSpec
+from learning_at_home.wire.messages import CHUNK_BYTES, MAX_WORK_PER_REQUEST, Codec, Operation, TensorSpec
 
 SUSPICIOUS = (PeerUnreachable, CallTimeout, WireError, VersionMismatch)  # what makes a peer worth avoiding for a while
 SILENT_S = 0.25  # a peer that was left behind sooner than this is not suspected: it had no fair chance
@@ -70,6 +70,9 @@ class CallContext:
         )
 
 
+Framed = tuple[tuple[TensorSpec, ...], Sequence[memoryview | bytes]]
+
+
 class Task(msgspec.Struct, eq=False):
     """Work for one expert. The tensors lie on the CPU and nobody else writes to them."""
 
@@ -83,6 +86,7 @@ class Task(msgspec.Struct, eq=False):
     expected: TensorSpec  # the one tensor of a right answer
     retries: int = 0  # how often a full node has been asked again
     traced: TracedCall | None = None  # FanOut's
+    framed: Framed | None = None  # where its tensors were framed already
 
 
 class Result(msgspec.Struct, frozen=True, eq=False):
@@ -206,14 +210,8 @@ class FanOut:
             task.traced = self._traced.call(task.uid, task.holder, task.num_rows)
         if task.traced is not None:
             task.traced.issued()
-        codec = self._compression.request
-        chunk_bytes = chunk_bytes_of(task.holder) if task.tensors[0].nbytes > CHUNK_BYTES else CHUNK_BYTES
-        if len(task.tensors) == 1:
-            spec, frames = to_frames(task.tensors[0], codec, chunk_bytes)
-            return Call(task.uid, task.operation, (spec,), frames, task)
-        framed = [to_frames(tensor, codec, chunk_bytes) for tensor in task.tensors]
-        specs = tuple([spec for spec, _ in framed])
-        return Call(task.uid, task.operation, specs, [frame for _, frames in framed for frame in frames], task)
+        specs, frames = task.framed or frame(task, self._compression.request)
+        return Call(task.uid, task.operation, specs, frames, task)
 
     def _tell_directory(self, public_key: bytes, error: LearningAtHomeError | None, now: float) -> None:
         directory = self.context.directory
@@ -261,6 +259,16 @@ class FanOut:
             for call in message:
                 if (traced := call.task.traced) is not None:
                     traced.sent(sum(map(len, call.frames)))
+
+
+def frame(task: Task, codec: Codec) -> Framed:
+    """A task's tensors as they travel. Raises UsageError when values do not fit the codec."""
+    chunk_bytes = chunk_bytes_of(task.holder) if task.tensors[0].nbytes > CHUNK_BYTES else CHUNK_BYTES
+    if len(task.tensors) == 1:
+        spec, frames = to_frames(task.tensors[0], codec, chunk_bytes)
+        return (spec,), frames
+    framed = [to_frames(tensor, codec, chunk_bytes) for tensor in task.tensors]
+    return tuple([spec for spec, _ in framed]), [part for _, frames in framed for part in frames]
 
 
 def retry_at(task: Task, error: NodeOverloaded, now: float) -> float | None:

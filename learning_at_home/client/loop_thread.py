@@ -1,4 +1,4 @@
-"""An asyncio loop on a thread of its own: where a swarm's discovery and telemetry live, away from the user's threads.
+"""An asyncio loop on a thread of its own: of a swarm's discovery, telemetry and shared calls.
 
 Threaded. The thread is a daemon, so that a program which never closes its swarm still ends; `close` joins it.
 """
@@ -21,20 +21,25 @@ class LoopThread:
     """Runs coroutines for other threads until it is closed."""
 
     def __init__(self, name: str) -> None:
-        self._loop = asyncio.new_event_loop()
+        self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
+    @property
+    def runs_here(self) -> bool:
+        """Whether the current thread is the loop's."""
+        return threading.current_thread() is self._thread
+
     def submit(self, coroutine: Coroutine[Any, Any, _T]) -> concurrent.futures.Future[_T]:
         """Start a coroutine on the loop."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
 
     def close(self, timeout_s: float) -> None:
         """Cancel what runs, end the thread. May be called twice, and by the thread itself (then it is not joined)."""
-        if self._loop.is_closed():
+        if self.loop.is_closed():
             return
         try:
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            self.loop.call_soon_threadsafe(self.loop.stop)
         except RuntimeError:
             return  # closed in the meantime
         if threading.current_thread() is not self._thread:
@@ -43,15 +48,15 @@ class LoopThread:
                 log.warning("the swarm's background thread did not end within %.1f s", timeout_s)
 
     def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
+        asyncio.set_event_loop(self.loop)
         try:
-            self._loop.run_forever()
-            tasks = asyncio.all_tasks(self._loop)
+            self.loop.run_forever()
+            tasks = asyncio.all_tasks(self.loop)
             for task in tasks:
                 task.cancel()
-            self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.run_until_complete(self._loop.shutdown_default_executor())  # name lookups leave threads there
+            self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+            self.loop.run_until_complete(self.loop.shutdown_default_executor())  # name lookups leave threads there
         finally:
             asyncio.set_event_loop(None)
-            self._loop.close()
+            self.loop.close()

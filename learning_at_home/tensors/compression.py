@@ -44,7 +44,7 @@ def encode(flat: Tensor, codec: Codec) -> Tensor:
 def decode(spec: TensorSpec, parts: Sequence[memoryview], codec: Codec) -> tuple[Tensor, bool]:
     """The tensor of a header entry, on the CPU, and whether all its numbers are finite. Not for empty tensors.
 
-    `parts` are its bytes, cut at multiples of CHUNK_BYTES. Raises WireError when there are more or fewer of them.
+    `parts` are its bytes, whole or cut at multiples of CHUNK_BYTES. Raises WireError when there are more or fewer.
     """
     num_bytes = sum(map(len, parts))
     if num_bytes != wire_bytes(spec, codec):
@@ -108,7 +108,7 @@ def _decode_blocks(encoded: memoryview | bytearray, flat: Tensor) -> bool:
     num_blocks = -(-len(flat) // BLOCK_ELEMENTS)
     scales_in_numpy = _aligned(np.frombuffer(encoded, np.float32, num_blocks))
     scales = torch.from_numpy(scales_in_numpy)
-    numbers = torch.from_numpy(np.frombuffer(encoded, np.int8, offset=4 * num_blocks))
+    numbers = torch.from_numpy(_aligned(np.frombuffer(encoded, np.int8, offset=4 * num_blocks)))
     for values_NB, scales_N, numbers_NB in _blocks(flat, scales, numbers):
         values_NB.copy_(numbers_NB).mul_(scales_N.unsqueeze(1))
     bound = 128 * float(np.abs(scales_in_numpy).max())  # a stranger may write -128, too

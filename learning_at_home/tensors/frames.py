@@ -19,7 +19,7 @@ from torch import Tensor
 from learning_at_home.errors import SpecMismatch
 from learning_at_home.tensors.compression import decode, encode
 from learning_at_home.tensors.finite import each_is_finite, is_finite
-from learning_at_home.tensors.small import IN_NUMPY, SMALL_BYTES, bytes_of, from_bytes, from_bytes_checked, is_small
+from learning_at_home.tensors.small import COPIED_BYTES, IN_NUMPY, bytes_of, from_bytes, from_bytes_checked, is_small
 from learning_at_home.tensors.staging import to_cpu
 from learning_at_home.wire.messages import CHUNK_BYTES, Codec, TensorSpec
 
@@ -58,6 +58,8 @@ def to_frames(
     if not tensor.numel():
         return spec, ()
     tensor = tensor.detach().contiguous().resolve_neg()
+    if not tensor.data_ptr():  # one of autograd's zeros without memory
+        tensor = tensor.clone()
     if codec != "none":
         tensor = encode(tensor.view(-1), codec)
     if not tensor.is_cpu:
@@ -80,7 +82,7 @@ def from_frames(spec: TensorSpec, frames: Sequence[Buffer], codec: Codec = "none
         return decode(spec, [memoryview(frame) for frame in frames], codec)[0]
     if len(frames) != 1:
         return _join(spec, frames, checked=False)[0]
-    if len(frames[0]) <= SMALL_BYTES:
+    if len(frames[0]) <= COPIED_BYTES:
         return from_bytes(spec, frames[0])
     return _in_place(spec, frames[0])
 
@@ -91,7 +93,7 @@ def from_frames_checked(spec: TensorSpec, frames: Sequence[Buffer], codec: Codec
         return decode(spec, [memoryview(frame) for frame in frames], codec)
     if len(frames) != 1:
         return _join(spec, frames, checked=True)
-    if len(frames[0]) <= SMALL_BYTES:
+    if len(frames[0]) <= COPIED_BYTES:
         tensor, finite = from_bytes_checked(spec, frames[0])
         return tensor, finite or each_is_finite(tensor)
     tensor = _in_place(spec, frames[0])

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from learning_at_home.wire.messages import TensorSpec
 
-SMALL_BYTES = 32 * 1024  # of what is larger a copy costs more than the way
+COPIED_BYTES = 32 * 1024  # of what is larger a copy costs more than the way
 IN_NUMPY = {name: np.dtype(name) for name in ("float64", "float32", "float16")} | {"bfloat16": np.dtype(np.int16)}
 # Of these a sum of squares tells whether all are finite; those of two bytes overflow it at once.
 _SUMMED = {torch.float32: IN_NUMPY["float32"], torch.float64: IN_NUMPY["float64"]}
@@ -33,8 +33,14 @@ _square: Callable[..., float] = getattr(np.vdot, "_implementation", np.vdot)
 
 
 def is_small(tensor: Tensor) -> bool:
-    """Whether `bytes_of` and `may_be_finite` take it: its memory is its numbers, in their order."""
-    return 0 < tensor.nbytes <= SMALL_BYTES and tensor.is_cpu and tensor.is_contiguous() and not tensor.is_neg()
+    """Whether `bytes_of` and `are_finite` take it: it has memory, which holds its numbers, in their order."""
+    return (
+        0 < tensor.nbytes <= COPIED_BYTES
+        and tensor.is_cpu
+        and tensor.is_contiguous()
+        and not tensor.is_neg()
+        and tensor.data_ptr() != 0  # autograd knows zeros without memory
+    )
 
 
 def bytes_of(tensor: Tensor) -> bytes:

@@ -1,7 +1,7 @@
 """The caller's side: send work to many nodes at once, take the answers as they come.
 
 Synchronous and torch-free. A thread leases an exchange (its own sockets) for one round of calls and gives it back; so a
-socket is used by one thread at a time, nothing rests on thread-locals, and no call pays a hop through another thread.
+socket is used by one thread at a time, nothing rests on thread-locals, and a lone call pays no hop to another thread.
 """
 
 from __future__ import annotations
@@ -244,6 +244,9 @@ class Exchange:
         if isinstance(message, Reply):
             self._table.replied(link.peer, message, frames, now, link.chunk_bytes)
             return True
+        if frames:
+            self._lose(link.peer, WireError("frames follow a header that has none", peer=link.peer.name))
+            return False
         if isinstance(message, Welcome):
             return True
         if isinstance(message, Answers):

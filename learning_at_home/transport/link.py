@@ -51,6 +51,7 @@ _REASONS = {
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "the encrypted handshake failed",
 }
 ZERO_COPY_BYTES = 32 * 1024  # below this a copy is cheaper than the bookkeeping of a shared buffer
+MAX_ANSWER_FRAMES = 1_024  # 16 tensors of 64 MiB
 ROUTING_ID_BYTES = 15  # with the one before them as long as a key of 128 bits
 
 
@@ -110,10 +111,15 @@ class Link:
         except zmq.Again:
             return None
         frames = []
+        num_frames = 0
         part = header
         while part.more:  # a message arrives whole: none of these waits
             part = self.socket.recv(0, False)
-            frames.append(part)
+            num_frames += 1
+            if num_frames <= MAX_ANSWER_FRAMES:
+                frames.append(part)
+        if num_frames > MAX_ANSWER_FRAMES:
+            raise WireError(f"an answer of {num_frames:,} frames", peer=self.peer.name)
         try:
             message = decode_node(header)
             if isinstance(message, Welcome):

@@ -294,6 +294,8 @@ class Server:
             message = decode_caller(header)
             user_id = None if self._unencrypted else caller_key(header)
             if isinstance(message, Greeting):
+                if frames:
+                    raise WireError("frames follow a greeting")
                 self._greet(routing_id, message, user_id)
                 return
             caller = self._greeted.get(routing_id)
@@ -374,16 +376,18 @@ class Server:
             self._send(routing_id, message, frames)
 
     def _send(self, routing_id: bytes, message: NodeMessage, frames: Sequence[memoryview | bytes] = ()) -> None:
-        if frames and not self._unsent.has_room(routing_id):  # it asks for much and reads nothing
+        header = encode(message)
+        large = frames or len(header) >= ZERO_COPY_BYTES
+        if large and not self._unsent.has_room(routing_id):  # it asks for much and reads nothing
             self.counters.dropped_answers += 1
             return
         try:
             send = self._plain_send
             send(routing_id, MORE_NOBLOCK)
-            send(encode(message), MORE_NOBLOCK if frames else NOBLOCK)
-            last = len(frames) - 1
-            for position, frame in enumerate(frames):
-                flags = NOBLOCK if position == last else MORE_NOBLOCK
+            left = len(frames) + 1
+            for frame in (header, *frames):
+                left -= 1
+                flags = MORE_NOBLOCK if left else NOBLOCK
                 if len(frame) < ZERO_COPY_BYTES:
                     send(frame, flags)
                 else:

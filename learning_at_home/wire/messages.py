@@ -54,7 +54,7 @@ class TensorSpec(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
 
 
 def wire_bytes(spec: TensorSpec, codec: Codec = "none") -> int:
-    """Bytes of a tensor's frames together: all of CHUNK_BYTES but the last; a tensor without elements has none."""
+    """Bytes of a tensor as it travels; one without elements has none."""
     if codec == "none":
         return spec.num_bytes
     num_elements = math.prod(spec.shape)
@@ -111,7 +111,7 @@ class Request(msgspec.Struct, frozen=True, tag="request", forbid_unknown_fields=
 
 
 class Reply(msgspec.Struct, frozen=True, tag="reply", forbid_unknown_fields=True):
-    """The result of one Work: its tensors follow as frames. backward: the gradient of the inputs."""
+    """The result of one Work: its tensors are in `data`, or follow as frames. backward: the gradient of the inputs."""
 
     call_id: int
     tensors: Tensors

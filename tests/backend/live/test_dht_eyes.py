@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from backend.live.dht_eyes import open_eyes
+from backend.live.dht_eyes import open_eyes, zero_row
 from backend.live.eyes import Probe
 from learning_at_home.clock import SystemClock
 from learning_at_home.dht.node import DhtNode
@@ -12,7 +12,7 @@ from learning_at_home.directory.announcement import Announcement, Claim
 from learning_at_home.directory.publisher import fetch_project, publish, withdraw
 from learning_at_home.errors import ConfigError, NodeOverloaded, UnknownExpert
 from learning_at_home.identity import Identity
-from learning_at_home.peer_address import PeerAddress
+from learning_at_home.peer_address import PLAIN_SCHEME, PeerAddress
 from learning_at_home.project import LayerSpec
 from learning_at_home.transport.server import Server
 from learning_at_home.wire.messages import CHUNK_BYTES, Reply, TensorSpec
@@ -149,3 +149,11 @@ async def test_a_taken_udp_port_is_named_with_what_to_do(eyes, tmp_path):
     with pytest.raises(ConfigError, match="--dht-port"):
         async with open_eyes(settings(tmp_path, dht_port=eyes.dht_port), Identity.generate(), CLOCK):
             pass
+
+
+def test_a_large_row_goes_to_an_unencrypted_node_as_one_frame():
+    layer = LayerSpec(prefix="ffn0", grid=(2,), hidden_size=1 << 19)
+    for scheme, num_frames in (("tcp://", 2), (PLAIN_SCHEME, 1)):
+        peer = PeerAddress(bytes(32), (f"{scheme}127.0.0.1:1",), "x")
+        row = zero_row(Probe(peer, "digits", layer, 0, 1.0, False, lambda answered, hosts_it: None))
+        assert [len(frame) for frame in row.frames] == [(1 << 21) // num_frames] * num_frames

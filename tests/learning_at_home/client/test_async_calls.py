@@ -1,12 +1,14 @@
 """Calls of an event loop: many at once, one message per node and turn, nothing left behind."""
 
 import asyncio
+import queue
 import threading
 
 import pytest
 import torch
 
 from learning_at_home.client import async_calls
+from learning_at_home.client.remote_expert import RemoteExpert
 from learning_at_home.errors import (
     CallTimeout,
     ExpertFailed,
@@ -247,3 +249,68 @@ def test_closing_the_swarm_ends_the_calls_that_threads_share(small_swarm, always
     assert len(errors) == 4
     with pytest.raises(UsageError):
         expert(rows())
+
+
+def test_a_value_that_does_not_fit_the_codec_fails_its_own_call_only(small_swarm):
+    swarm: SmallSwarm = small_swarm(layer())
+    swarm.add_host([0])
+    expert = RemoteExpert(swarm.swarm, "ffn0.0.0", compression="float16")
+    good, bad = torch.ones(2, 6, dtype=torch.float64), torch.full((2, 6), 70_000.0, dtype=torch.float64)
+
+    async def run() -> list[object]:
+        async with asyncio.timeout(TIMEOUT_S):
+            return await asyncio.gather(*(expert.acall(x) for x in (good, bad, good)), return_exceptions=True)
+
+    first, second, third = asyncio.run(run())
+    assert isinstance(second, NonFiniteTensor)
+    for answer in (first, third):
+        assert isinstance(answer, torch.Tensor)
+        torch.testing.assert_close(answer, swarm.local(0)(good), atol=0.01, rtol=0.01)
+
+
+def test_a_callback_of_submit_may_call_an_expert(small_swarm, always_shared):
+    """It runs in the thread of the loop that shared calls need."""
+    swarm: SmallSwarm = small_swarm(layer())
+    swarm.add_wilful([0], twice)
+    expert = swarm.swarm.expert("ffn0.0.0")
+    x = rows()
+    answers: queue.Queue[torch.Tensor] = queue.Queue()
+    expert.submit(x).add_done_callback(lambda future: answers.put(expert(future.result())))
+    assert torch.equal(answers.get(timeout=TIMEOUT_S), 4 * x)
+
+
+def test_what_is_written_to_a_tensor_after_its_call_was_begun_is_not_sent(small_swarm):
+    swarm: SmallSwarm = small_swarm(layer())
+    swarm.add_wilful([0], twice)
+    expert = swarm.swarm.expert("ffn0.0.0")
+    x = rows()
+    sent = x.clone()
+    task = expert.task("backward", (x, x), expert.holder())
+    waiting = swarm.swarm.asynchronous.share(task, 5.0, expert.compression)
+    x.zero_()
+    result = waiting.wait(TIMEOUT_S)
+    assert result is not None
+    assert torch.equal(expert.tensor_of(result), 2 * sent)
+
+
+def test_a_call_that_was_given_up_is_not_sent(small_swarm):
+    swarm: SmallSwarm = small_swarm(layer())
+    node = swarm.add_wilful([0], twice)
+    expert = swarm.swarm.expert("ffn0.0.0")
+    busy, go_on = threading.Event(), threading.Event()
+
+    async def hold_the_loop() -> None:
+        busy.set()
+        assert go_on.wait(TIMEOUT_S)
+
+    held = swarm.swarm.asynchronous.submit(hold_the_loop())
+    assert busy.wait(TIMEOUT_S)
+    waiting = swarm.swarm.asynchronous.share(
+        expert.task("forward", (rows(),), expert.holder()), 5.0, expert.compression
+    )
+    assert waiting.wait(0.01) is None
+    go_on.set()
+    held.result(TIMEOUT_S)
+    x = rows()
+    assert torch.equal(expert(x), 2 * x)
+    assert len(node.seen) == 1

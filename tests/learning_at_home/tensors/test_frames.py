@@ -12,9 +12,9 @@ import zmq
 from learning_at_home.errors import SpecMismatch
 from learning_at_home.tensors.finite import is_finite
 from learning_at_home.tensors.frames import DTYPES, from_frames, from_frames_checked, spec_of, to_frames
-from learning_at_home.tensors.small import SMALL_BYTES
-from learning_at_home.wire.framing import split_frames
-from learning_at_home.wire.messages import CHUNK_BYTES, TensorSpec
+from learning_at_home.tensors.small import COPIED_BYTES
+from learning_at_home.wire.framing import split_frames, take_small
+from learning_at_home.wire.messages import CHUNK_BYTES, CODECS, Codec, TensorSpec
 
 
 def over_the_wire(tensor: torch.Tensor) -> torch.Tensor:
@@ -125,7 +125,7 @@ def test_the_tensor_keeps_the_memory_of_its_frame_alive() -> None:
 
 
 def test_frames_that_cannot_be_written_to_are_copied() -> None:
-    for num_bytes in (16, 2 * SMALL_BYTES):
+    for num_bytes in (16, 2 * COPIED_BYTES):
         read_only = bytes(num_bytes)
         arrived = from_frames(TensorSpec("float32", (num_bytes // 4,)), [read_only])
         arrived += 1
@@ -133,7 +133,7 @@ def test_frames_that_cannot_be_written_to_are_copied() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
-@pytest.mark.parametrize("num_elements", [1, SMALL_BYTES // 4, SMALL_BYTES // 4 + 1, CHUNK_BYTES + 77])
+@pytest.mark.parametrize("num_elements", [1, COPIED_BYTES // 4, COPIED_BYTES // 4 + 1, CHUNK_BYTES + 77])
 @pytest.mark.parametrize("wrong", [None, math.nan, math.inf, -math.inf])
 def test_one_number_that_is_not_finite_is_noticed(wrong: float | None, num_elements: int, dtype: torch.dtype) -> None:
     tensor = torch.randn(num_elements).to(dtype)
@@ -148,7 +148,29 @@ def test_one_number_that_is_not_finite_is_noticed(wrong: float | None, num_eleme
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
-@pytest.mark.parametrize("num_elements", [3, SMALL_BYTES // 4 + 1, CHUNK_BYTES])
+@pytest.mark.parametrize("num_elements", [3, COPIED_BYTES // 4 + 1, CHUNK_BYTES])
 def test_numbers_whose_sum_overflows_are_finite(num_elements: int, dtype: torch.dtype) -> None:
     spec, frames = to_frames(torch.full((num_elements,), torch.finfo(dtype).max, dtype=dtype))
     assert from_frames_checked(spec, [zmq.Frame(bytes(frame)) for frame in frames])[1]
+
+
+def test_zeros_without_memory_are_sent_as_zeros() -> None:
+    for n in (3, 20_000):
+        zeros = torch._efficientzerotensor((n,))
+        assert zeros.data_ptr() == 0
+        assert torch.equal(over_the_wire(zeros), torch.zeros(n))
+        assert is_finite(zeros)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+def test_small_tensors_arrive_by_the_header_as_they_do_by_frames(dtype: torch.dtype, codec: Codec) -> None:
+    spec, frames = to_frames(torch.randn(3, 100).to(dtype), codec)
+    data, left = take_small(frames)
+    assert not left
+    [[by_header]] = split_frames([(spec,)], [], codec=codec, data=data)
+    [[by_frames]] = split_frames([(spec,)], [bytearray(frame) for frame in frames], codec=codec)
+    assert torch.equal(from_frames(spec, by_header, codec), from_frames(spec, by_frames, codec))
+    arrived, finite = from_frames_checked(spec, by_header, codec)
+    assert finite
+    arrived += 1

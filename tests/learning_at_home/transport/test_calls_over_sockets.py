@@ -526,3 +526,24 @@ def test_a_failure_of_everything_among_answers_is_a_wire_error(echo: Echo, conne
     echo.turn = answer_badly
     answer = ask(connections, address(echo), call("ffn0.8"))[0]
     assert isinstance(answer.error, WireError)
+
+
+def test_frames_after_a_header_that_has_none_are_a_wire_error(echo: Echo, connections: Connections) -> None:
+    def answer_badly() -> None:
+        for ticket in echo.held:
+            echo.server._send(ticket.routing_id, Answers((Failure(ticket.call_id, 203, "full"),)), [b"more"])
+        echo.held.clear()
+
+    echo.turn = answer_badly
+    answer = ask(connections, address(echo), call("ffn0.8"))[0]
+    assert isinstance(answer.error, WireError)
+
+
+def test_small_answers_without_end_to_a_caller_that_reads_nothing_are_bounded(echo: Echo) -> None:
+    """The headers of 128 KiB count as large frames do."""
+    unsent = echo.server._unsent
+    for _ in range(3):
+        unsent.add(b"deaf", zmq.MessageTracker(threading.Event()), unsent.limit_bytes // 2)
+    before = echo.server.counters.dropped_answers
+    echo.server._send(b"deaf", Reply(1, (), 0, 0, 0, 0.0, data=bytes(100_000)))
+    assert echo.server.counters.dropped_answers == before + 1
