@@ -20,7 +20,6 @@ from learning_at_home.client.checks import (
     check_first_order,
     check_gradient,
     check_one_request,
-    check_rows,
     check_specs,
 )
 from learning_at_home.client.compression import Compression, compression_of
@@ -81,21 +80,25 @@ class RemoteExpert(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The expert's output, of the shape of x. With autograd on, its backward trains the expert."""
-        if (
-            type(x) is not Tensor
-            or x.dtype != self._dtype
-            or x.shape[1:] != self._row_shape
-            or not 0 < x.shape[0] <= self._max_rows
-            or x.layout != torch.strided
-        ):  # perhaps; the checks know, and have the words for it
-            check_specs(self._name, self.layer, x)
-            check_one_request(self._name, self.layer, x)
+        self._check(x)
         if not torch.is_grad_enabled():
             return self.call("forward", (x,), self.holder())
         # What `apply` does for functorch's transforms is a third of an empty call: it is left out while there are none.
         apply = _RemoteCall.apply if torch._C._are_functorch_transforms_active() else _apply_plainly
         y: Tensor = apply(x, self._anchor, self)
         return y
+
+    def _check(self, x: Tensor) -> None:
+        """All that can be told without reading the numbers."""
+        if (
+            type(x) is not Tensor
+            or x.dtype != self._dtype
+            or x.shape[1:] != self._row_shape
+            or not 0 < x.shape[0] <= self._max_rows
+            or x.layout != torch.strided
+        ):  # perhaps something is wrong: these know, and have the words for it
+            check_specs(self._name, self.layer, x)
+            check_one_request(self._name, self.layer, x)
 
     def extra_repr(self) -> str:
         return f"{self.uid}, {self.layer.architecture}, {self.layer.dtype}{list(self.layer.row_shape)}"
@@ -148,11 +151,12 @@ class RemoteExpert(torch.nn.Module):
 
         Those that begin in one turn of the loop go to their node in one message. Raises what a call raises.
         """
-        check_rows(self._name, self.layer, x)
-        check_one_request(self._name, self.layer, x)
+        self._check(x)
+        check_finite(self._name, x)
         task = self.task("forward", (x,), self.holder())
         result = await self._swarm.asynchronous.of_running_loop().call(task, self.deadline_s, self.compression)
-        return self.tensor_of(result).to(x.device)
+        y = self.tensor_of(result)
+        return y if x.is_cpu else y.to(x.device)
 
     def submit(self, x: Tensor) -> concurrent.futures.Future[Tensor]:
         """`acall` from any thread, on a thread of the swarm's: a future of the output. x must not change before."""
