@@ -7,7 +7,6 @@ no deadlines, retries or statistics, no admission, no directory: what those cost
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -19,12 +18,10 @@ from torch import Tensor
 
 from benchmarks.local_expert import assert_close
 from benchmarks.worker import Work, seconds_per_call, serve, settings_of
-from learning_at_home.identity import Identity, z85
-from learning_at_home.parent_watch import exit_when_stdin_closes
+from benchmarks.workers.zeromq_echo import SERVER, Pair, answering_router
 from learning_at_home.tensors.small import are_finite, bytes_of, from_bytes_checked
 from learning_at_home.wire.messages import TensorSpec
 
-SERVER = "--server"
 WAIT_MS = 10_000
 
 
@@ -52,25 +49,7 @@ class BareHop:
     def __init__(self, settings: Settings) -> None:
         torch.set_num_threads(1)
         self._hidden_size = settings.hidden_size
-        server_key, me = Identity.generate(), Identity.generate()
-        self._server = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.workers.bare_hop", SERVER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self._server.stdin is not None
-        assert self._server.stdout is not None
-        self._server.stdin.write(f"{z85(server_key.curve_secret).decode()}\n")
-        self._server.stdin.flush()
-        endpoint = self._server.stdout.readline().strip()
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.dealer = self._context.socket(zmq.DEALER)
-        self.dealer.setsockopt(zmq.LINGER, 0)
-        self.dealer.setsockopt(zmq.CURVE_PUBLICKEY, z85(me.curve_public))
-        self.dealer.setsockopt(zmq.CURVE_SECRETKEY, z85(me.curve_secret))
-        self.dealer.setsockopt(zmq.CURVE_SERVERKEY, z85(server_key.curve_public))
-        self.dealer.connect(endpoint)
+        self._pair = Pair("benchmarks.workers.bare_hop", plain=False)
         self._to_train = torch.empty(0, requires_grad=True)
 
     def check(self) -> None:
@@ -86,14 +65,10 @@ class BareHop:
         return seconds_per_call(lambda: self._call(rows), work)
 
     def close(self) -> None:
-        self.dealer.close()
-        self._context.term()
-        assert self._server.stdin is not None
-        self._server.stdin.close()
-        self._server.wait()
+        self._pair.close()
 
     def _call(self, rows: Tensor) -> Tensor:
-        y: Tensor = _Hop.apply(rows, self._to_train, self.dealer)  # type: ignore[no-untyped-call]
+        y: Tensor = _Hop.apply(rows, self._to_train, self._pair.dealer)  # type: ignore[no-untyped-call]
         return y
 
 
@@ -114,14 +89,7 @@ class _Hop(torch.autograd.Function):
 def answer_forever() -> None:
     """The answering process: bind, say where, and answer with what came."""
     torch.set_num_threads(1)
-    secret = sys.stdin.readline().strip()
-    exit_when_stdin_closes()
-    router = zmq.Context().socket(zmq.ROUTER)
-    router.setsockopt(zmq.LINGER, 0)
-    router.setsockopt(zmq.CURVE_SERVER, 1)
-    router.setsockopt(zmq.CURVE_SECRETKEY, secret.encode())
-    router.bind("tcp://127.0.0.1:*")
-    print(router.getsockopt_string(zmq.LAST_ENDPOINT), flush=True)
+    router = answering_router()
     module = torch.nn.Identity()
     while True:
         routing_id = router.recv()

@@ -28,18 +28,14 @@ class Settings:
     plain: bool
 
 
-class Echo:
-    """The calling side, and the process that answers it."""
+class Pair:
+    """A DEALER here, and a module's answering process with a ROUTER (`answering_router`)."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._row_bytes = settings.hidden_size * FLOAT_BYTES
+    def __init__(self, module: str, *, plain: bool) -> None:
         server_key, me = Identity.generate(), Identity.generate()
-        secret = "" if settings.plain else z85(server_key.curve_secret).decode()
+        secret = "" if plain else z85(server_key.curve_secret).decode()
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.workers.zeromq_echo", SERVER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+            [sys.executable, "-m", module, SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         assert self._server.stdin is not None
         assert self._server.stdout is not None
@@ -47,13 +43,43 @@ class Echo:
         self._server.stdin.flush()
         endpoint = self._server.stdout.readline().strip()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._dealer = self._context.socket(zmq.DEALER)
-        self._dealer.setsockopt(zmq.LINGER, 0)
-        if not settings.plain:
-            self._dealer.setsockopt(zmq.CURVE_PUBLICKEY, z85(me.curve_public))
-            self._dealer.setsockopt(zmq.CURVE_SECRETKEY, z85(me.curve_secret))
-            self._dealer.setsockopt(zmq.CURVE_SERVERKEY, z85(server_key.curve_public))
-        self._dealer.connect(endpoint)
+        self.dealer = self._context.socket(zmq.DEALER)
+        self.dealer.setsockopt(zmq.LINGER, 0)
+        if not plain:
+            self.dealer.setsockopt(zmq.CURVE_PUBLICKEY, z85(me.curve_public))
+            self.dealer.setsockopt(zmq.CURVE_SECRETKEY, z85(me.curve_secret))
+            self.dealer.setsockopt(zmq.CURVE_SERVERKEY, z85(server_key.curve_public))
+        self.dealer.connect(endpoint)
+
+    def close(self) -> None:
+        self.dealer.close()
+        self._context.term()
+        assert self._server.stdin is not None
+        self._server.stdin.close()
+        self._server.wait()
+
+
+def answering_router() -> zmq.Socket[bytes]:
+    """For the answering process: bind with the secret key that the other one writes, and say where."""
+    secret = sys.stdin.readline().strip()
+    exit_when_stdin_closes()
+    router = zmq.Context().socket(zmq.ROUTER)
+    router.setsockopt(zmq.LINGER, 0)
+    if secret:
+        router.setsockopt(zmq.CURVE_SERVER, 1)
+        router.setsockopt(zmq.CURVE_SECRETKEY, secret.encode())
+    router.bind("tcp://127.0.0.1:*")
+    print(router.getsockopt_string(zmq.LAST_ENDPOINT), flush=True)
+    return router
+
+
+class Echo:
+    """The calling side, and the process that answers it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._row_bytes = settings.hidden_size * FLOAT_BYTES
+        self._pair = Pair("benchmarks.workers.zeromq_echo", plain=settings.plain)
+        self._dealer = self._pair.dealer
 
     def check(self) -> None:
         """What comes back is what went out."""
@@ -76,11 +102,7 @@ class Echo:
         return min(whole, self._measured(_chunks(payload), work))
 
     def close(self) -> None:
-        self._dealer.close()
-        self._context.term()
-        assert self._server.stdin is not None
-        self._server.stdin.close()
-        self._server.wait()
+        self._pair.close()
 
     def _measured(self, frames: list[bytes], work: Work) -> float:
         copied = len(frames[0]) < COPIED_BYTES
@@ -98,15 +120,7 @@ class Echo:
 
 def echo_forever() -> None:
     """The answering process: bind, say where, and send everything back."""
-    secret = sys.stdin.readline().strip()
-    exit_when_stdin_closes()
-    router = zmq.Context().socket(zmq.ROUTER)
-    router.setsockopt(zmq.LINGER, 0)
-    if secret:
-        router.setsockopt(zmq.CURVE_SERVER, 1)
-        router.setsockopt(zmq.CURVE_SECRETKEY, secret.encode())
-    router.bind("tcp://127.0.0.1:*")
-    print(router.getsockopt_string(zmq.LAST_ENDPOINT), flush=True)
+    router = answering_router()
     while True:
         routing_id = router.recv()
         frame = router.recv(copy=False)

@@ -27,7 +27,7 @@ from learning_at_home.errors import LearningAtHomeError, UsageError
 from learning_at_home.transport.connections import Exchange
 
 CLOSE_TIMEOUT_S = 2.0
-KEPT_S = 1.0  # an exchange that was used within this time
+KEPT_S = 1.0  # how long the swarm's own loop keeps its exchange after the last call
 CROWD = 4  # calls under way; so many threads are faster over one loop than each for itself
 _T = TypeVar("_T")
 

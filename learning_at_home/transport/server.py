@@ -71,7 +71,6 @@ ZERO_COPY_RECV = 10  # zmq.h; pyzmq has no name for it. With it a small frame th
 MAX_PARTS = 4_096  # of a message: 1,024 pieces of work with two tensors each, and 128 full frames, are 2,177
 RECEIVE_BURST = 64  # messages taken in before answers get their turn
 
-
 TensorFrame = zmq.Frame | memoryview  # some of a tensor's bytes
 
 

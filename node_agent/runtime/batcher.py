@@ -118,10 +118,9 @@ class Batcher(Generic[PayloadT]):
 
         The oldest lanes first, each at most a batch; those that would exceed the limits of a group wait.
         """
-        if not self._oldest:
+        first = self.next_batch(now)
+        if first is None:
             return []
-        lane = heapq.heappop(self._oldest)[2]
-        first = self._take(lane, now, self.limits.batch_rows, self.limits.batch_bytes)
         group = group_of(first.uid, first.operation)
         if group is None or not self._oldest:
             return [first]
