@@ -30,7 +30,7 @@ from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.peer_address import PeerAddress
 from learning_at_home.project import LayerSpec
 from learning_at_home.tensors.frames import DTYPES
-from learning_at_home.tensors.small import is_small
+from learning_at_home.tensors.small import COPIED_BYTES, is_small
 from learning_at_home.wire.messages import Operation, TensorSpec
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ class RemoteExpert(torch.nn.Module):
         """One request to a host of the expert, without autograd. Raises what RemoteExpert's docstring lists."""
         tracing = self._calls.tracing
         if tracing.current is None:
-            if self._swarm.asynchronous.crowded and is_small(tensors[0]):
+            x = tensors[0]
+            if x.nbytes <= COPIED_BYTES and x.is_cpu and self._swarm.asynchronous.crowded:
                 return self._call_shared(operation, tensors, holder)
             return self._call(operation, tensors, holder, None)
         with tracing.round(self._name, operation, tensors[0].shape[0]) as traced:
