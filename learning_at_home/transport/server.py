@@ -31,6 +31,7 @@ from learning_at_home.errors import (
 from learning_at_home.identity import Identity, curve_public_key
 from learning_at_home.transport.answers import QueuedAnswer, failure_of, in_messages
 from learning_at_home.transport.authentication import Authenticator, caller_key
+from learning_at_home.transport.busy_poll import BusyPoll
 from learning_at_home.transport.inflow import InflowGuard
 from learning_at_home.transport.inflow_accounts import InflowLimits
 from learning_at_home.transport.link import ZERO_COPY_BYTES
@@ -41,7 +42,6 @@ from learning_at_home.transport.socket_options import (
     bound,
     has_input,
     plain_send,
-    poll,
     secure_server,
 )
 from learning_at_home.transport.unsent import MAX_UNSENT_BYTES, UnsentBytes
@@ -69,6 +69,7 @@ MAX_GREETED = 16_384  # connections remembered; one that was forgotten is asked 
 MAX_QUEUED_ANSWERS = 16_384  # between the device thread and the socket; more than the runtime may hold in work
 ZERO_COPY_RECV = 10  # zmq.h; pyzmq has no name for it. With it a small frame that came alone holds 8 KiB
 MAX_PARTS = 4_096  # of a message: 1,024 pieces of work with two tensors each, and 128 full frames, are 2,177
+BUSY_S = 3e-4  # the next message is looked for without sleeping, where messages come as quickly
 RECEIVE_BURST = 64  # messages taken in before answers get their turn
 
 TensorFrame = zmq.Frame | memoryview  # some of a tensor's bytes
@@ -231,10 +232,11 @@ class Server:
         try:
             wake_fd = self._wake_out.fileno()
             sockets = [(self._router, POLLIN), (self._authenticator.socket, POLLIN), (wake_fd, POLLIN)]
+            busy_poll = BusyPoll(BUSY_S)
             more_work = False
             while not self._stop_now:
                 timeout_ms = 0 if more_work else self._guard.timeout_ms(self._clock.monotonic_s())
-                for ready, _ in poll(sockets, timeout_ms):
+                for ready, _ in busy_poll.poll(sockets, timeout_ms):
                     if ready is self._router:
                         self._receive()
                     elif ready == wake_fd:
