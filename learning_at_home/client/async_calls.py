@@ -24,10 +24,12 @@ from learning_at_home.client.compression import Compression
 from learning_at_home.client.fanout import CallContext, FanOut, Result, Task, frame
 from learning_at_home.client.loop_thread import LoopThread
 from learning_at_home.errors import LearningAtHomeError, UsageError
+from learning_at_home.transport.calls import Answer
 from learning_at_home.transport.connections import Exchange
 
 CLOSE_TIMEOUT_S = 2.0
 KEPT_S = 1.0  # how long the swarm's own loop keeps its exchange after the last call
+ANSWERS_PER_TURN = 16  # of the loop; those who got them ask again, and the nodes work while the others are seen to
 CROWD = 4  # calls under way; so many threads are faster over one loop than each for itself
 _T = TypeVar("_T")
 
@@ -160,6 +162,7 @@ class LoopCalls:
         self._will_send = False  # what is in the outbox, soon
         self._closed = False
         self._waiting: dict[int, tuple[FanOut, _Waiting]] = {}  # by call id
+        self._arrived: deque[Answer] = deque()  # at most as many as are waiting
         self._exchange: Exchange | None = None
         self.keeps_exchange = False  # for KEPT_S when nothing is under way: for a loop that lives as long as the swarm
         self._sockets: list[zmq.Socket[bytes]] = []  # those that are watched
@@ -252,7 +255,9 @@ class LoopCalls:
         if exchange is None:
             return
         due = math.inf
-        for answer in exchange.take_in():
+        self._arrived.extend(exchange.take_in())
+        for _ in range(min(ANSWERS_PER_TURN, len(self._arrived))):
+            answer = self._arrived.popleft()
             fanout, future = self._waiting.get(answer.call_id, (None, None))
             if fanout is None or future is None:
                 continue  # its round failed while it was sent
@@ -274,8 +279,9 @@ class LoopCalls:
                 self._release()
                 return
             due = self._last_call_s + KEPT_S
-        if exchange.may_have_more:
-            self._running().call_soon(self._take_in)
+        if self._arrived or exchange.may_have_more:
+            loop = self._running()
+            loop.call_soon(loop.call_soon, self._take_in)  # behind the `_send` of those who have their answers now
         self._watch(exchange)
         self._call_again(min(due, exchange.next_deadline()))
 
@@ -318,6 +324,7 @@ class LoopCalls:
                 loop.remove_reader(descriptor)
         self._watched, self._sockets = {}, []
         self._delayed.clear()
+        self._arrived.clear()
         if self._exchange is not None:
             exchange, self._exchange = self._exchange, None
             exchange.__exit__(None, None, None)
