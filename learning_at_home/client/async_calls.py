@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import zmq
 
 from learning_at_home.client.compression import Compression
-from learning_at_home.client.fanout import CallContext, FanOut, Result, Task, frame
+from learning_at_home.client.fanout import CallContext, FanOut, Result, Task
 from learning_at_home.client.loop_thread import LoopThread
 from learning_at_home.errors import LearningAtHomeError, UsageError
 from learning_at_home.transport.calls import Answer
@@ -74,13 +74,12 @@ class AsyncCalls:
         return under_way >= CROWD and not (self._own is not None and self._own.runs_here)
 
     def share(self, task: Task, timeout_s: float, compression: Compression) -> Shared:
-        """Begin a call on the swarm's own loop, from any thread but the loop's; its tensors may change from now on.
+        """Begin a framed call on the swarm's own loop, from any thread but the loop's.
 
-        Raises UsageError after `close`, in a forked child, and when values do not fit the compression.
+        Raises UsageError after `close` and in a forked child.
         """
         if self._pid != os.getpid():
             raise UsageError("this swarm belongs to the parent process; connect anew after a fork")
-        task.framed = frame(task, compression.request)
         with self._lock:
             self._check_open()
             if self._shared is None:
@@ -173,8 +172,7 @@ class LoopCalls:
         self._last_call_s = 0.0  # monotonic
 
     async def call(self, task: Task, timeout_s: float, compression: Compression) -> Result:
-        """The task's result. An expert that is full is asked again, one whose connection was lost once more."""
-        task.framed = frame(task, compression.request)
+        """A framed task's result. An expert that is full is asked again, one whose connection was lost once more."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
         self._outbox.append((task, timeout_s, compression, future))

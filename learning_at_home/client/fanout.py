@@ -37,7 +37,7 @@ from learning_at_home.errors import (
 )
 from learning_at_home.peer_address import PeerAddress
 from learning_at_home.project import MAX_BYTES_PER_REQUEST
-from learning_at_home.tensors.frames import from_frames_checked, to_frames
+from learning_at_home.tensors.frames import Framed, from_frames_checked, to_frames
 from learning_at_home.transport.calls import Answer, Call
 from learning_at_home.transport.connections import Connections, Exchange
 from learning_at_home.transport.link import chunk_bytes_of
@@ -70,9 +70,6 @@ class CallContext:
         )
 
 
-Framed = tuple[tuple[TensorSpec, ...], Sequence[memoryview | bytes]]
-
-
 class Task(msgspec.Struct, eq=False):
     """Work for one expert. The tensors lie on the CPU and nobody else writes to them."""
 
@@ -86,7 +83,7 @@ class Task(msgspec.Struct, eq=False):
     expected: TensorSpec  # the one tensor of a right answer
     retries: int = 0  # how often a full node has been asked again
     traced: TracedCall | None = None  # FanOut's
-    framed: Framed | None = None  # where its tensors were framed already
+    framed: Framed | None = None  # its tensors as they travel, where they were framed already
 
 
 class Result(msgspec.Struct, frozen=True, eq=False):
@@ -210,7 +207,7 @@ class FanOut:
             task.traced = self._traced.call(task.uid, task.holder, task.num_rows)
         if task.traced is not None:
             task.traced.issued()
-        specs, frames = task.framed or frame(task, self._compression.request)
+        specs, frames = task.framed or frame(task.tensors, task.holder, self._compression.request)
         return Call(task.uid, task.operation, specs, frames, task)
 
     def _tell_directory(self, public_key: bytes, error: LearningAtHomeError | None, now: float) -> None:
@@ -261,13 +258,13 @@ class FanOut:
                     traced.sent(sum(map(len, call.frames)))
 
 
-def frame(task: Task, codec: Codec) -> Framed:
+def frame(tensors: Sequence[Tensor], holder: PeerAddress, codec: Codec) -> Framed:
     """A task's tensors as they travel. Raises UsageError when values do not fit the codec."""
-    chunk_bytes = chunk_bytes_of(task.holder) if task.tensors[0].nbytes > CHUNK_BYTES else CHUNK_BYTES
-    if len(task.tensors) == 1:
-        spec, frames = to_frames(task.tensors[0], codec, chunk_bytes)
+    chunk_bytes = chunk_bytes_of(holder) if tensors[0].nbytes > CHUNK_BYTES else CHUNK_BYTES
+    if len(tensors) == 1:
+        spec, frames = to_frames(tensors[0], codec, chunk_bytes)
         return (spec,), frames
-    framed = [to_frames(tensor, codec, chunk_bytes) for tensor in task.tensors]
+    framed = [to_frames(tensor, codec, chunk_bytes) for tensor in tensors]
     return tuple([spec for spec, _ in framed]), [part for _, frames in framed for part in frames]
 
 

@@ -28,7 +28,7 @@ class LoopThread:
     @property
     def runs_here(self) -> bool:
         """Whether the current thread is the loop's."""
-        return threading.current_thread() is self._thread
+        return threading.get_ident() == self._thread.ident
 
     def submit(self, coroutine: Coroutine[Any, Any, _T]) -> concurrent.futures.Future[_T]:
         """Start a coroutine on the loop."""

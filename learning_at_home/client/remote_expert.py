@@ -23,15 +23,15 @@ from learning_at_home.client.checks import (
     check_specs,
 )
 from learning_at_home.client.compression import Compression, compression_of
-from learning_at_home.client.fanout import CallContext, FanOut, Result, Task
+from learning_at_home.client.fanout import CallContext, FanOut, Result, Task, frame
 from learning_at_home.client.traced_round import TracedRound
 from learning_at_home.errors import CallTimeout, ConfigError, LearningAtHomeError, UnknownExpert
 from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.peer_address import PeerAddress
 from learning_at_home.project import LayerSpec
 from learning_at_home.tensors.frames import DTYPES
-from learning_at_home.tensors.small import COPIED_BYTES, is_small
-from learning_at_home.wire.messages import Operation, TensorSpec
+from learning_at_home.tensors.small import COPIED_BYTES
+from learning_at_home.wire.messages import Operation
 
 if TYPE_CHECKING:
     from learning_at_home.client.swarm import Swarm
@@ -121,9 +121,10 @@ class RemoteExpert(torch.nn.Module):
         deadline = context.clock.monotonic_s() + self.deadline_s
         with context.connections.exchange() as exchange:
             fanout = FanOut(context, exchange, deadline, insist=True, compression=self.compression, traced=traced)
-            fanout.ask([self.task(operation, tensors, holder)])
+            task = self.task(operation, tensors, holder)
+            fanout.ask((task,))
             if operation == "forward":
-                check_finite(self._name, tensors[0])  # while the request travels; a forward changes nothing
+                check_finite(self._name, tensors[0], task.framed)  # while the request travels; it changes nothing
             result = fanout.next_result(deadline + 1.0)  # every call answers at its deadline at the latest
         if result is None:
             raise CallTimeout(f"{self.uid}: no answer in {self.deadline_s:g} s")
@@ -135,7 +136,7 @@ class RemoteExpert(torch.nn.Module):
         task = self.task(operation, tensors, holder)
         waiting = self._swarm.asynchronous.share(task, self.deadline_s, self.compression)
         if operation == "forward":
-            check_finite(self._name, tensors[0])
+            check_finite(self._name, tensors[0], task.framed)
         result = waiting.wait(self.deadline_s + 1.0)
         if result is None:
             raise CallTimeout(f"{self.uid}: no answer in {self.deadline_s:g} s")
@@ -153,8 +154,8 @@ class RemoteExpert(torch.nn.Module):
         Those that begin in one turn of the loop go to their node in one message. Raises what a call raises.
         """
         self._check(x)
-        check_finite(self._name, x)
         task = self.task("forward", (x,), self.holder())
+        check_finite(self._name, x, task.framed)
         result = await self._swarm.asynchronous.of_running_loop().call(task, self.deadline_s, self.compression)
         y = self.tensor_of(result)
         return y if x.is_cpu else y.to(x.device)
@@ -164,15 +165,17 @@ class RemoteExpert(torch.nn.Module):
         return self._swarm.asynchronous.submit(self.acall(x))
 
     def task(self, operation: Operation, tensors: tuple[Tensor, ...], holder: PeerAddress) -> Task:
-        """The work that a call is, its tensors on the CPU."""
-        expected = TensorSpec(self.layer.dtype, tuple(tensors[0].shape))
+        """The work that a call is, framed, its tensors on the CPU. Raises UsageError when they do not fit the codec."""
         # A forward's content matters to nobody once its caller has given up. What a backward sends, perhaps a moment
         # after that, an expert would learn from: it must not change, so it is a copy.
         if operation == "backward":
             tensors = tuple(map(_own_copy, tensors))
         elif not tensors[0].is_cpu:
             tensors = (tensors[0].detach().to("cpu"),)
-        return Task(self._name, self._cell, holder, operation, tensors, expected.shape[0], _ALL_ROWS, expected)
+        framed = frame(tensors, holder, self.compression.request)
+        expected = framed[0][0]
+        num_rows = expected.shape[0]
+        return Task(self._name, self._cell, holder, operation, tensors, num_rows, _ALL_ROWS, expected, framed=framed)
 
     def holder(self) -> PeerAddress:
         """Who serves the expert; the last holder while it is only suspected, since nobody else can be asked instead.
@@ -232,8 +235,8 @@ def training_anchor(layer: LayerSpec) -> Tensor:
 
 
 def _own_copy(tensor: Tensor) -> Tensor:
-    """A copy on the CPU that nobody else can write to; `to_frames` copies small ones."""
-    if is_small(tensor):
+    """A copy on the CPU that nobody else can write to; `to_frames` makes one of a small tensor by itself."""
+    if tensor.nbytes <= COPIED_BYTES:
         return tensor
     detached = tensor.detach()
     copy = detached.to("cpu").contiguous()

@@ -27,6 +27,7 @@ if sys.byteorder != "little":  # pragma: no cover - no such machine runs torch t
     raise ImportError("Learning@home needs a little-endian machine: its wire format is raw little-endian numbers")
 
 Buffer = Any  # bytes-like: zmq.Frame, memoryview, bytes
+Framed = tuple[tuple[TensorSpec, ...], Sequence[memoryview | bytes]]  # some tensors as they travel
 DTYPES: dict[str, torch.dtype] = {
     "float64": torch.float64,
     "float32": torch.float32,

@@ -54,8 +54,13 @@ def bytes_of(tensor: Tensor) -> bytes:
 
 def are_finite(tensor: Tensor) -> bool:
     """Whether a small tensor's numbers are all finite; False also when that cannot be told so cheaply."""
-    suspects = _SUSPECTS_OF.get(tensor.dtype)
-    return suspects is not None and _has_none(_copy_of(tensor.data_ptr(), tensor.nbytes), tensor.itemsize, suspects)
+    return are_finite_bytes(bytes_of(tensor), tensor.dtype)
+
+
+def are_finite_bytes(numbers: bytes, dtype: torch.dtype) -> bool:
+    """The same of a copy of its memory."""
+    suspects = _SUSPECTS_OF.get(dtype)
+    return suspects is not None and _has_none(numbers, dtype.itemsize, suspects)
 
 
 def from_bytes(spec: TensorSpec, frame: Any) -> Tensor:
