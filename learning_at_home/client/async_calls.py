@@ -13,6 +13,7 @@ import concurrent.futures
 import math
 import os
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Coroutine
@@ -69,8 +70,9 @@ class AsyncCalls:
     @property
     def crowded(self) -> bool:
         """Whether so many calls are under way that the next one is better shared."""
-        shared = self._shared
-        under_way = self._context.connections.num_leased + (shared.num_open if shared is not None else 0)
+        under_way = self._context.connections.num_leased
+        if self._shared is not None:
+            under_way += self._shared.num_open
         return under_way >= CROWD and not (self._own is not None and self._own.runs_here)
 
     def share(self, task: Task, timeout_s: float, compression: Compression) -> Shared:
@@ -80,15 +82,18 @@ class AsyncCalls:
         """
         if self._pid != os.getpid():
             raise UsageError("this swarm belongs to the parent process; connect anew after a fork")
+        waiting = Shared()
+        (self._shared or self._start_sharing()).call_from_anywhere(task, timeout_s, compression, waiting)
+        return waiting
+
+    def _start_sharing(self) -> LoopCalls:
         with self._lock:
             self._check_open()
             if self._shared is None:
                 loop = self._own_loop().loop
                 self._shared = self._loops[loop] = self._loops.get(loop) or LoopCalls(self._context, loop)
                 self._shared.keeps_exchange = True
-        waiting = Shared()
-        self._shared.call_from_anywhere(task, timeout_s, compression, waiting)
-        return waiting
+            return self._shared
 
     def _own_loop(self) -> LoopThread:
         """With the lock held."""
@@ -149,6 +154,7 @@ class Shared:
 
 
 _Waiting = asyncio.Future[Result] | Shared
+_NOBODY = (None, None)
 
 
 class LoopCalls:
@@ -217,6 +223,8 @@ class LoopCalls:
         done.wait(CLOSE_TIMEOUT_S)
 
     def _send(self) -> None:
+        if self.keeps_exchange:
+            self._let_threads_join()
         self._will_send = False
         outbox = []
         while self._outbox:
@@ -247,6 +255,13 @@ class LoopCalls:
                 self._waiting[call.call_id] = (fanout, future)
         self._take_in()  # sending may have used up the sign that something arrived
 
+    def _let_threads_join(self) -> None:
+        """As long as one more does: those that were answered a moment ago are about to call again, in one message."""
+        joined = 0
+        while len(self._outbox) > joined:
+            joined = len(self._outbox)
+            time.sleep(0)
+
     def _take_in(self) -> None:
         """See to what has arrived, and to what is due."""
         exchange = self._exchange
@@ -256,14 +271,15 @@ class LoopCalls:
         self._arrived.extend(exchange.take_in())
         for _ in range(min(ANSWERS_PER_TURN, len(self._arrived))):
             answer = self._arrived.popleft()
-            fanout, future = self._waiting.get(answer.call_id, (None, None))
+            call_id = answer.call.call_id
+            fanout, future = self._waiting.get(call_id, _NOBODY)
             if fanout is None or future is None:
                 continue  # its round failed while it was sent
             result = fanout.judge(answer)
             if result is None:
                 self._delayed.add(fanout)
                 continue
-            del self._waiting[answer.call_id]
+            del self._waiting[call_id]
             if not future.done():
                 future.set_result(result)
         for fanout in list(self._delayed):

@@ -11,8 +11,7 @@ from torch import Tensor
 from learning_at_home.errors import BatchTooLarge, EmptyBatch, NonFiniteTensor, SpecMismatch, UsageError
 from learning_at_home.project import LayerSpec
 from learning_at_home.tensors.finite import is_finite
-from learning_at_home.tensors.frames import DTYPES, Framed
-from learning_at_home.tensors.small import are_finite_bytes
+from learning_at_home.tensors.frames import DTYPES
 
 
 def check_rows(owner: str, layer: LayerSpec, x: Tensor) -> None:
@@ -32,10 +31,8 @@ def check_specs(owner: str, layer: LayerSpec, x: Tensor) -> None:
         raise EmptyBatch(f"{owner}: input 0 is {_seen(x)}, a batch of no rows; {_takes(layer)} with at least one row")
 
 
-def check_finite(owner: str, x: Tensor, framed: Framed | None = None) -> None:
-    """Raises NonFiniteTensor. `framed`: x as it travels; where that is a copy of its bytes, they tell it sooner."""
-    if framed is not None and type(sent := framed[1][0]) is bytes and are_finite_bytes(sent, x.dtype):
-        return
+def check_finite(owner: str, x: Tensor) -> None:
+    """Raises NonFiniteTensor."""
     if not is_finite(x):
         raise NonFiniteTensor(f"{owner}: input 0 ({_seen(x)}) holds NaN or infinity")
 

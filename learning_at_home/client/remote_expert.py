@@ -25,7 +25,7 @@ from learning_at_home.client.checks import (
 from learning_at_home.client.compression import Compression, compression_of
 from learning_at_home.client.fanout import CallContext, FanOut, Result, Task, frame
 from learning_at_home.client.traced_round import TracedRound
-from learning_at_home.errors import CallTimeout, ConfigError, LearningAtHomeError, UnknownExpert
+from learning_at_home.errors import CallTimeout, ConfigError, ExpertFailed, LearningAtHomeError, UnknownExpert
 from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.peer_address import PeerAddress
 from learning_at_home.project import LayerSpec
@@ -44,9 +44,9 @@ class RemoteExpert(torch.nn.Module):
     """`y = RemoteExpert(swarm, "ffn0.1.2")(x)`, x [rows, *row shape] of the layer's dtype, on any device.
 
     Raises InvalidUid or UnknownLayer at once; a call raises SpecMismatch, EmptyBatch, BatchTooLarge, NonFiniteTensor
-    (a forward's while the request travels already: it changes nothing), UnknownExpert when no living node serves it,
-    what its host answers (ExpertFailed, NodeDraining ...), CallTimeout or PeerUnreachable. While the deadline allows, a
-    full node is asked again, and one whose connection was lost once more.
+    (when the input's NaN or infinity shows in the output, as in a local layer), UnknownExpert when no living node
+    serves it, what its host answers (ExpertFailed, NodeDraining ...), CallTimeout or PeerUnreachable. While the
+    deadline allows, a full node is asked again, and one whose connection was lost once more.
     Backward goes to the host that did the forward, whoever serves the expert by then; when that host is gone it raises.
     However often it was sent, the host applies it once at most; one that raised may have been applied.
     """
@@ -121,10 +121,7 @@ class RemoteExpert(torch.nn.Module):
         deadline = context.clock.monotonic_s() + self.deadline_s
         with context.connections.exchange() as exchange:
             fanout = FanOut(context, exchange, deadline, insist=True, compression=self.compression, traced=traced)
-            task = self.task(operation, tensors, holder)
-            fanout.ask((task,))
-            if operation == "forward":
-                check_finite(self._name, tensors[0], task.framed)  # while the request travels; it changes nothing
+            fanout.ask((self.task(operation, tensors, holder),))
             result = fanout.next_result(deadline + 1.0)  # every call answers at its deadline at the latest
         if result is None:
             raise CallTimeout(f"{self.uid}: no answer in {self.deadline_s:g} s")
@@ -135,16 +132,16 @@ class RemoteExpert(torch.nn.Module):
         """The same on the loop that many threads share."""
         task = self.task(operation, tensors, holder)
         waiting = self._swarm.asynchronous.share(task, self.deadline_s, self.compression)
-        if operation == "forward":
-            check_finite(self._name, tensors[0], task.framed)
         result = waiting.wait(self.deadline_s + 1.0)
         if result is None:
             raise CallTimeout(f"{self.uid}: no answer in {self.deadline_s:g} s")
         return self.tensor_of(result)
 
     def tensor_of(self, result: Result) -> Tensor:
-        """The answer, on the CPU, or its error with the expert's name."""
+        """The answer, on the CPU, or its error with the expert's name: NonFiniteTensor where the input is to blame."""
         if result.tensor is None:
+            if isinstance(result.error, ExpertFailed):
+                check_finite(self._name, result.task.tensors[0])
             raise _naming(self.uid, result.error)
         return result.tensor
 
@@ -155,7 +152,6 @@ class RemoteExpert(torch.nn.Module):
         """
         self._check(x)
         task = self.task("forward", (x,), self.holder())
-        check_finite(self._name, x, task.framed)
         result = await self._swarm.asynchronous.of_running_loop().call(task, self.deadline_s, self.compression)
         y = self.tensor_of(result)
         return y if x.is_cpu else y.to(x.device)

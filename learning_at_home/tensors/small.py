@@ -54,13 +54,8 @@ def bytes_of(tensor: Tensor) -> bytes:
 
 def are_finite(tensor: Tensor) -> bool:
     """Whether a small tensor's numbers are all finite; False also when that cannot be told so cheaply."""
-    return are_finite_bytes(bytes_of(tensor), tensor.dtype)
-
-
-def are_finite_bytes(numbers: bytes, dtype: torch.dtype) -> bool:
-    """The same of a copy of its memory."""
-    suspects = _SUSPECTS_OF.get(dtype)
-    return suspects is not None and _has_none(numbers, dtype.itemsize, suspects)
+    suspects = _SUSPECTS_OF.get(tensor.dtype)
+    return suspects is not None and _has_none(bytes_of(tensor), tensor.itemsize, suspects)
 
 
 def from_bytes(spec: TensorSpec, frame: Any) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from learning_at_home.clock import Clock
 from learning_at_home.errors import DeadlinePassed, LearningAtHomeError, NodeDraining, NodeOverloaded, UsageError
+from learning_at_home.tensors.finite import is_finite
 from learning_at_home.tensors.frames import to_frames
 from learning_at_home.transport.answers import failure_of
 from learning_at_home.transport.server import Ticket
@@ -26,7 +27,7 @@ from learning_at_home.wire.messages import CHUNK_BYTES, Codec, Failure, Reply, T
 from node_agent.experts.hosted import HostedExperts
 from node_agent.runtime.backward_window import BackwardWindow
 from node_agent.runtime.batcher import Batch, Batcher, Limits, Pending
-from node_agent.runtime.computation import Outcome, compute, device_still_works
+from node_agent.runtime.computation import Outcome, compute, device_still_works, is_sent_unseen
 from node_agent.runtime.costs import Costs
 from node_agent.runtime.group_computation import compute_group
 from node_agent.runtime.statistics import Statistics
@@ -287,7 +288,8 @@ class DeviceThread:
                 self._answers.flush()  # counting can wait
             now = self._clock.monotonic_s()
             for request, outcome in zip(batch.requests, outcomes, strict=True):
-                self._count(request, outcome, now)
+                sound = isinstance(outcome, Tensor) and (len(outcomes) > 1 or self._is_finite(request, outcome))
+                self._count(request, sound, now)
                 if isinstance(outcome, LearningAtHomeError):
                     failure = outcome
         return failure
@@ -318,8 +320,13 @@ class DeviceThread:
             ticket = self._backwards.answered(ticket, message, frames, finished, shared=shared)
         return ticket, message, frames
 
-    def _count(self, request: Pending[Job], outcome: Outcome, now: float) -> None:
-        if isinstance(outcome, LearningAtHomeError):
+    def _is_finite(self, request: Pending[Job], answer: Tensor) -> bool:
+        """Of what was sent unseen; the rest is known to be."""
+        unseen = request.operation == "forward" and self._device.type == "cpu" and is_sent_unseen(answer)
+        return not unseen or is_finite(answer)
+
+    def _count(self, request: Pending[Job], sound: bool, now: float) -> None:
+        if not sound:
             self._statistics.failed(request.uid)
             return
         expert = self._experts.by_uid[request.uid]

@@ -1,5 +1,6 @@
 """RemoteExpert against the same module run locally, its checks, and its failures. Real nodes on real sockets."""
 
+import asyncio
 import copy
 import math
 import threading
@@ -124,8 +125,6 @@ def test_the_input_may_be_changed_after_the_call(small_swarm):
         (lambda: [[1.0] * 6], SpecMismatch, "list"),
         (lambda: rows(0), EmptyBatch, "no rows"),
         (lambda: rows(4097), BatchTooLarge, "4,097 rows.*4,096"),
-        (lambda: rows().fill_(float("nan")), NonFiniteTensor, "NaN"),
-        (lambda: rows().fill_(float("inf")), NonFiniteTensor, "infinity"),
     ],
 )
 def test_bad_input_is_named_before_anything_is_sent_and_the_next_call_works(small_swarm, bad, error, words):
@@ -139,6 +138,29 @@ def test_bad_input_is_named_before_anything_is_sent_and_the_next_call_works(smal
     assert node.seen == []
     x = rows()
     torch.testing.assert_close(expert(x), 2 * x)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_an_input_that_spoils_the_output_is_named_and_the_next_call_works(small_swarm, number):
+    swarm = small_swarm(layer())
+    swarm.add_wilful([0], twice)
+    expert = swarm.swarm.expert("ffn0.0.0")
+
+    with pytest.raises(NonFiniteTensor, match=r"ffn0\.0\.0: input 0 \(float64\[3, 6\]\) holds NaN or infinity"):
+        expert(rows().fill_(number))
+    with pytest.raises(NonFiniteTensor, match=r"ffn0\.0\.0: input 0"):
+        asyncio.run(expert.acall(rows().fill_(number)))
+
+    x = rows()
+    torch.testing.assert_close(expert(x), 2 * x)
+
+
+def test_an_expert_that_spoils_good_inputs_is_to_blame_itself(small_swarm):
+    swarm = small_swarm(layer())
+    swarm.add_wilful([0], lambda work, tensors: torch.full_like(tensors[0], float("nan")))
+
+    with pytest.raises(ExpertFailed, match=r"ffn0\.0\.0: its answer holds NaN"):
+        swarm.swarm.expert("ffn0.0.0")(rows())
 
 
 def test_a_gradient_that_is_not_finite_never_leaves(small_swarm):

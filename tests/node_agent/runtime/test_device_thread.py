@@ -1,5 +1,6 @@
 """The thread between the queue and the device: who is answered, when, and what stops it."""
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 
@@ -12,7 +13,7 @@ from learning_at_home.errors import DeadlinePassed, LearningAtHomeError, NodeDra
 from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.project import LayerSpec
 from learning_at_home.transport.server import Ticket
-from learning_at_home.wire.messages import Reply
+from learning_at_home.wire.messages import Failure, Reply
 from node_agent.experts.expert import Expert
 from node_agent.experts.hosted import HostedExperts
 from node_agent.runtime.backward_window import BackwardWindow
@@ -94,10 +95,10 @@ class Setting:
         self.inbox = Inbox()
         self.thread.start(self.inbox)
 
-    def submit(self, call_id: int, *, rows: int = 1, timeout_s: float = 60.0) -> None:
+    def submit(self, call_id: int, *, rows: int = 1, timeout_s: float = 60.0, value: float = 0.0) -> None:
         now = CLOCK.monotonic_s()
         ticket = Ticket(b"", call_id, 0, now + timeout_s, now, b"")
-        tensor = torch.zeros(rows, 4, dtype=torch.float64)
+        tensor = torch.full((rows, 4), value, dtype=torch.float64)
         self.thread.check_room("ffn0.0", rows, 32 * rows)
         self.thread.submit(Pending("ffn0.0", "forward", rows, 32 * rows, now, now + timeout_s, Job(ticket, (tensor,))))
         self.thread.work_here()
@@ -178,6 +179,24 @@ def test_it_is_idle_when_everything_was_answered(setting):
 
     assert setting.thread.wait_until_idle(TIMEOUT_S)
     assert set(setting.inbox.outcomes) == {0, 1}
+
+
+@pytest.mark.parametrize("num_rows", [1, 2_000])
+def test_an_answer_that_is_not_finite_is_a_failure_also_where_it_is_sent_unseen(num_rows):
+    setting = Setting(Limits())
+    setting.gate.open.set()
+    setting.submit(0, rows=num_rows, value=math.nan)
+    setting.submit(1, rows=num_rows)
+    assert setting.thread.wait_until_idle(TIMEOUT_S)
+
+    outcomes = setting.inbox.wait_for(2)
+    (counted,) = setting.statistics.snapshot(CLOCK.monotonic_s())
+    setting.thread.stop()
+
+    # A large one was on its way, to a caller that looks at it, before it was looked at here.
+    assert isinstance(outcomes[0], Failure if num_rows == 1 else Reply)
+    assert isinstance(outcomes[1], Reply)
+    assert (counted.calls, counted.failures, counted.rows_forward) == (2, 1, num_rows)
 
 
 def test_stopping_refuses_what_waits_and_everything_after(setting):
