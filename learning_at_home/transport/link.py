@@ -24,6 +24,7 @@ from learning_at_home.transport.socket_options import (
     has_input,
     plain_send,
     secure_caller,
+    without_encryption,
 )
 from learning_at_home.wire.framing import decode_node, encode
 from learning_at_home.wire.messages import (
@@ -81,6 +82,7 @@ class Link:
                 opened.callback(self.socket.disable_monitor)
                 if endpoint.startswith(PLAIN_SCHEME):
                     endpoint = "tcp://" + endpoint.removeprefix(PLAIN_SCHEME)
+                    without_encryption(self.socket)
                 else:
                     secure_caller(self.socket, identity, peer.public_key)
                 self.socket.connect(endpoint)

@@ -176,8 +176,7 @@ class Server:
         self._router.setsockopt(zmq.BACKLOG, BACKLOG)
         # Without it libzmq never reads, and never frees, what a second connection with a living one's routing id sends.
         self._router.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        if not self._unencrypted:
-            secure_server(self._router, self._identity)
+        secure_server(self._router, None if self._unencrypted else self._identity)
         host = f"[{self._host}]" if ":" in self._host else self._host
         try:
             self._router.bind(f"tcp://{host}:{self.port or '*'}")

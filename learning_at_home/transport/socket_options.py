@@ -16,6 +16,7 @@ HANDSHAKE_MS = 5_000
 POLLIN = int(zmq.POLLIN)  # as a plain number: the enums cost as much as the call
 NOBLOCK = int(zmq.NOBLOCK)
 MORE_NOBLOCK = int(zmq.NOBLOCK | zmq.SNDMORE)
+RACK_BUFFER_BYTES = 256 * 1024  # what lies between two sockets is still in a core's cache
 HEARTBEAT_MS = 5_000  # finds a peer whose machine vanished without closing its connection
 HEARTBEAT_TIMEOUT_MS = 20_000
 
@@ -43,11 +44,24 @@ def secure_caller(socket: zmq.Socket[bytes], identity: Identity, server_public_k
     socket.setsockopt(zmq.CURVE_SERVERKEY, z85(curve_public_key(server_public_key)))
 
 
-def secure_server(socket: zmq.Socket[bytes], identity: Identity) -> None:
-    """Accept only encrypted connections; ZAP tells whose they are."""
+def secure_server(socket: zmq.Socket[bytes], identity: Identity | None) -> None:
+    """Accept only encrypted connections, of which ZAP tells whose they are; without an identity unencrypted ones."""
+    if identity is None:
+        without_encryption(socket)
+        return
     socket.setsockopt(zmq.CURVE_SERVER, 1)
     socket.setsockopt(zmq.CURVE_SECRETKEY, z85(identity.curve_secret))
     socket.setsockopt(zmq.ZAP_DOMAIN, b"learning-at-home")
+
+
+def without_encryption(socket: zmq.Socket[bytes]) -> None:
+    """For machines in one rack: buffers of the operating system that are small and stay so.
+
+    Left to itself, it lets them grow to what a long way with many bytes under way needs, at a fifth of the speed here.
+    With a round trip of 0.1 ms these hold 2.5 GB/s.
+    """
+    socket.setsockopt(zmq.SNDBUF, RACK_BUFFER_BYTES)
+    socket.setsockopt(zmq.RCVBUF, RACK_BUFFER_BYTES)
 
 
 def plain_send(socket: zmq.Socket[bytes]) -> Callable[..., zmq.MessageTracker | None]:
