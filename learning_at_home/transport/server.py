@@ -75,7 +75,7 @@ RECEIVE_BURST = 64  # messages taken in before answers get their turn
 TensorFrame = zmq.Frame | memoryview  # some of a tensor's bytes
 
 
-class Ticket(msgspec.Struct, frozen=True, eq=False):
+class Ticket(msgspec.Struct, frozen=True, eq=False, gc=False):
     """Where one answer goes, and until when it is wanted. A struct, because one is made for every call."""
 
     caller: bytes  # Ed25519 public key, proven by the connection unless that is unencrypted

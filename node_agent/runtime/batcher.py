@@ -26,7 +26,7 @@ MIN_RETRY_S, MAX_RETRY_S = 0.05, 5.0  # a hint below would be a busy loop, one a
 SMOOTHING = 0.1  # weight of the newest batch in the measured time per row: about the last ten batches
 
 
-class Pending(msgspec.Struct, Generic[PayloadT], frozen=True, eq=False):
+class Pending(msgspec.Struct, Generic[PayloadT], frozen=True, eq=False, gc=False):
     """One request that waits. A struct, because one is made for every request."""
 
     uid: str
@@ -38,7 +38,7 @@ class Pending(msgspec.Struct, Generic[PayloadT], frozen=True, eq=False):
     payload: PayloadT
 
 
-class Batch(msgspec.Struct, Generic[PayloadT], frozen=True, eq=False):
+class Batch(msgspec.Struct, Generic[PayloadT], frozen=True, eq=False, gc=False):
     """What is computed together."""
 
     uid: str

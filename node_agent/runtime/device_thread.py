@@ -21,6 +21,7 @@ from learning_at_home.clock import Clock
 from learning_at_home.errors import DeadlinePassed, LearningAtHomeError, NodeDraining, NodeOverloaded, UsageError
 from learning_at_home.tensors.finite import is_finite
 from learning_at_home.tensors.frames import to_frames
+from learning_at_home.tensors.small import COPIED_BYTES
 from learning_at_home.transport.answers import failure_of
 from learning_at_home.transport.server import Ticket
 from learning_at_home.wire.framing import take_small
@@ -40,7 +41,7 @@ ROWS_SEEN = 256  # of an answer that its caller will judge: an expert that fails
 STOP_TIMEOUT_S = 1.0  # for the batch that is being computed; the thread is a daemon and holds nobody up
 
 
-class Job(msgspec.Struct, frozen=True, eq=False):
+class Job(msgspec.Struct, frozen=True, eq=False, gc=False):
     """What the batcher carries without looking into it."""
 
     ticket: Ticket
@@ -290,7 +291,9 @@ class DeviceThread:
                 self._answers.flush()  # counting can wait
             now = self._clock.monotonic_s()
             for request, outcome in zip(batch.requests, outcomes, strict=True):
-                sound = isinstance(outcome, Tensor) and (len(outcomes) > 1 or self._is_finite(request, outcome))
+                sound = isinstance(outcome, Tensor) and (
+                    len(outcomes) > 1 or outcome.nbytes <= COPIED_BYTES or self._is_finite(request, outcome)
+                )
                 self._count(request, sound, now)
                 if isinstance(outcome, LearningAtHomeError):
                     failure = outcome
