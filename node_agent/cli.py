@@ -18,6 +18,7 @@ from learning_at_home.errors import (
 )
 from learning_at_home.parent_watch import exit_when_stdin_closes, terminate_this_process
 from learning_at_home.tensors.freed_memory import keep_freed_memory
+from learning_at_home.tensors.huge_pages import use_huge_pages
 from node_agent.agent import Agent, NodeFailed, told
 from node_agent.config import DEFAULT_MAX_EXPERTS, ENVIRONMENT_PREFIX, LOG_LEVELS, NodeConfig, read_config
 from node_agent.tensorboard import MissingExtra, require_tensorboard
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = read_config(vars(flags), os.environ)
         set_up_logging(config.log_level)
         keep_freed_memory()
+        use_huge_pages()
         if config.tensorboard is not None:
             require_tensorboard()
         return asyncio.run(run_until_told(config))
