@@ -1,7 +1,7 @@
 """One expert of the swarm, used like a local layer: `y = expert(x)`, with autograd.
 
-On backward its host recomputes forward, returns the gradient of the inputs and applies its own optimizer step at
-once: there is no parameter here to optimize. Knows nothing of gates and grids.
+On backward its host recomputes forward unless it remembers it, returns the gradient of the inputs and applies its own
+optimizer step at once: there is no parameter here to optimize. Knows nothing of gates and grids.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """One hosted expert: its network, its optimizer, and the two things it does for callers.
 
 Not thread-safe: one thread at a time uses it. Knows nothing of requests; several callers' rows may come as one batch,
-and a gradient that is not finite never reaches the weights. Source: the runtime of Ryabinin & Gusev, 2020: forward
-keeps nothing, backward computes forward again, and the optimizer steps at once.
+and a gradient that is not finite never reaches the weights. Source: the runtime of Ryabinin & Gusev, 2020: backward
+computes forward again, and the optimizer steps at once. Beyond it: a forward that is still remembered, with the weights
+as they were, is not computed again.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.project import LayerSpec
 from learning_at_home.tensors.finite import is_finite
 from learning_at_home.tensors.frames import DTYPES
+from node_agent.experts.activations import Activations, record
 from node_agent.experts.architectures import BACKWARD_FLOP_FACTOR, build_expert, flop_per_row
 from node_agent.experts.gradients import Gradients, in_own_memory, largest_norm, total_norm
 from node_agent.experts.optimizers import Optimizer, step_together
 from node_agent.experts.pullback import pull_back
+
+WORTH_REMEMBERING_FLOP = 50e6  # of a forward: about a millisecond of a core; to remember it takes a tenth of that
 
 
 class Expert:
@@ -48,6 +52,8 @@ class Expert:
         self.forward_flop_per_row = flop_per_row(layer)
         self.backward_flop_per_row = BACKWARD_FLOP_FACTOR * self.forward_flop_per_row
         self._optimizer = Optimizer(layer.optimizer, self.trained)
+        self.activations = Activations()  # none; experts of a node share theirs
+        self._name = str(uid)
         self._largest_norm = min([largest_norm(parameter.dtype) for parameter in self.trained], default=math.inf)
 
     @classmethod
@@ -60,16 +66,29 @@ class Expert:
         """Equal for experts whose networks are made alike."""
         return f"{type(self.module)} {self.module}", self.layer
 
-    def forward(self, rows: Tensor) -> Tensor:
-        """The network's output for rows on the expert's device, as it is: it may hold NaN or infinity."""
+    def forward(self, rows: Tensor, *, remember: bool = False) -> Tensor:
+        """The network's output for rows on the expert's device, as it is: it may hold NaN or infinity.
+
+        `remember`: a backward of the same rows may follow. They must not change then.
+        """
+        if (
+            remember
+            and self.activations.limit_bytes
+            and len(rows) * self.forward_flop_per_row >= WORTH_REMEMBERING_FLOP
+        ):
+            recorded = record(self.module, rows)
+            self.activations.keep(self._name, recorded)
+            return recorded.output.detach()
         with self._inference:
             answer: Tensor = self.module(rows)
         return answer
 
     def gradients(self, rows: Tensor, output_gradient: Tensor) -> Gradients:
         """Gradients of inputs and parameters; changes nothing. Raises ExpertFailed when one is not finite."""
-        rows = rows.detach().requires_grad_()
-        of_rows, *found = pull_back(self.module(rows), output_gradient, [rows, *self.trained])
+        remembered = self.activations.take(self._name, rows)
+        rows = rows.detach().requires_grad_() if remembered is None else remembered.rows
+        output = self.module(rows) if remembered is None else remembered.output
+        of_rows, *found = pull_back(output, output_gradient, [rows, *self.trained])
         if of_rows is None:
             of_rows = torch.zeros_like(rows)
         of_parameters = in_own_memory(found, rows, of_rows, output_gradient)
@@ -91,9 +110,15 @@ class Expert:
         self.check_can_step(gradients)
         step_experts([self], [gradients])
 
+    def forget(self) -> None:
+        """The forwards that are remembered: the weights change."""
+        self.activations.forget(self._name)
+
 
 def step_experts(experts: Sequence[Expert], gradients: Sequence[Gradients]) -> None:
     """One step of each of these experts of one layer, which have passed `check_can_step`, by one kernel."""
+    for expert in experts:
+        expert.forget()
     stepped = step_together([expert._optimizer for expert in experts], [of_one.of_parameters for of_one in gradients])
     for expert, has_stepped in zip(experts, stepped, strict=True):
         expert.updates += has_stepped

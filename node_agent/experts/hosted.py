@@ -15,18 +15,27 @@ from learning_at_home.errors import UnknownExpert
 from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.project import ProjectRecord
 from learning_at_home.wire.messages import Operation
+from node_agent.experts.activations import Activations
 from node_agent.experts.expert import Expert
 from node_agent.experts.grouping import Group, Grouping, make_experts
+from node_agent.experts.memory import free_device_bytes
 
 MAX_SHOWN_UID_CHARS = 64
+MAX_ACTIVATION_BYTES = 256 * 1024 * 1024  # an `ffn` of 1,024 keeps 151 MB of 2,048 rows
 
 
 class HostedExperts:
     """Fixed for the life of the node, but for what it yields."""
 
-    def __init__(self, experts: Iterable[Expert], groups: Iterable[Group] = ()) -> None:
+    def __init__(
+        self, experts: Iterable[Expert], groups: Iterable[Group] = (), activations: Activations | None = None
+    ) -> None:
+        """`activations`: where they remember their forwards, together."""
         self._groups = {uid: group for group in groups for uid in group.positions}
         self.by_uid: Mapping[str, Expert] = MappingProxyType({str(expert.uid): expert for expert in experts})
+        if activations is not None:
+            for expert in self.by_uid.values():
+                expert.activations = activations
         self.yielded: Mapping[str, str] = {}  # uid -> why it is not served here
 
     @classmethod
@@ -40,9 +49,15 @@ class HostedExperts:
     ) -> HostedExperts:
         """Make the experts of these cells on a device. Raises UnknownLayer or ConfigError.
 
-        `spare_bytes` is what grouped products may take of the device's memory; None: half of what is left.
+        `spare_bytes` is what grouped products or remembered forwards may take of the device's memory; None: of what is
+        left.
         """
-        return cls(*make_experts(list(uids), project, device, grouping, spare_bytes))
+        experts, groups = make_experts(list(uids), project, device, grouping, spare_bytes)
+        spare_bytes = free_device_bytes(device) if spare_bytes is None else spare_bytes
+        # Not on a GPU, whose memory is scarcer and its time is not: nobody has measured what it would gain there.
+        remembers = device.type == "cpu" and not groups
+        limit_bytes = min(MAX_ACTIVATION_BYTES, max(0, spare_bytes) // 2) if remembers else 0
+        return cls(experts, groups, Activations(limit_bytes))
 
     def __len__(self) -> int:
         return len(self.by_uid)

@@ -73,7 +73,7 @@ def device_still_works(device: torch.device) -> bool:
 
 def _forward(expert: Expert, requests: list[Tensor], *, alone: bool = False) -> list[Outcome]:
     try:
-        answers = expert.forward(to_device(requests, expert.device))
+        answers = expert.forward(to_device(requests, expert.device), remember=alone)
         sound = (alone and is_sent_unseen(answers)) or is_finite(answers)
         answers = to_cpu(answers)
     except Exception as error:  # noqa: BLE001 - the edge: see above

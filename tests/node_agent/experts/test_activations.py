@@ -1,0 +1,184 @@
+"""A forward that is remembered is not computed again, and what is remembered never changes a result."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from learning_at_home.expert_uid import ExpertUid
+from learning_at_home.project import LayerSpec, OptimizerSpec, ProjectRecord
+from node_agent.experts.activations import MAX_PER_EXPERT, Activations, Forward, record
+from node_agent.experts.architectures import build_expert
+from node_agent.experts.expert import Expert
+from node_agent.experts.hosted import HostedExperts
+from node_agent.runtime.computation import Outcome, compute
+
+HIDDEN, ROWS = 256, 64  # enough work to be remembered
+LAYER = LayerSpec(prefix="ffn0", grid=(2,), architecture="mlp", hidden_size=HIDDEN, optimizer=OptimizerSpec())
+PROJECT = ProjectRecord(id="digits", layers=(LAYER,))
+UIDS = [ExpertUid("ffn0", (index,)) for index in range(2)]
+CPU = torch.device("cpu")
+
+
+class Counted:
+    """Experts that remember, and how often the first one's network is run."""
+
+    def __init__(self) -> None:
+        self.hosted = HostedExperts.create(UIDS, PROJECT, CPU)
+        self.expert, self.other = self.hosted.by_uid.values()
+        self.runs = 0
+        self.expert.module.register_forward_hook(self._count)
+
+    def _count(self, *_: object) -> None:
+        self.runs += 1
+
+    def forward(self, *requests: Tensor) -> list[Tensor]:
+        return tensors(compute(self.expert, "forward", [(rows,) for rows in requests]))
+
+    def backward(self, *requests: tuple[Tensor, Tensor]) -> list[Tensor]:
+        return tensors(compute(self.expert, "backward", requests))
+
+
+@pytest.fixture
+def counted() -> Counted:
+    return Counted()
+
+
+def rows(number: int = ROWS) -> Tensor:
+    return torch.randn(number, HIDDEN)
+
+
+def tensors(outcomes: Sequence[Outcome]) -> list[Tensor]:
+    """All of them; none is an error."""
+    found = [outcome for outcome in outcomes if isinstance(outcome, Tensor)]
+    assert len(found) == len(outcomes)
+    return found
+
+
+def plain() -> Expert:
+    """The same expert, which remembers nothing."""
+    return Expert.create(UIDS[0], LAYER, PROJECT.id, CPU)
+
+
+def test_a_backward_of_the_rows_of_a_forward_does_not_run_the_network_again(counted):
+    x, gradient = rows(), rows()
+    local = plain()
+
+    (answer,) = counted.forward(x)
+    (of_rows,) = counted.backward((x.clone(), gradient))
+
+    assert counted.runs == 1
+    torch.testing.assert_close(answer, local.forward(x))
+    (expected,) = tensors(compute(local, "backward", [(x, gradient)]))
+    assert torch.equal(of_rows, expected)
+    for ours, theirs in zip(counted.expert.module.parameters(), local.module.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_the_next_backward_of_the_same_rows_meets_the_new_weights(counted):
+    x, gradient = rows(), rows()
+    local = plain()
+
+    counted.forward(x)
+    counted.forward(x)
+    counted.backward((x, gradient))
+    (again,) = counted.backward((x, gradient))
+
+    compute(local, "backward", [(x, gradient)])
+    (expected,) = tensors(compute(local, "backward", [(x, gradient)]))
+    assert counted.runs == 3
+    assert torch.equal(again, expected)
+
+
+def test_a_step_of_anybody_makes_the_expert_forget_and_leaves_others_alone(counted):
+    x, gradient = rows(), rows()
+    counted.forward(x)
+    compute(counted.other, "forward", [(x,)])
+
+    counted.backward((rows(), gradient))
+    counted.backward((x, gradient))
+
+    assert counted.runs == 3
+    assert counted.other.activations.take(str(UIDS[1]), x) is not None
+
+
+@pytest.mark.parametrize("change", [lambda x: x + 1, lambda x: x[:-1], lambda x: x.t().contiguous().t()])
+def test_other_rows_are_computed(counted, change):
+    x = rows()
+    counted.forward(x)
+
+    counted.backward((change(x), rows()[: len(change(x))]))
+
+    assert counted.runs == 2
+
+
+def test_a_zero_with_another_sign_is_another_number(counted):
+    x = torch.zeros(ROWS, HIDDEN)
+    counted.forward(x)
+
+    counted.backward((-x, rows()))
+
+    assert counted.runs == 2
+
+
+def test_small_forwards_and_those_in_company_are_not_remembered(counted):
+    counted.forward(rows(1))
+    counted.forward(rows(), rows())
+
+    assert counted.hosted.by_uid[str(UIDS[0])].activations.num_bytes == 0
+
+
+def test_rows_that_change_after_a_forward_are_not_taken_for_the_same(counted):
+    x = rows()
+    counted.forward(x)
+    before = x.clone()
+    x.mul_(2)  # nobody does; it would be seen all the same
+
+    counted.backward((before, rows()))
+
+    assert counted.runs == 2
+
+
+def test_experts_remember_no_more_than_half_of_the_memory_to_spare():
+    assert HostedExperts.create(UIDS, PROJECT, CPU, spare_bytes=1_000_000).by_uid[
+        str(UIDS[0])
+    ].activations.limit_bytes == (500_000)
+    assert HostedExperts.create(UIDS, PROJECT, CPU, spare_bytes=-1).by_uid[str(UIDS[0])].activations.limit_bytes == 0
+
+
+def test_what_a_forward_keeps_is_counted():
+    module = build_expert(LAYER, PROJECT.id, UIDS[0])
+    per_row = 4 * (HIDDEN + 4 * HIDDEN + HIDDEN)  # the rows, what the ReLU let through, the output
+
+    assert record(module, rows()).num_bytes == ROWS * per_row
+
+
+def forward(number: int, num_bytes: int = 10) -> Forward:
+    leaf = torch.full((2, 2), float(number))
+    return Forward(leaf, leaf, num_bytes)
+
+
+def test_the_oldest_makes_room():
+    activations = Activations(limit_bytes=30)
+    for number in range(4):
+        activations.keep(f"e{number}", forward(number))
+
+    assert activations.num_bytes == 30
+    assert activations.take("e0", forward(0).rows) is None
+    assert activations.take("e3", forward(3).rows) is not None
+    assert activations.num_bytes == 20
+
+
+def test_an_expert_has_a_few_and_what_is_too_large_is_not_kept():
+    activations = Activations(limit_bytes=1_000)
+    for number in range(MAX_PER_EXPERT + 1):
+        activations.keep("e", forward(number))
+    activations.keep("e", forward(99, num_bytes=1_001))
+
+    assert activations.num_bytes == 10 * MAX_PER_EXPERT
+    assert activations.take("e", forward(0).rows) is None
+    assert activations.take("e", forward(99).rows) is None
+    activations.forget("e")
+    activations.forget("e")
+    assert activations.num_bytes == 0
