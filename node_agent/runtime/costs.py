@@ -5,6 +5,8 @@ Rows are counted in powers of two: a batch of 40 rows is expected to take what b
 
 from __future__ import annotations
 
+import math
+
 from learning_at_home.wire.messages import Operation
 
 SMOOTHING = 0.3  # weight of the newest batch: the first ones, which load libraries, are forgotten after ten
@@ -22,6 +24,6 @@ class Costs:
         known = self._seconds.get(key)
         self._seconds[key] = seconds if known is None else known + SMOOTHING * (seconds - known)
 
-    def expected_s(self, layer: str, operation: Operation, rows: int) -> float | None:
-        """What such a batch is expected to take; None when there was none like it."""
-        return self._seconds.get((layer, operation, rows.bit_length()))
+    def expected_s(self, layer: str, operation: Operation, rows: int) -> float:
+        """What such a batch is expected to take; infinity when there was none like it."""
+        return self._seconds.get((layer, operation, rows.bit_length()), math.inf)

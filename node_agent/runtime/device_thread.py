@@ -37,6 +37,7 @@ from node_agent.runtime.statistics import Statistics
 log = logging.getLogger(__name__)
 
 QUICK_S = 1e-3  # a hop there and back takes a third of that, and no message waits longer than this for the data plane
+CLAIMED_AT_ONCE = 16  # quick batches at most: what they take is expected, not known
 ROWS_SEEN = 256  # of an answer that its caller will judge: an expert that fails spoils more than a row
 STOP_TIMEOUT_S = 1.0  # for the batch that is being computed; the thread is a daemon and holds nobody up
 
@@ -147,21 +148,19 @@ class DeviceThread:
         """
         if not self._batcher.queued_rows and not self._next:
             return False
-        started = self._clock.monotonic_s()
-        while True:
-            with self._lock:
-                batches = self._claim(quick=True)
-                if not batches:
-                    return False
-            self._serve(batches)
-            with self._lock:
-                self._computing = False
-                if not self._next and not self._batcher.queued_rows:
-                    if self._stopping or self._awaited:
-                        self._went_idle.notify_all()
-                    return False
-            if self._clock.monotonic_s() - started >= self._quick_s:
+        with self._lock:
+            batches = self._claim_quick()
+        if not batches:
+            return False
+        for batch in batches:
+            self._serve([batch], is_last=batch is batches[-1])
+        with self._lock:
+            self._computing = False
+            if self._next or self._batcher.queued_rows:
                 return True
+            if self._stopping or self._awaited:
+                self._went_idle.notify_all()
+            return False
 
     def wait_until_idle(self, timeout_s: float) -> bool:
         """Whether everything queued was computed within the time."""
@@ -206,36 +205,58 @@ class DeviceThread:
         with self._lock:
             self._computing = False
             while not self._stopping:
-                if batches := self._claim(quick=False):
+                if batches := self._claim_slow():
                     return batches
                 self._went_idle.notify_all()  # perhaps: whoever waits for it looks himself
                 self._work_came.wait()
             return []
 
-    def _claim(self, *, quick: bool) -> list[Batch[Job]]:
-        """What is next, if it is of the kind that the calling thread computes; else the other thread is told."""
-        if self._computing or self._stopping:
-            return []
-        batches = self._next = self._next or self._batcher.next_group(self._clock.monotonic_s(), self._experts.group_of)
+    def _claim_slow(self) -> list[Batch[Job]]:
+        """What the device's thread computes next, together; nothing when it is quick: then the data plane is told."""
+        batches, expected_s = self._look()
         if not batches:
             return []
-        if self._is_quick(batches) != quick:
-            if quick:
-                self._work_came.notify()
-            elif self._answers is not None:
+        if expected_s < self._quick_s:
+            if self._answers is not None:
                 self._answers.wake()
             return []
         self._next = []
         self._computing = True
         return batches
 
-    def _is_quick(self, batches: list[Batch[Job]]) -> bool:
-        if len(batches) > 1:
-            return False
+    def _claim_quick(self) -> list[Batch[Job]]:
+        """What the data plane computes next, one after the other, in `quick_s` together.
+
+        Taken at once, because to come back for each of many experts' batches costs as much as a small one. Nothing when
+        what is next is not quick: then the device's thread is told.
+        """
+        claimed: list[Batch[Job]] = []
+        left_s = self._quick_s
+        while len(claimed) < CLAIMED_AT_ONCE:
+            batches, expected_s = self._look()
+            if not batches:
+                break
+            if expected_s >= self._quick_s and not claimed:
+                self._work_came.notify()
+            if expected_s >= left_s:
+                break
+            self._next = []
+            left_s -= expected_s
+            claimed += batches
+        if claimed:
+            self._computing = True
+        return claimed
+
+    def _look(self) -> tuple[list[Batch[Job]], float]:
+        """What is next, if nobody computes, and how long it is expected to take; infinity where that is unknown."""
+        if self._computing or self._stopping:
+            return [], math.inf
+        batches = self._next = self._next or self._batcher.next_group(self._clock.monotonic_s(), self._experts.group_of)
+        if len(batches) != 1:
+            return batches, math.inf
         batch = batches[0]
         layer = self._experts.by_uid[batch.uid].layer.prefix
-        expected_s = self._costs.expected_s(layer, batch.operation, batch.rows)
-        return expected_s is not None and expected_s < self._quick_s
+        return batches, self._costs.expected_s(layer, batch.operation, batch.rows)
 
     def _end(self) -> list[Pending[Job]]:
         """With the lock held: take nothing more. Returns what waits."""
@@ -247,8 +268,8 @@ class DeviceThread:
         self._went_idle.notify_all()
         return left
 
-    def _serve(self, batches: list[Batch[Job]]) -> None:
-        """Compute them, several as a group, and answer each request."""
+    def _serve(self, batches: list[Batch[Job]], *, is_last: bool = True) -> None:
+        """Compute them, several as a group, and answer each request. `is_last`: of what was claimed."""
         found, batches = batches, []
         work = []
         rows = 0
@@ -268,7 +289,7 @@ class DeviceThread:
         else:
             outcomes_by_batch = compute_group(self._experts.group_of(batches[0].uid, operation), operation, work)
         finished = self._clock.monotonic_s()
-        failure = self._answer_all(batches, outcomes_by_batch, started, finished)
+        failure = self._answer_all(batches, outcomes_by_batch, started, finished, is_last=is_last)
         self._batcher.observe(rows, finished - started)
         if len(batches) == 1:
             self._costs.observe(work[0][0].layer.prefix, operation, rows, finished - started)
@@ -278,7 +299,13 @@ class DeviceThread:
                 raise RuntimeError(f"{self._device} fails since {batches[0].uid} ran {operation}; start the node again")
 
     def _answer_all(
-        self, batches: list[Batch[Job]], outcomes_by_batch: list[list[Outcome]], started: float, finished: float
+        self,
+        batches: list[Batch[Job]],
+        outcomes_by_batch: list[list[Outcome]],
+        started: float,
+        finished: float,
+        *,
+        is_last: bool,
     ) -> LearningAtHomeError | None:
         """Answer every request and count it; returns one of the failures."""
         assert self._answers is not None, "set by start"
@@ -287,7 +314,7 @@ class DeviceThread:
             shared = len(batches) > 1 or len(outcomes) > 1
             for request, outcome in zip(batch.requests, outcomes, strict=True):
                 self._answers.answer(*self._answer(request, outcome, started, finished, shared=shared))
-            if not self._batcher.queued_rows:
+            if is_last and not self._batcher.queued_rows:
                 self._answers.flush()  # counting can wait
             now = self._clock.monotonic_s()
             for request, outcome in zip(batch.requests, outcomes, strict=True):

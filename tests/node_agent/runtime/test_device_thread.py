@@ -21,7 +21,7 @@ from node_agent.runtime.batcher import Limits, Pending
 from node_agent.runtime.device_thread import DeviceThread, Job
 from node_agent.runtime.statistics import Statistics
 
-LAYER = LayerSpec(prefix="ffn0", grid=(2,), hidden_size=4, dtype="float64", architecture="nop")
+LAYER = LayerSpec(prefix="ffn0", grid=(3,), hidden_size=4, dtype="float64", architecture="nop")
 CLOCK = SystemClock()
 TIMEOUT_S = 10.0
 
@@ -50,13 +50,14 @@ class Inbox:
         self._arrived = threading.Condition()
         self.outcomes: dict[int, Reply | LearningAtHomeError] = {}
         self.on_answer: Callable[[], None] = lambda: None
+        self.num_answered_at_flush: list[int] = []
 
     def answer(self, ticket, message, frames=()) -> None:
         self.on_answer()
         self._put(ticket.call_id, message)
 
     def flush(self) -> None:
-        pass
+        self.num_answered_at_flush.append(len(self.outcomes))
 
     def fail(self, ticket, error) -> None:
         self._put(ticket.call_id, error)
@@ -80,7 +81,7 @@ class Setting:
     def __init__(self, limits: Limits, quick_s: float = 0.0) -> None:
         self.gate = Gate()
         cpu = torch.device("cpu")
-        experts = HostedExperts([Expert(ExpertUid("ffn0", (0,)), LAYER, self.gate, cpu)])
+        experts = HostedExperts([Expert(ExpertUid("ffn0", (cell,)), LAYER, self.gate, cpu) for cell in range(3)])
         self.statistics = Statistics(experts.by_uid)
         self.thread = DeviceThread(
             experts,
@@ -96,12 +97,15 @@ class Setting:
         self.thread.start(self.inbox)
 
     def submit(self, call_id: int, *, rows: int = 1, timeout_s: float = 60.0, value: float = 0.0) -> None:
+        self.queue(call_id, "ffn0.0", rows=rows, timeout_s=timeout_s, value=value)
+        self.thread.work_here()
+
+    def queue(self, call_id: int, uid: str, *, rows: int = 1, timeout_s: float = 60.0, value: float = 0.0) -> None:
         now = CLOCK.monotonic_s()
         ticket = Ticket(b"", call_id, 0, now + timeout_s, now, b"")
         tensor = torch.full((rows, 4), value, dtype=torch.float64)
-        self.thread.check_room("ffn0.0", rows, 32 * rows)
-        self.thread.submit(Pending("ffn0.0", "forward", rows, 32 * rows, now, now + timeout_s, Job(ticket, (tensor,))))
-        self.thread.work_here()
+        self.thread.check_room(uid, rows, 32 * rows)
+        self.thread.submit(Pending(uid, "forward", rows, 32 * rows, now, now + timeout_s, Job(ticket, (tensor,))))
 
     def occupy(self) -> None:
         """Have the device busy with call 0."""
@@ -190,7 +194,7 @@ def test_an_answer_that_is_not_finite_is_a_failure_also_where_it_is_sent_unseen(
     assert setting.thread.wait_until_idle(TIMEOUT_S)
 
     outcomes = setting.inbox.wait_for(2)
-    (counted,) = setting.statistics.snapshot(CLOCK.monotonic_s())
+    counted, *_ = setting.statistics.snapshot(CLOCK.monotonic_s())
     setting.thread.stop()
 
     # A large one was on its way, to a caller that looks at it, before it was looked at here.
@@ -225,6 +229,41 @@ def test_a_batch_that_is_known_to_be_quick_is_computed_by_the_data_planes_thread
     assert setting.thread.wait_until_idle(TIMEOUT_S)
     setting.submit(1)
     assert threads == ["device cpu", threading.current_thread().name]
+    setting.thread.stop()
+
+
+def test_quick_batches_of_many_experts_are_answered_together_and_a_slow_one_waits_for_its_thread():
+    setting = Setting(Limits(), quick_s=1.0)
+    setting.gate.open.set()
+    setting.submit(0)
+    setting.inbox.wait_for(1)
+    assert setting.thread.wait_until_idle(TIMEOUT_S)  # from now on a row is known to be quick
+    setting.queue(1, "ffn0.0")
+    setting.queue(2, "ffn0.1")
+    setting.queue(3, "ffn0.2", rows=64)  # nothing like it was computed yet
+
+    assert setting.thread.work_here()
+    assert set(setting.inbox.outcomes) == {0, 1, 2}
+    assert not setting.thread.work_here()
+
+    setting.inbox.wait_for(4)
+    assert setting.gate.batches == [1, 1, 1, 64]
+    setting.thread.stop()
+
+
+def test_the_answers_of_what_was_claimed_together_leave_together():
+    setting = Setting(Limits(), quick_s=1.0)
+    setting.gate.open.set()
+    setting.submit(0)
+    setting.inbox.wait_for(1)
+    assert setting.thread.wait_until_idle(TIMEOUT_S)
+    setting.inbox.num_answered_at_flush.clear()
+    for call_id in range(1, 4):
+        setting.queue(call_id, f"ffn0.{call_id - 1}")
+
+    assert not setting.thread.work_here()
+
+    assert setting.inbox.num_answered_at_flush == [4]
     setting.thread.stop()
 
 
