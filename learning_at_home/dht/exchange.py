@@ -19,6 +19,7 @@ from learning_at_home.dht.storage import RecordStorage
 from learning_at_home.errors import WireError
 
 K = 20  # the paper's: of 20 peers chosen by chance not all leave within an hour
+READ_K = 8  # of those 20: each of them holds what was stored lately, unless it joined since, lost the datagram or lies
 MAX_PAGES = 20  # of one peer's answer: 256 records of 400 bytes take 16 pages of 6,700
 
 
@@ -59,7 +60,7 @@ class Exchange:
         self._holds_records = holds_records
 
     async def find(self, key: bytes) -> Found:
-        """What this peer and the k closest ones hold under a key."""
+        """What this peer and the READ_K closest ones hold under a key."""
         collected = self._storage.records(key, self._wall_ms())
 
         async def ask(contact: Contact) -> list[Contact] | None:
@@ -67,7 +68,7 @@ class Exchange:
             collected.extend(records)
             return told
 
-        lookup = self._start_lookup(key)
+        lookup = self._start_lookup(key, READ_K)
         await run_lookup(lookup, ask, self._clock)
         newest = sorted(newest_per_publisher(collected).values(), key=lambda record: record.publisher)
         records = tuple(record for record in newest if not record.is_tombstone)
@@ -94,7 +95,7 @@ class Exchange:
 
     async def closest_peers(self, target: bytes) -> list[Contact]:
         """The k closest peers that answered, the closest first."""
-        lookup = self._start_lookup(target)
+        lookup = self._start_lookup(target, K)
         await run_lookup(lookup, lambda contact: self._protocol.call_find_node(contact, target), self._clock)
         return lookup.closest()
 
@@ -110,8 +111,8 @@ class Exchange:
             if await self._protocol.call_store(newcomer, record) is None:
                 return  # gone already
 
-    def _start_lookup(self, target: bytes) -> Lookup:
-        lookup = Lookup(target, self._protocol.node_id, K)
+    def _start_lookup(self, target: bytes, k: int) -> Lookup:
+        lookup = Lookup(target, self._protocol.node_id, k, self._protocol.patience_s)
         lookup.add(self._protocol.neighbourhood.closest(target, K, self._clock.monotonic_s()))
         return lookup
 

@@ -3,7 +3,7 @@
 Beside the package's crawl, which asks in rounds: there one dead peer holds up a whole round for its timeout, a round's
 first value ends the search, and of several values the most common one wins. Here `alpha` questions are always under way
 (one that is overdue no longer counts, so the dead cost no parallelism), the search ends when the k closest peers that
-are alive have answered, and what all of them hold is merged: see records.newest_per_publisher.
+are alive and in time have answered, and what all of them hold is merged: see records.newest_per_publisher.
 Source: Maymounkov & Mazières, 2002, section 2.3.
 """
 
@@ -13,26 +13,38 @@ import asyncio
 import heapq
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from learning_at_home.clock import Clock
 from learning_at_home.dht.contacts import Contact
 
 ALPHA = 5  # the paper's 3, and two that may be slow
-OVERDUE_S = 0.25  # twice a slow round trip within a continent
+HOPELESS = 5  # times its patience: it was asked three times by then, and the last answer would be here
 MAX_ASKED = 128  # a lookup among a million peers asks fewer; a lying neighbourhood cannot make it endless
+
+
+class _Asked(NamedTuple):
+    """A question that is under way."""
+
+    overdue_s: float
+    hopeless_s: float
 
 
 @dataclass(slots=True)
 class Lookup:
-    """Who is to be asked next, and who is closest, given what came back. `own_id` is never asked."""
+    """Who is to be asked next, and who is closest, given what came back. `own_id` is never asked.
+
+    `patience_s`: after how long a peer is overdue.
+    """
 
     target: bytes
     own_id: bytes
     k: int
+    patience_s: Callable[[Contact], float]
     alpha: int = ALPHA
     _candidates: list[tuple[int, Contact]] = field(default_factory=list)  # heap: seen, not asked yet
     _seen: set[bytes] = field(default_factory=set)
-    _under_way: dict[Contact, float] = field(default_factory=dict)  # when it was asked
+    _under_way: dict[Contact, _Asked] = field(default_factory=dict)
     _answered: list[tuple[int, Contact]] = field(default_factory=list)
     _num_asked: int = 0
 
@@ -46,10 +58,11 @@ class Lookup:
     def next_to_ask(self, now: float) -> list[Contact]:
         """Peers to ask at this moment; they count as asked from here on."""
         chosen: list[Contact] = []
-        on_time = sum(now < asked_s + OVERDUE_S for asked_s in self._under_way.values())
+        on_time = sum(now < asked.overdue_s for asked in self._under_way.values())
         while self._candidates and on_time < self.alpha and self._num_asked < MAX_ASKED and self._may_matter():
             _, contact = heapq.heappop(self._candidates)
-            self._under_way[contact] = now
+            patience_s = self.patience_s(contact)
+            self._under_way[contact] = _Asked(now + patience_s, now + HOPELESS * patience_s)
             self._num_asked += 1
             on_time += 1
             chosen.append(contact)
@@ -64,13 +77,26 @@ class Lookup:
     def failed(self, contact: Contact) -> None:
         del self._under_way[contact]
 
-    @property
-    def is_done(self) -> bool:
-        """Nobody who could be among the k closest is left to ask or to wait for."""
+    def is_done(self, now: float) -> bool:
+        """Nobody who could be among the k closest is left to ask or to wait for.
+
+        The overdue are not waited for when k others have answered; where there are no k others, a little longer.
+        """
         if self._candidates and self._num_asked < MAX_ASKED and self._may_matter():
             return False
         horizon = self._horizon()
-        return all(horizon is not None and contact.distance(self.target) > horizon for contact in self._under_way)
+        for contact, asked in self._under_way.items():
+            if horizon is None:
+                if now < asked.hopeless_s:
+                    return False
+            elif now < asked.overdue_s and contact.distance(self.target) < horizon:
+                return False
+        return True
+
+    def next_change_s(self, now: float) -> float | None:
+        """When time alone may make a difference."""
+        moments = [moment for asked in self._under_way.values() for moment in asked if now < moment]
+        return min(moments, default=None)
 
     @property
     def num_answered(self) -> int:
@@ -108,15 +134,17 @@ async def run_lookup(
     under_way: set[asyncio.Task[None]] = set()
     async with asyncio.TaskGroup() as tasks:
         while True:
-            for contact in lookup.next_to_ask(clock.monotonic_s()):
+            now = clock.monotonic_s()
+            for contact in lookup.next_to_ask(now):
                 task = tasks.create_task(ask_one(contact))
                 under_way.add(task)
                 task.add_done_callback(under_way.discard)
-            if lookup.is_done:
+            if lookup.is_done(now):
                 break
             progress.clear()
+            change_s = lookup.next_change_s(now)
             try:
-                async with asyncio.timeout(OVERDUE_S):
+                async with asyncio.timeout(None if change_s is None else change_s - now):
                     await progress.wait()
             except TimeoutError:
                 continue  # someone is overdue: another may be asked in its stead

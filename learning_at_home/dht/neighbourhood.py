@@ -72,14 +72,14 @@ class Neighbourhood:
 
     def failed(self, address: Address, node_id: bytes | None, now: float) -> None:
         """It did not answer in time."""
-        failures = self._silent[address].failures + 1 if address in self._silent else 1
-        self._silent[address] = _Silence(failures, now + SILENCE_S)
-        self._silent.move_to_end(address)
-        if len(self._silent) > MAX_SILENT:
-            self._silent.popitem(last=False)
+        failures = self._hush(address, now, failures=1)
         known = None if node_id is None else self.find(node_id)
         if known is not None and known.address == address and failures >= FAILURES_TO_REMOVE:
             self.remove(known)
+
+    def overdue(self, address: Address, now: float) -> None:
+        """It was asked several times and may still answer: until it does others are asked instead."""
+        self._hush(address, now, failures=0)
 
     def remove(self, contact: Contact) -> None:
         self._table.remove_contact(Node(*contact))
@@ -88,3 +88,13 @@ class Neighbourhood:
         """An id in the range of each bucket that nobody looked into for an hour (the package's rule)."""
         targets: list[bytes] = self._table.protocol.get_refresh_ids()
         return targets
+
+    def _hush(self, address: Address, now: float, failures: int) -> int:
+        """How often it has failed by now."""
+        known = self._silent.get(address)
+        failures += known.failures if known is not None else 0
+        self._silent[address] = _Silence(failures, now + SILENCE_S)
+        self._silent.move_to_end(address)
+        if len(self._silent) > MAX_SILENT:
+            self._silent.popitem(last=False)
+        return failures

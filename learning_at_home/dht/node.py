@@ -1,7 +1,7 @@
 """A peer of the DHT: what the rest of Learning@home asks of it. Async; lives on one event loop.
 
 Knows nothing of experts: keys and signed records. Known limits until issue 4: node ids are claimed, not proven; senders
-are not rate-limited; timeouts do not adapt. See docs/decisions/0002-dht-on-kademlia.md.
+are not rate-limited. See docs/decisions/0002-dht-on-kademlia.md.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import statistics
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Coroutine
@@ -23,12 +22,10 @@ from kademlia.protocol import KademliaProtocol
 from learning_at_home.clock import Clock
 from learning_at_home.dht.contacts import Address, Contact, is_worth_asking
 from learning_at_home.dht.messages import (
-    ID_BYTES,
     MAX_NEIGHBOURS,
     MAX_PAGE_BYTES,
     REQUEST,
     Answer,
-    AnswerT,
     FindNode,
     FindValue,
     Neighbour,
@@ -40,23 +37,20 @@ from learning_at_home.dht.messages import (
     Stored,
     Values,
     contacts_of,
-    decode_answer,
     decode_request,
     encode_answer,
-    encode_request,
     split_datagram,
 )
 from learning_at_home.dht.neighbourhood import Neighbourhood
+from learning_at_home.dht.questions import Questions
 from learning_at_home.dht.records import Record, Refusal
+from learning_at_home.dht.round_trips import RoundTrips
 from learning_at_home.dht.storage import RecordStorage
 from learning_at_home.errors import WireError
 
 log = logging.getLogger(__name__)
 
 WAIT_TIMEOUT_S = 1.0  # three times a slow intercontinental round trip
-STALL_S = 0.1  # a timer this late means that we were not looking: the answer may lie unread in the socket
-RESEND_AFTER_S = 0.4  # one lost datagram must not look like a dead peer; every request may be answered twice
-MAX_OUTSTANDING = 256  # requests of ours under way; the others wait for their turn
 MAX_CHECKS = 64  # strangers being pinged back at once; further ones are pinged when they come again
 MAX_UNSENT_BYTES = 1 << 20  # answers are dropped, as on a busy line, rather than pile up in front of a full socket
 MAX_CLOCKS = 64  # peers whose time hints are remembered
@@ -88,9 +82,8 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         self._client_only = client_only
         self._spawn = spawn
         self._on_new_contact = on_new_contact
-        self._timeout_s = wait_timeout_s
-        self._answers: dict[bytes, asyncio.Future[bytes]] = {}
-        self._slots = asyncio.Semaphore(MAX_OUTSTANDING)
+        self._round_trips = RoundTrips()
+        self._questions = Questions(self._send, self, self._round_trips, self.counters, wait_timeout_s)
         self._checks: set[Address] = set()
         self._clock_offsets_ms: OrderedDict[Address, int] = OrderedDict()
 
@@ -112,16 +105,13 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
             self.counters["bad_datagrams"] += 1
             log.debug("dropped a datagram of %d bytes from %s: %s", len(data), sender, error)
             return
-        waiting = self._answers.get(message_id)
-        if waiting is not None and not waiting.done():  # the 20 random bytes are known to nobody but the peer asked
-            waiting.set_result(payload)
+        self._questions.on_payload(message_id, payload)
 
     def error_received(self, exc: OSError) -> None:
         log.debug("the DHT's socket: %s", exc)  # an ICMP "port unreachable" of some peer; its request times out
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for waiting in self._answers.values():
-            waiting.cancel()
+        self._questions.close()
         self.closed.set()
 
     # -- what other peers ask
@@ -176,68 +166,55 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
     # -- what we ask
 
     async def ping_address(self, address: Address, expected_id: bytes | None = None) -> Pong | None:
-        answer = await self._ask(address, Ping(self._sender), Pong, expected_id)
+        answer = await self._questions.ask(address, Ping(self._sender), Pong, expected_id)
         if answer is not None:
             self._note_clock(address, answer.wall_ms)
         return answer
 
     async def call_find_node(self, contact: Contact, target: bytes) -> list[Contact] | None:
-        answer = await self._ask(contact.address, FindNode(self._sender, target), Nodes, contact.node_id)
+        answer = await self._questions.ask(contact.address, FindNode(self._sender, target), Nodes, contact.node_id)
         return None if answer is None else self._told(answer.neighbours, contact.address)
 
     async def call_find_value(self, contact: Contact, key: bytes, after: bytes) -> tuple[Values, list[Contact]] | None:
-        answer = await self._ask(contact.address, FindValue(self._sender, key, after), Values, contact.node_id)
+        answer = await self._questions.ask(
+            contact.address, FindValue(self._sender, key, after), Values, contact.node_id
+        )
         return None if answer is None else (answer, self._told(answer.neighbours, contact.address))
 
     async def call_store(self, contact: Contact, record: Record) -> str | None:
         """Empty when the peer holds the record now, else its reason; None when it did not answer."""
         request = Store(self._sender, record.key, record.to_bytes())
-        answer = await self._ask(contact.address, request, Stored, contact.node_id)
+        answer = await self._questions.ask(contact.address, request, Stored, contact.node_id)
         if answer is None:
             return None
         self._note_clock(contact.address, answer.wall_ms)
         return answer.refusal
 
-    async def _ask(
-        self, address: Address, request: Request, kind: type[AnswerT], expected_id: bytes | None
-    ) -> AnswerT | None:
-        """The peer's answer, or None when there was none in time, or none that makes sense."""
-        async with self._slots:
-            payload = await self._exchange(address, request)
-        answer: AnswerT | None = None
-        if payload is not None:
-            try:
-                answer = decode_answer(payload, kind)
-            except WireError as error:
-                self.counters["bad_datagrams"] += 1
-                log.debug("%s answered garbage: %s", address, error)
-        if answer is None:
-            self.neighbourhood.failed(address, expected_id, self._clock.monotonic_s())
-            return None
+    def on_answer(self, address: Address, expected_id: bytes | None, answer: Answer) -> None:
+        """A peer answered a question of ours."""
         if expected_id is not None and answer.node_id != expected_id:  # another peer has this address now
             self.neighbourhood.remove(Contact(expected_id, *address))
         contact = Contact(answer.node_id, *address)
         if self.neighbourhood.answered(contact):
             self._on_new_contact(contact)
-        return answer if expected_id in (None, answer.node_id) else None
 
-    async def _exchange(self, address: Address, request: Request) -> bytes | None:
-        message_id = os.urandom(ID_BYTES)
-        datagram = encode_request(message_id, request)
-        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._answers[message_id] = answer
-        resend_after_s = min(RESEND_AFTER_S, self._timeout_s / 2)
-        try:
-            for wait_s in (resend_after_s, self._timeout_s - resend_after_s):
-                if self.transport.is_closing():
-                    return None
-                self.transport.sendto(datagram, address)
-                if await _is_done(answer, wait_s):
-                    return None if answer.cancelled() else answer.result()
-            self.counters["timeouts"] += 1
-            return None
-        finally:
-            del self._answers[message_id]
+    def on_overdue(self, address: Address) -> None:
+        """A peer was asked for the last time, and may still answer."""
+        self.neighbourhood.overdue(address, self._clock.monotonic_s())
+
+    def on_silence(self, address: Address, expected_id: bytes | None) -> None:
+        """A peer did not answer a question of ours, or answered garbage."""
+        self.neighbourhood.failed(address, expected_id, self._clock.monotonic_s())
+
+    def patience_s(self, contact: Contact) -> float:
+        """After how long without an answer it is time to ask somebody else."""
+        return self._round_trips.patience_s(contact.address)
+
+    def _send(self, datagram: bytes, address: Address) -> bool:
+        if self.transport.is_closing():
+            return False
+        self.transport.sendto(datagram, address)
+        return True
 
     def _told(self, neighbours: tuple[Neighbour, ...], teller: Address) -> list[Contact]:
         """Who of those that a peer told us of is worth a question now."""
@@ -304,13 +281,3 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
     @property
     def _sender(self) -> bytes:
         return b"" if self._client_only else self.node_id
-
-
-async def _is_done(answer: asyncio.Future[bytes], wait_s: float) -> bool:
-    """Whether it came in time. A stalled loop, which reads one datagram per round, gets the same time once more."""
-    loop = asyncio.get_running_loop()
-    until_s = loop.time() + wait_s
-    await asyncio.wait({answer}, timeout=wait_s)
-    if not answer.done() and loop.time() > until_s + STALL_S:
-        await asyncio.wait({answer}, timeout=wait_s)
-    return answer.done()

@@ -3,11 +3,12 @@
 import asyncio
 
 from learning_at_home.dht.contacts import Contact
-from learning_at_home.dht.lookup import MAX_ASKED, OVERDUE_S, Lookup, run_lookup
+from learning_at_home.dht.lookup import HOPELESS, MAX_ASKED, Lookup, run_lookup
 from learning_at_home.testing import ManualClock
 
 TARGET = bytes(20)
 OWN_ID = b"\xff" * 20
+PATIENCE_S = 0.25
 
 
 def contact(distance: int) -> Contact:
@@ -15,7 +16,7 @@ def contact(distance: int) -> Contact:
 
 
 def lookup_of(*distances: int, k: int = 3, alpha: int = 2) -> Lookup:
-    lookup = Lookup(TARGET, OWN_ID, k, alpha)
+    lookup = Lookup(TARGET, OWN_ID, k, lambda _: PATIENCE_S, alpha)
     lookup.add(contact(distance) for distance in distances)
     return lookup
 
@@ -31,16 +32,16 @@ def test_an_overdue_question_makes_room_for_another():
     lookup = lookup_of(10, 30, 50)
     lookup.next_to_ask(now=0.0)
 
-    assert lookup.next_to_ask(now=OVERDUE_S) == [contact(50)]
+    assert lookup.next_to_ask(now=PATIENCE_S) == [contact(50)]
 
 
 def test_it_is_done_when_the_k_closest_have_answered():
     lookup = lookup_of(10, 20, 30, 40, k=2)
     for asked in lookup.next_to_ask(now=0.0):
-        assert not lookup.is_done
+        assert not lookup.is_done(now=0.0)
         lookup.answered(asked, [])
 
-    assert lookup.is_done
+    assert lookup.is_done(now=0.0)
     assert lookup.closest() == [contact(10), contact(20)]
 
 
@@ -50,7 +51,7 @@ def test_a_dead_peer_s_place_goes_to_the_next():
     lookup.failed(first)
     lookup.answered(second, [])
 
-    assert not lookup.is_done
+    assert not lookup.is_done(now=0.0)
     assert lookup.next_to_ask(now=0.0) == [contact(30)]
 
 
@@ -58,10 +59,10 @@ def test_it_waits_for_one_who_could_still_be_among_the_closest_and_for_no_other(
     lookup = lookup_of(10, 40, k=1)
     near, far = lookup.next_to_ask(now=0.0)
     lookup.answered(far, [])
-    assert not lookup.is_done
+    assert not lookup.is_done(now=0.0)
 
     lookup.answered(near, [])
-    assert lookup.is_done
+    assert lookup.is_done(now=0.0)
 
 
 def test_those_whom_others_tell_of_are_asked_once_and_oneself_never():
@@ -82,7 +83,33 @@ def test_a_lying_neighbourhood_cannot_make_it_endless():
             lookup.answered(question, [Contact(nearer.to_bytes(20, "big"), "127.0.0.1", 1)])
 
     assert asked == MAX_ASKED
-    assert lookup.is_done
+    assert lookup.is_done(now=0.0)
+
+
+def test_an_overdue_peer_is_waited_for_only_while_too_few_have_answered():
+    lookup = lookup_of(10, 20, 30, k=1, alpha=2)
+    near, far = lookup.next_to_ask(now=0.0)
+    assert not lookup.is_done(now=PATIENCE_S)
+
+    lookup.answered(far, [])
+    assert not lookup.is_done(now=PATIENCE_S / 2)
+    assert lookup.next_change_s(now=PATIENCE_S / 2) == PATIENCE_S
+    assert lookup.is_done(now=PATIENCE_S)
+    assert lookup.closest() == [far]
+
+    lookup.answered(near, [])
+    assert lookup.closest() == [near]
+
+
+def test_where_too_few_have_answered_the_overdue_are_waited_for_a_little_longer():
+    lookup = lookup_of(10, 20, k=2)
+    dead, living = lookup.next_to_ask(now=0.0)
+    lookup.answered(living, [])
+
+    assert not lookup.is_done(now=PATIENCE_S)
+    assert lookup.next_change_s(now=PATIENCE_S) == HOPELESS * PATIENCE_S
+    assert lookup.is_done(now=HOPELESS * PATIENCE_S)
+    assert dead not in lookup.closest()
 
 
 async def test_the_driver_finds_the_closest_of_a_hundred_from_one_contact():

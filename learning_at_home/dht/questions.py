@@ -1,0 +1,163 @@
+"""Requests of ours that are under way: sent, sent again, answered or given up. Lives on one event loop.
+
+A question outlives who asked it: a lookup that needs no more answers leaves, and the peer is still found to be alive or
+silent. What a peer takes to answer decides when to send again; when it counts as silent does not, since a stall of its
+process, or of ours, is no death.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import Callable
+from typing import Generic, Protocol
+
+from learning_at_home.dht.contacts import Address
+from learning_at_home.dht.messages import ID_BYTES, Answer, AnswerT, Request, decode_answer, encode_request
+from learning_at_home.dht.round_trips import RoundTrips
+from learning_at_home.errors import WireError
+
+MAX_OUTSTANDING = 1_024  # those of the dead stay for the whole timeout; the others wait for their turn
+MAX_SENT = 3  # of one request; at 5 % loss each way one in a thousand then finds a living peer silent
+STALL_S = 0.1  # a timer this late means that we were not looking: the answer may lie unread in the socket
+
+
+class Listener(Protocol):
+    """Who is told what became of a question, whether or not somebody still waits."""
+
+    def on_answer(self, address: Address, expected_id: bytes | None, answer: Answer) -> None: ...
+
+    def on_overdue(self, address: Address) -> None: ...
+
+    def on_silence(self, address: Address, expected_id: bytes | None) -> None: ...
+
+
+class _Question(Generic[AnswerT]):
+    __slots__ = ("address", "answer", "datagram", "expected_id", "first_sent_s", "kind", "num_sent", "stalled", "timer")
+
+    def __init__(
+        self,
+        address: Address,
+        datagram: bytes,
+        kind: type[AnswerT],
+        expected_id: bytes | None,
+        answer: asyncio.Future[AnswerT | None],
+    ) -> None:
+        self.address = address
+        self.datagram = datagram
+        self.kind = kind
+        self.expected_id = expected_id
+        self.answer = answer
+        self.num_sent = 0
+        self.first_sent_s = 0.0
+        self.stalled = False
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class Questions:
+    """`counters`: timeouts, resent and bad_datagrams are counted there."""
+
+    def __init__(
+        self,
+        send: Callable[[bytes, Address], bool],
+        listener: Listener,
+        round_trips: RoundTrips,
+        counters: Counter[str],
+        timeout_s: float,
+    ) -> None:
+        """`send` returns whether the socket is open."""
+        self._send = send
+        self._listener = listener
+        self._round_trips = round_trips
+        self._counters = counters
+        self._timeout_s = timeout_s
+        self._open: dict[bytes, _Question[Answer]] = {}
+        self._slots = asyncio.Semaphore(MAX_OUTSTANDING)
+
+    async def ask(
+        self, address: Address, request: Request, kind: type[AnswerT], expected_id: bytes | None
+    ) -> AnswerT | None:
+        """The peer's answer; None when there was none in time, none that makes sense, or another peer's."""
+        await self._slots.acquire()  # released by _close
+        loop = asyncio.get_running_loop()
+        message_id = os.urandom(ID_BYTES)
+        waiting: asyncio.Future[AnswerT | None] = loop.create_future()
+        question = _Question(address, encode_request(message_id, request), kind, expected_id, waiting)
+        question.first_sent_s = loop.time()
+        self._open[message_id] = question  # type: ignore[assignment]  # an AnswerT is an Answer
+        self._send_again(loop, message_id)
+        return await waiting
+
+    def on_payload(self, message_id: bytes, payload: bytes) -> None:
+        """An answer came; one to no open question means nothing."""
+        question = self._open.get(message_id)  # the 20 random bytes are known to nobody but the peer asked
+        if question is None:
+            return
+        try:
+            answer = decode_answer(payload, question.kind)
+        except WireError:
+            self._counters["bad_datagrams"] += 1
+            self._fail(message_id)
+            return
+        if question.num_sent == 1:
+            self._round_trips.note(question.address, question.answer.get_loop().time() - question.first_sent_s)
+        self._close(message_id)
+        self._listener.on_answer(question.address, question.expected_id, answer)
+        _tell(question, answer if question.expected_id in (None, answer.node_id) else None)
+
+    def close(self) -> None:
+        """The socket is gone; nobody is to blame."""
+        for message_id in list(self._open):
+            _tell(self._close(message_id), None)
+
+    def _send_again(self, loop: asyncio.AbstractEventLoop, message_id: bytes) -> None:
+        question = self._open[message_id]
+        is_open = self._send(question.datagram, question.address)
+        if not is_open:
+            _tell(self._close(message_id), None)
+            return
+        if question.num_sent:
+            self._counters["resent"] += 1
+        question.num_sent += 1
+        if question.num_sent == MAX_SENT:
+            self._listener.on_overdue(question.address)
+        self._arm(loop, message_id, question)
+
+    def _arm(self, loop: asyncio.AbstractEventLoop, message_id: bytes, question: _Question[Answer]) -> None:
+        ends_s = question.first_sent_s + self._timeout_s
+        due_s = ends_s
+        if question.num_sent < MAX_SENT:
+            patience_s = min(self._round_trips.patience_s(question.address), self._timeout_s / 4)
+            due_s = min(ends_s, loop.time() + patience_s * 2.0 ** (question.num_sent - 1))
+        question.timer = loop.call_at(due_s, self._on_timer, loop, message_id, due_s)
+
+    def _on_timer(self, loop: asyncio.AbstractEventLoop, message_id: bytes, due_s: float) -> None:
+        question = self._open[message_id]
+        now = loop.time()
+        if now > due_s + STALL_S and not question.stalled:  # look into the socket first
+            question.stalled = True
+            question.first_sent_s += now - due_s
+            question.timer = loop.call_at(now + STALL_S, self._on_timer, loop, message_id, now + STALL_S)
+        elif question.num_sent < MAX_SENT and now < question.first_sent_s + self._timeout_s:
+            self._send_again(loop, message_id)
+        else:
+            self._counters["timeouts"] += 1
+            self._fail(message_id)
+
+    def _fail(self, message_id: bytes) -> None:
+        question = self._close(message_id)
+        self._listener.on_silence(question.address, question.expected_id)
+        _tell(question, None)
+
+    def _close(self, message_id: bytes) -> _Question[Answer]:
+        question = self._open.pop(message_id)
+        if question.timer is not None:
+            question.timer.cancel()
+        self._slots.release()
+        return question
+
+
+def _tell(question: _Question[Answer], answer: Answer | None) -> None:
+    if not question.answer.done():
+        question.answer.set_result(answer)

@@ -1,0 +1,59 @@
+"""How long peers take to answer, and so how long to wait for one. Pure: times are passed in.
+
+Per peer the smoothed mean and deviation of its round trips, as TCP keeps them (Jacobson, 1988; RFC 6298); whoever has
+not answered yet is expected to be like the others.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from learning_at_home.dht.contacts import Address
+
+FIRST_S = 0.25  # twice a slow round trip within a continent; while nobody has answered
+LEAST_S = 0.03  # a busy event loop takes so long now and then, wherever the peer is
+MOST_S = 1.0
+MAX_PEERS = 4_096
+_GAIN, _DEVIATION_GAIN, _DEVIATIONS = 1 / 8, 1 / 4, 4
+
+
+class _Smoothed:
+    __slots__ = ("deviation_s", "mean_s")
+
+    def __init__(self, first_s: float) -> None:
+        self.mean_s, self.deviation_s = first_s, first_s / 2
+
+    def add(self, seconds: float) -> None:
+        self.deviation_s += _DEVIATION_GAIN * (abs(seconds - self.mean_s) - self.deviation_s)
+        self.mean_s += _GAIN * (seconds - self.mean_s)
+
+    def patience_s(self) -> float:
+        return min(MOST_S, max(LEAST_S, self.mean_s + _DEVIATIONS * self.deviation_s))
+
+
+class RoundTrips:
+    """Of the peers that were asked lately."""
+
+    def __init__(self) -> None:
+        self._peers: OrderedDict[Address, _Smoothed] = OrderedDict()
+        self._all: _Smoothed | None = None
+
+    def note(self, address: Address, seconds: float) -> None:
+        """A peer answered a request that was sent once. (After a second sending nobody knows which one it answers.)"""
+        known = self._peers.get(address)
+        if known is None:
+            self._peers[address] = _Smoothed(seconds)
+            if len(self._peers) > MAX_PEERS:
+                self._peers.popitem(last=False)
+        else:
+            known.add(seconds)
+            self._peers.move_to_end(address)
+        if self._all is None:
+            self._all = _Smoothed(seconds)
+        else:
+            self._all.add(seconds)
+
+    def patience_s(self, address: Address) -> float:
+        """After how long without an answer it is time to send again, and to ask somebody else."""
+        known = self._peers.get(address) or self._all
+        return FIRST_S if known is None else known.patience_s()
