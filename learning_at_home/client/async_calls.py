@@ -168,6 +168,7 @@ class LoopCalls:
         self._closed = False
         self._waiting: dict[int, tuple[FanOut, _Waiting]] = {}  # by call id
         self._arrived: deque[Answer] = deque()  # at most as many as are waiting
+        self._will_take_in = False  # what is left of it, soon
         self._exchange: Exchange | None = None
         self.keeps_exchange = False  # for KEPT_S when nothing is under way: for a loop that lives as long as the swarm
         self._sockets: list[zmq.Socket[bytes]] = []  # those that are watched
@@ -284,7 +285,7 @@ class LoopCalls:
                 future.set_result(result)
         for fanout in list(self._delayed):
             if fanout.send_what_is_due():
-                self._running().call_soon(self._take_in)  # as in `_send`
+                self._take_in_later()  # as in `_send`
             due = min(due, fanout.next_due())
             if fanout.next_due() == math.inf:
                 self._delayed.remove(fanout)
@@ -294,10 +295,20 @@ class LoopCalls:
                 return
             due = self._last_call_s + KEPT_S
         if self._arrived or exchange.may_have_more:
-            loop = self._running()
-            loop.call_soon(loop.call_soon, self._take_in)  # behind the `_send` of those who have their answers now
+            self._take_in_later()
         self._watch(exchange)
         self._call_again(min(due, exchange.next_deadline()))
+
+    def _take_in_later(self) -> None:
+        """Once: behind the `_send` of those who have their answers now."""
+        if not self._will_take_in:
+            self._will_take_in = True
+            loop = self._running()
+            loop.call_soon(loop.call_soon, self._go_on)
+
+    def _go_on(self) -> None:
+        self._will_take_in = False
+        self._take_in()
 
     def _watch(self, exchange: Exchange) -> None:
         if self._sockets == exchange.sockets:

@@ -71,7 +71,7 @@ class CallContext:
 
 
 class Task(msgspec.Struct, eq=False):
-    """Work for one expert. The tensors lie on the CPU and nobody else writes to them."""
+    """Work for one expert. Unless they are framed already, the tensors lie on the CPU and nobody else writes to them."""
 
     uid: str
     cell: int

@@ -11,10 +11,10 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 MAX_PER_EXPERT = 4  # each is compared with the rows of a backward
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes per number
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes per number
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,7 +23,7 @@ class Forward:
 
     rows: Tensor  # a leaf that asks for its gradient
     output: Tensor
-    num_bytes: int  # of the rows, the output and the tensors that autograd keeps, without the weights
+    num_bytes: int  # of the rows, the output and the tensors that autograd keeps, about
 
 
 class Activations:
@@ -37,9 +37,7 @@ class Activations:
         self._next_number = 0
 
     def keep(self, expert: str, forward: Forward) -> None:
-        """Remember it instead of the oldest; not at all when it alone is more than the limit."""
-        if forward.num_bytes > self.limit_bytes:
-            return
+        """Remember it instead of the oldest. Alone it must not be more than the limit."""
         own = self._of_expert.setdefault(expert, [])
         if len(own) >= MAX_PER_EXPERT:
             self._drop(own[0])
@@ -71,29 +69,6 @@ class Activations:
         own.remove(number)
         if not own:
             del self._of_expert[expert]
-
-
-def record(module: nn.Module, rows: Tensor) -> Forward:
-    """The module's forward, recorded by autograd."""
-    weights = {tensor.untyped_storage().data_ptr() for tensor in module.state_dict().values()}
-    seen: dict[int, int] = {}  # bytes by address
-
-    def pack(tensor: Tensor) -> Tensor:
-        memory = tensor.untyped_storage()
-        if memory.data_ptr() not in weights:
-            seen[memory.data_ptr()] = memory.nbytes()
-        return tensor
-
-    leaf = rows.detach().requires_grad_()
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, _as_it_is):
-        output = module(leaf)
-    pack(leaf)
-    pack(output)
-    return Forward(leaf, output, sum(seen.values()))
-
-
-def _as_it_is(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _same_bits(ours: Tensor, theirs: Tensor) -> bool:

@@ -8,6 +8,7 @@ as they were, is not computed again.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from functools import cached_property
@@ -20,11 +21,14 @@ from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.project import LayerSpec
 from learning_at_home.tensors.finite import is_finite
 from learning_at_home.tensors.frames import DTYPES
-from node_agent.experts.activations import Activations, record
+from node_agent.experts.activations import Activations, Forward
 from node_agent.experts.architectures import BACKWARD_FLOP_FACTOR, build_expert, flop_per_row
 from node_agent.experts.gradients import Gradients, in_own_memory, largest_norm, total_norm
+from node_agent.experts.memory import saved_bytes_per_row
 from node_agent.experts.optimizers import Optimizer, step_together
 from node_agent.experts.pullback import pull_back
+
+log = logging.getLogger(__name__)
 
 WORTH_REMEMBERING_FLOP = 50e6  # of a forward: about a millisecond of a core; to remember it takes a tenth of that
 
@@ -75,20 +79,23 @@ class Expert:
             remember
             and self.activations.limit_bytes
             and len(rows) * self.forward_flop_per_row >= WORTH_REMEMBERING_FLOP
+            and (num_bytes := len(rows) * self._remembered_bytes_per_row) <= self.activations.limit_bytes
         ):
-            recorded = record(self.module, rows)
-            self.activations.keep(self._name, recorded)
-            return recorded.output.detach()
+            leaf = rows.detach().requires_grad_()
+            output: Tensor = self.module(leaf)
+            self.activations.keep(self._name, Forward(leaf, output, num_bytes))
+            return output.detach()
         with self._inference:
             answer: Tensor = self.module(rows)
         return answer
 
+    @cached_property
+    def _remembered_bytes_per_row(self) -> int:
+        return saved_bytes_per_row(self.module, self.layer) + 2 * self.row_bytes
+
     def gradients(self, rows: Tensor, output_gradient: Tensor) -> Gradients:
         """Gradients of inputs and parameters; changes nothing. Raises ExpertFailed when one is not finite."""
-        remembered = self.activations.take(self._name, rows)
-        rows = rows.detach().requires_grad_() if remembered is None else remembered.rows
-        output = self.module(rows) if remembered is None else remembered.output
-        of_rows, *found = pull_back(output, output_gradient, [rows, *self.trained])
+        rows, (of_rows, *found) = self._pulled_back(rows, output_gradient)
         if of_rows is None:
             of_rows = torch.zeros_like(rows)
         of_parameters = in_own_memory(found, rows, of_rows, output_gradient)
@@ -96,6 +103,18 @@ class Expert:
         if not math.isfinite(norm) or not is_finite(of_rows):
             raise ExpertFailed(f"{self.uid}: the gradient is not finite for these inputs; no step was taken")
         return Gradients(of_rows, of_parameters, norm)
+
+    def _pulled_back(self, rows: Tensor, output_gradient: Tensor) -> tuple[Tensor, Sequence[Tensor | None]]:
+        """The rows that were computed, and the gradients of them and of the parameters."""
+        remembered = self.activations.take(self._name, rows)
+        if remembered is not None:
+            try:
+                leaf = remembered.rows
+                return leaf, pull_back(remembered.output, output_gradient, [leaf, *self.trained])
+            except RuntimeError as error:  # autograd saw that a weight was changed by somebody else than a step
+                log.info("%s: a remembered forward is of no use: %s", self.uid, error)
+        rows = rows.detach().requires_grad_()
+        return rows, pull_back(self.module(rows), output_gradient, [rows, *self.trained])
 
     def check_can_step(self, gradients: Gradients, times: int = 1) -> None:
         """Raises ExpertFailed when so many gradients of this norm might overflow the optimizer's state."""
@@ -111,8 +130,9 @@ class Expert:
         step_experts([self], [gradients])
 
     def forget(self) -> None:
-        """The forwards that are remembered: the weights change."""
-        self.activations.forget(self._name)
+        """The forwards that are remembered, if the weights change by a step."""
+        if self.trained:
+            self.activations.forget(self._name)
 
 
 def step_experts(experts: Sequence[Expert], gradients: Sequence[Gradients]) -> None:

@@ -8,7 +8,7 @@ cannot be stacked, when the node hosts one expert of it, or when there is no mem
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,11 +61,15 @@ def make_experts(
         made.update(zip(of_layer, experts, strict=True))
         stackable.append((experts, stacked))
     if spare_bytes is None:
-        spare_bytes = free_device_bytes(device) - sum(
-            optimizer_copies(expert.layer) * weight_bytes(expert.layer) for expert in made.values()
-        )
+        spare_bytes = bytes_left(made.values(), device)
     groups = [_try_group(experts, stacked, grouping, spare_bytes) for experts, stacked in stackable]
     return [made[uid] for uid in uids], [group for group in groups if group is not None]
+
+
+def bytes_left(experts: Iterable[Expert], device: torch.device) -> int:
+    """What will be free of the device's memory when these have their optimizers' state."""
+    to_come = sum(optimizer_copies(expert.layer) * weight_bytes(expert.layer) for expert in experts)
+    return free_device_bytes(device) - to_come
 
 
 def bounds_within(layer: LayerSpec, spare_bytes: int) -> Bounds:

@@ -17,8 +17,7 @@ from learning_at_home.project import ProjectRecord
 from learning_at_home.wire.messages import Operation
 from node_agent.experts.activations import Activations
 from node_agent.experts.expert import Expert
-from node_agent.experts.grouping import Group, Grouping, make_experts
-from node_agent.experts.memory import free_device_bytes
+from node_agent.experts.grouping import Group, Grouping, bytes_left, make_experts
 
 MAX_SHOWN_UID_CHARS = 64
 MAX_ACTIVATION_BYTES = 256 * 1024 * 1024  # an `ffn` of 1,024 keeps 151 MB of 2,048 rows
@@ -53,7 +52,7 @@ class HostedExperts:
         left.
         """
         experts, groups = make_experts(list(uids), project, device, grouping, spare_bytes)
-        spare_bytes = free_device_bytes(device) if spare_bytes is None else spare_bytes
+        spare_bytes = bytes_left(experts, device) if spare_bytes is None else spare_bytes
         # Not on a GPU, whose memory is scarcer and its time is not: nobody has measured what it would gain there.
         remembers = device.type == "cpu" and not groups
         limit_bytes = min(MAX_ACTIVATION_BYTES, max(0, spare_bytes) // 2) if remembers else 0

@@ -42,7 +42,7 @@ def measure(layer: LayerSpec, max_rows: int) -> ExpertMemory:
         )
     module = build_checked(layer)
     rows_bytes = max_rows * layer.row_bytes
-    saved_bytes = _saved_bytes_per_row(module, layer) * max_rows
+    saved_bytes = saved_bytes_per_row(module, layer) * max_rows
     # Each saved activation gets a gradient of its size; rows come in, and go out, with a gradient each. The weights'
     # gradients are there twice: of one request, and the sum over those before it.
     return ExpertMemory(
@@ -58,8 +58,8 @@ def optimizer_copies(layer: LayerSpec) -> int:
     return OPTIMIZER_COPIES[layer.optimizer.name]
 
 
-def _saved_bytes_per_row(module: torch.nn.Module, layer: LayerSpec) -> int:
-    """Bytes that autograd keeps of one row's forward until its backward."""
+def saved_bytes_per_row(module: torch.nn.Module, layer: LayerSpec) -> int:
+    """Bytes that autograd keeps of one row's forward until its backward; no less, if it keeps one tensor twice."""
 
     def saved(num_rows: int) -> int:
         seen: dict[int, Tensor] = {id(parameter): parameter for parameter in module.parameters()}
@@ -70,11 +70,11 @@ def _saved_bytes_per_row(module: torch.nn.Module, layer: LayerSpec) -> int:
             if id(tensor) not in seen and not isinstance(tensor, torch.nn.Parameter):
                 seen[id(tensor)] = tensor
                 total += tensor.numel() * tensor.element_size()
-            return tensor
+            return tensor.detach()  # itself it might be the output, which holds this: a circle that nobody frees
 
         rows = torch.zeros(num_rows, *layer.row_shape, dtype=next(module.parameters()).dtype)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            module(rows.requires_grad_())
+            module(rows.to(next(module.parameters()).device).requires_grad_())
         return total
 
     return max(

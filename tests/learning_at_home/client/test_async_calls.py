@@ -293,6 +293,23 @@ def test_what_is_written_to_a_tensor_after_its_call_was_begun_is_not_sent(small_
     assert torch.equal(expert.tensor_of(result), 2 * sent)
 
 
+async def test_what_is_left_of_the_answers_is_seen_to_once_a_turn(small_swarm):
+    """Every message and every answer asks for it; were each heeded, the loop would do ever more in a turn."""
+    swarm: SmallSwarm = small_swarm(layer())
+    calls = swarm.swarm.asynchronous.of_running_loop()
+    turns: list[int] = []
+    calls._take_in = lambda: turns.append(0)  # type: ignore[method-assign]
+    for _ in range(3):
+        calls._take_in_later()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert len(turns) == 1
+    calls._take_in_later()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert len(turns) == 2
+
+
 def test_a_call_that_was_given_up_is_not_sent(small_swarm):
     swarm: SmallSwarm = small_swarm(layer())
     node = swarm.add_wilful([0], twice)

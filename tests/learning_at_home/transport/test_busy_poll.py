@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import zmq
@@ -26,6 +28,7 @@ class Sockets:
         self.answer_at_look = 0  # something arrives before so many looks were taken; 0: nobody sends
         self.items = [(self.ours.fileno(), int(zmq.POLLIN))]
         monkeypatch.setattr(busy_poll, "poll", self._poll)
+        monkeypatch.setattr(busy_poll, "STOLEN_S", math.inf)  # other tests may want this core
 
     def _poll(self, items: list[tuple[int, int]], timeout_ms: int) -> list[tuple[int, int]]:
         self.looks.append(timeout_ms)
@@ -112,6 +115,38 @@ def test_looking_when_there_is_no_time_to_wait_tells_nothing(sockets: Sockets) -
     for _ in range(ROUNDS):
         sockets.wait(waiter, timeout_ms=0, answer_at_look=0)
     assert sockets.wait(waiter) == [1_000]
+
+
+def test_who_gets_its_core_back_late_sleeps_for_a_while_and_ever_longer(
+    sockets: Sockets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiter = BusyPoll(1.0, num_cores=2)
+    waiter._expected_s = 0.0
+    monkeypatch.setattr(busy_poll, "STOLEN_S", 0.0)  # every look
+    holds: list[float] = []
+    for _ in range(8):
+        waiter._held_off_until_s = 0.0
+        assert sockets.wait(waiter, answer_at_look=2)[0] == 0
+        holds.append(waiter._held_off_until_s - time.monotonic())
+        assert sockets.wait(waiter) != [0] or time.monotonic() >= waiter._held_off_until_s
+
+    assert holds[0] <= busy_poll.FIRST_HOLD_OFF_S
+    assert busy_poll.MOST_HOLD_OFF_S / 2 < holds[-1] <= busy_poll.MOST_HOLD_OFF_S
+
+    monkeypatch.setattr(busy_poll, "STOLEN_S", math.inf)
+    waiter._held_off_until_s = 0.0
+    for _ in range(50):
+        sockets.wait(waiter)
+    assert waiter._hold_off_s == busy_poll.FIRST_HOLD_OFF_S
+
+
+@pytest.mark.parametrize("text, most", [("max 100000\n", 1 << 20), ("150000 100000\n", 1), ("50000 100000\n", 1)])
+def test_a_containers_quota_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, most: int) -> None:
+    (tmp_path / "cpu.max").write_text(text)
+    monkeypatch.setattr(busy_poll, "CPU_QUOTA", tmp_path / "cpu.max")
+    assert 1 <= busy_poll.usable_cores() <= most
+    monkeypatch.setattr(busy_poll, "CPU_QUOTA", tmp_path / "none")
+    assert busy_poll.usable_cores() >= 1
 
 
 def test_a_wait_without_a_limit_spins_and_sleeps_too(sockets: Sockets) -> None:

@@ -1,15 +1,16 @@
 """A forward that is remembered is not computed again, and what is remembered never changes a result."""
 
+import gc
 from collections.abc import Sequence
 
+import psutil
 import pytest
 import torch
 from torch import Tensor
 
 from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.project import LayerSpec, OptimizerSpec, ProjectRecord
-from node_agent.experts.activations import MAX_PER_EXPERT, Activations, Forward, record
-from node_agent.experts.architectures import build_expert
+from node_agent.experts.activations import MAX_PER_EXPERT, Activations, Forward
 from node_agent.experts.expert import Expert
 from node_agent.experts.hosted import HostedExperts
 from node_agent.runtime.computation import Outcome, compute
@@ -24,9 +25,12 @@ CPU = torch.device("cpu")
 class Counted:
     """Experts that remember, and how often the first one's network is run."""
 
-    def __init__(self) -> None:
-        self.hosted = HostedExperts.create(UIDS, PROJECT, CPU)
+    def __init__(self, layer: LayerSpec = LAYER, spare_bytes: int | None = None) -> None:
+        project = ProjectRecord(id="digits", layers=(layer,))
+        self.hosted = HostedExperts.create(UIDS, project, CPU, spare_bytes=spare_bytes)
         self.expert, self.other = self.hosted.by_uid.values()
+        self.expert.forward(torch.randn(1_000, HIDDEN), remember=True)  # what a row takes is measured by running it
+        self.expert.activations.forget(str(self.expert.uid))
         self.runs = 0
         self.expert.module.register_forward_hook(self._count)
 
@@ -147,11 +151,62 @@ def test_experts_remember_no_more_than_half_of_the_memory_to_spare():
     assert HostedExperts.create(UIDS, PROJECT, CPU, spare_bytes=-1).by_uid[str(UIDS[0])].activations.limit_bytes == 0
 
 
-def test_what_a_forward_keeps_is_counted():
-    module = build_expert(LAYER, PROJECT.id, UIDS[0])
-    per_row = 4 * (HIDDEN + 4 * HIDDEN + HIDDEN)  # the rows, what the ReLU let through, the output
+def test_what_a_forward_keeps_is_counted_and_never_too_little(counted):
+    counted.forward(rows())
 
-    assert record(module, rows()).num_bytes == ROWS * per_row
+    per_row = 4 * (HIDDEN + 4 * HIDDEN + HIDDEN)  # the rows, what the ReLU let through, the output
+    assert ROWS * per_row <= counted.expert.activations.num_bytes <= 2 * ROWS * per_row
+
+
+def test_forwards_that_no_backward_follows_leave_no_memory_behind(counted):
+    def evaluate(times: int) -> int:
+        for _ in range(times):
+            counted.forward(torch.randn(512, HIDDEN))
+        counted.expert.forget()
+        gc.collect()
+        return psutil.Process().memory_info().rss
+
+    before = evaluate(10)
+    assert evaluate(100) - before < 50e6  # they keep 3 MB each
+
+
+def test_a_forward_that_is_too_large_to_remember_is_computed_as_ever():
+    counted = Counted(spare_bytes=200_000)
+    x = rows()
+    (answer,) = counted.forward(x)
+
+    assert not answer.requires_grad
+    assert counted.expert.activations.num_bytes == 0
+
+
+def test_weights_that_somebody_else_changed_are_met_as_they_are(counted):
+    x, gradient = rows(), rows()
+    local = plain()
+    counted.forward(x)
+    for expert in (counted.expert, local):
+        with torch.no_grad():
+            for parameter in expert.module.parameters():
+                parameter.mul_(1.5)
+
+    (of_rows,) = counted.backward((x, gradient))
+
+    (expected,) = tensors(compute(local, "backward", [(x, gradient)]))
+    assert counted.runs == 2
+    assert torch.equal(of_rows, expected)
+
+
+def test_an_expert_that_is_frozen_forgets_nobodys_forward_for_a_backward_of_another():
+    frozen = LayerSpec(
+        prefix="ffn0", grid=(2,), architecture="mlp", hidden_size=HIDDEN, optimizer=OptimizerSpec(name="frozen")
+    )
+    counted = Counted(layer=frozen)
+    x = rows()
+    counted.forward(x)
+
+    counted.backward((rows(), rows()))
+    counted.backward((x, rows()))
+
+    assert counted.runs == 2
 
 
 def forward(number: int, num_bytes: int = 10) -> Forward:
@@ -170,15 +225,13 @@ def test_the_oldest_makes_room():
     assert activations.num_bytes == 20
 
 
-def test_an_expert_has_a_few_and_what_is_too_large_is_not_kept():
+def test_an_expert_has_a_few():
     activations = Activations(limit_bytes=1_000)
     for number in range(MAX_PER_EXPERT + 1):
         activations.keep("e", forward(number))
-    activations.keep("e", forward(99, num_bytes=1_001))
 
     assert activations.num_bytes == 10 * MAX_PER_EXPERT
     assert activations.take("e", forward(0).rows) is None
-    assert activations.take("e", forward(99).rows) is None
     activations.forget("e")
     activations.forget("e")
     assert activations.num_bytes == 0
