@@ -71,7 +71,7 @@ class CallContext:
 
 
 class Task(msgspec.Struct, eq=False):
-    """Work for one expert. Unless they are framed already, the tensors lie on the CPU and nobody else writes to them."""
+    """Work for one expert. Nobody else writes to the tensors, which lie on the CPU, unless they are framed already."""
 
     uid: str
     cell: int
