@@ -33,19 +33,22 @@ class Neighbourhood:
         self._own_id = own_id
         self._table = table
         self._silent: OrderedDict[Address, _Silence] = OrderedDict()
+        self._listed: list[tuple[int, Contact]] | None = None  # ids as numbers; None: the table has changed
 
     def contacts(self) -> list[Contact]:
         """Everyone in the table."""
-        return [Contact(node.id, node.ip, node.port) for bucket in self._table.buckets for node in bucket.get_nodes()]
+        return [contact for _, contact in self._list()]
 
     def closest(self, target: bytes, count: int, now: float) -> list[Contact]:
         """The contacts nearest to a target; those that are silent now only when there are no others.
 
         The package's `find_neighbors` takes buckets left and right in turn, which is not the order of the XOR metric.
         """
-        contacts = self.contacts()
-        speaking = [contact for contact in contacts if not self.is_silent(contact.address, now)]
-        return heapq.nsmallest(count, speaking or contacts, key=lambda contact: contact.distance(target))
+        place = int.from_bytes(target, "big")
+        entries = self._list()
+        if self._silent:
+            entries = [entry for entry in entries if not self.is_silent(entry[1].address, now)] or entries
+        return [contact for _, contact in heapq.nsmallest(count, entries, key=lambda entry: entry[0] ^ place)]
 
     def find(self, node_id: bytes) -> Contact | None:
         """The contact of this id."""
@@ -68,6 +71,8 @@ class Neighbourhood:
         if contact.node_id == self._own_id or (known is not None and known != contact):
             return False  # a contact's id from elsewhere: it stays where it answered first, until it stops answering
         self._table.add_contact(Node(*contact))
+        if known is None:
+            self._listed = None
         return known is None and self.find(contact.node_id) is not None
 
     def failed(self, address: Address, node_id: bytes | None, now: float) -> None:
@@ -83,11 +88,18 @@ class Neighbourhood:
 
     def remove(self, contact: Contact) -> None:
         self._table.remove_contact(Node(*contact))
+        self._listed = None
 
     def refresh_targets(self) -> list[bytes]:
         """An id in the range of each bucket that nobody looked into for an hour (the package's rule)."""
         targets: list[bytes] = self._table.protocol.get_refresh_ids()
         return targets
+
+    def _list(self) -> list[tuple[int, Contact]]:
+        if self._listed is None:
+            nodes = (node for bucket in self._table.buckets for node in bucket.get_nodes())
+            self._listed = [(node.long_id, Contact(node.id, node.ip, node.port)) for node in nodes]
+        return self._listed
 
     def _hush(self, address: Address, now: float, failures: int) -> int:
         """How often it has failed by now."""

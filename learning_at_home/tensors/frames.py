@@ -19,7 +19,15 @@ from torch import Tensor
 from learning_at_home.errors import SpecMismatch
 from learning_at_home.tensors.compression import decode, encode
 from learning_at_home.tensors.finite import each_is_finite, is_finite
-from learning_at_home.tensors.small import COPIED_BYTES, IN_NUMPY, bytes_of, from_bytes, from_bytes_checked, is_small
+from learning_at_home.tensors.small import (
+    COPIED_BYTES,
+    IN_NUMPY,
+    are_finite_bytes,
+    bytes_of,
+    from_bytes,
+    from_bytes_checked,
+    is_small,
+)
 from learning_at_home.tensors.staging import to_cpu
 from learning_at_home.wire.messages import CHUNK_BYTES, Codec, TensorSpec
 
@@ -71,6 +79,14 @@ def to_frames(
     if len(frame) <= chunk_bytes:
         return spec, [frame]
     return spec, [frame[start : start + chunk_bytes] for start in range(0, len(frame), chunk_bytes)]
+
+
+def to_frames_checked(tensor: Tensor, chunk_bytes: int) -> tuple[TensorSpec, Sequence[memoryview | bytes], bool]:
+    """The same without a codec, and whether all numbers are finite where that costs next to nothing; else True."""
+    spec, frames = to_frames(tensor, "none", chunk_bytes)
+    if len(frames) == 1 and isinstance(frames[0], bytes):
+        return spec, frames, are_finite_bytes(frames[0], spec.dtype) or is_finite(tensor)
+    return spec, frames, True
 
 
 def from_frames(spec: TensorSpec, frames: Sequence[Buffer], codec: Codec = "none") -> Tensor:

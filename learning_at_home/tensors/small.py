@@ -58,6 +58,11 @@ def are_finite(tensor: Tensor) -> bool:
     return suspects is not None and _has_none(bytes_of(tensor), tensor.itemsize, suspects)
 
 
+def are_finite_bytes(numbers: bytes, dtype: str) -> bool:
+    """The same of a copy of its memory, with the dtype's name in a header."""
+    return _has_none(numbers, IN_NUMPY[dtype].itemsize, _SUSPECTS[dtype])
+
+
 def from_bytes(spec: TensorSpec, frame: Any) -> Tensor:
     """The tensor of a header entry, from a copy of its bytes. Not for tensors without elements."""
     tensor = torch.from_numpy(np.ndarray(spec.shape, IN_NUMPY[spec.dtype], bytearray(frame)))

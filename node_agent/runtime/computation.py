@@ -17,7 +17,6 @@ from torch import Tensor
 
 from learning_at_home.errors import ExpertFailed, LearningAtHomeError, NonFiniteTensor
 from learning_at_home.tensors.finite import is_finite
-from learning_at_home.tensors.small import COPIED_BYTES
 from learning_at_home.wire.messages import Operation
 from node_agent.experts.architectures import BACKWARD_FLOP_FACTOR
 from node_agent.experts.clipping import gradients_together
@@ -35,15 +34,14 @@ FLOP_PER_WEIGHT = 2 * BACKWARD_FLOP_FACTOR  # of one use in a backward
 
 
 def compute(expert: Expert, operation: Operation, requests: Sequence[Sequence[Tensor]]) -> list[Outcome]:
-    """One outcome per request, in their order. `requests` holds each one's tensors on the CPU."""
+    """One outcome per request, in their order; see `is_left_to_sender`. `requests`: each one's tensors on the CPU."""
     # Numbers below 1e-38 (1e-308 in float64) count as zero in this thread meanwhile. A CPU takes 20 to 90 times as long
     # for them: a caller could stop a node by sending some, and Adam makes them for weights without gradient.
     torch.set_flush_denormal(True)
     try:
         if operation == "forward":
-            if len(requests) == 1:
-                return _forward(expert, [requests[0][0]], alone=True)
-            return _forward(expert, [rows for rows, *_ in requests])
+            unseen = is_left_to_sender(expert, operation, len(requests))
+            return _forward(expert, [rows for rows, *_ in requests], unseen=unseen, remember=len(requests) == 1)
         if len(requests) == 1:
             return [_backward_of_one(expert, requests[0][0], requests[0][1])]
         return _backward(expert, [(tensors[0], tensors[1]) for tensors in requests])
@@ -51,13 +49,13 @@ def compute(expert: Expert, operation: Operation, requests: Sequence[Sequence[Te
         torch.set_flush_denormal(False)
 
 
-def is_sent_unseen(answer: Tensor) -> bool:
-    """Whether the answer to a forward that had no company goes out before it is known to be finite.
+def is_left_to_sender(expert: Expert, operation: Operation, num_requests: int) -> bool:
+    """Whether `compute` does not look if the answer is finite: that to a forward without company, on a CPU.
 
-    A large one does: its caller looks at it in any case, and harms nobody else. On a GPU a look costs nothing beside
-    the transfer.
+    A small one is looked at when it is framed, for less. A large one's caller looks at it in any case, and harms nobody
+    else. On a GPU a look costs nothing beside the transfer.
     """
-    return answer.is_cpu and answer.nbytes > COPIED_BYTES
+    return num_requests == 1 and operation == "forward" and expert.device.type == "cpu"
 
 
 def device_still_works(device: torch.device) -> bool:
@@ -71,23 +69,23 @@ def device_still_works(device: torch.device) -> bool:
     return True
 
 
-def _forward(expert: Expert, requests: list[Tensor], *, alone: bool = False) -> list[Outcome]:
+def _forward(expert: Expert, requests: list[Tensor], *, unseen: bool = False, remember: bool = False) -> list[Outcome]:
     try:
-        answers = expert.forward(to_device(requests, expert.device), remember=alone)
-        sound = (alone and is_sent_unseen(answers)) or is_finite(answers)
+        answers = expert.forward(to_device(requests, expert.device), remember=remember)
+        sound = unseen or is_finite(answers)
         answers = to_cpu(answers)
     except Exception as error:  # noqa: BLE001 - the edge: see above
         if len(requests) == 1:
             return [explained(expert, error, requests[0])]
         return [outcome for rows in requests for outcome in _forward(expert, [rows])]
     if len(requests) == 1:
-        return [answers if sound else _not_finite(expert, requests[0])]
+        return [answers if sound else not_finite(expert, requests[0])]
     parts = answers.split_with_sizes([len(rows) for rows in requests])
     if sound:
         return list(parts)
     return [
         # rows are independent of each other, so a finite part is right whatever stands beside it
-        part if is_finite(part) else _forward(expert, [rows])[0] if is_finite(rows) else _not_finite(expert, rows)
+        part if is_finite(part) else _forward(expert, [rows])[0] if is_finite(rows) else not_finite(expert, rows)
         for part, rows in zip(parts, requests, strict=True)
     ]
 
@@ -174,7 +172,7 @@ def _with_rows_on_cpu(found: Gradients) -> Gradients:
     return Gradients(to_cpu(found.of_rows), found.of_parameters, found.norm)
 
 
-def _not_finite(expert: Expert, rows: Tensor) -> LearningAtHomeError:
+def not_finite(expert: Expert, rows: Tensor) -> LearningAtHomeError:
     """Who is to blame for an output with NaN or infinity in it."""
     if is_finite(rows):
         return ExpertFailed(f"{expert.uid}: the output of these inputs is not finite")
@@ -184,7 +182,7 @@ def _not_finite(expert: Expert, rows: Tensor) -> LearningAtHomeError:
 def explained(expert: Expert, error: Exception, rows: Tensor | None = None) -> LearningAtHomeError:
     """The error of one request, whose inputs are told to be at fault where they are."""
     if rows is not None and not is_finite(rows):
-        return _not_finite(expert, rows)
+        return not_finite(expert, rows)
     if isinstance(error, LearningAtHomeError):
         return error
     cause = str(error).strip().splitlines() or [""]

@@ -18,27 +18,25 @@ import torch
 from torch import Tensor
 
 from learning_at_home.clock import Clock
-from learning_at_home.errors import DeadlinePassed, LearningAtHomeError, NodeDraining, NodeOverloaded, UsageError
-from learning_at_home.tensors.finite import is_finite
-from learning_at_home.tensors.frames import to_frames
-from learning_at_home.tensors.small import COPIED_BYTES
+from learning_at_home.errors import DeadlinePassed, LearningAtHomeError, NodeDraining, NodeOverloaded
 from learning_at_home.transport.answers import failure_of
 from learning_at_home.transport.server import Ticket
 from learning_at_home.wire.framing import take_small
-from learning_at_home.wire.messages import CHUNK_BYTES, Codec, Failure, Reply, TensorSpec
+from learning_at_home.wire.messages import CHUNK_BYTES, Failure, Reply
+from node_agent.experts.expert import Expert
 from node_agent.experts.hosted import HostedExperts
 from node_agent.runtime.backward_window import BackwardWindow
 from node_agent.runtime.batcher import Batch, Batcher, Limits, Pending
-from node_agent.runtime.computation import Outcome, compute, device_still_works, is_sent_unseen
+from node_agent.runtime.computation import Outcome, compute, device_still_works, is_left_to_sender, not_finite
 from node_agent.runtime.costs import Costs
 from node_agent.runtime.group_computation import compute_group
+from node_agent.runtime.packing import PackedAnswer, looks_finite, packed_answer
 from node_agent.runtime.statistics import Statistics
 
 log = logging.getLogger(__name__)
 
 QUICK_S = 1e-3  # a hop there and back takes a third of that, and no message waits longer than this for the data plane
 CLAIMED_AT_ONCE = 16  # quick batches at most: what they take is expected, not known
-ROWS_SEEN = 256  # of an answer that its caller will judge: an expert that fails spoils more than a row
 STOP_TIMEOUT_S = 1.0  # for the batch that is being computed; the thread is a daemon and holds nobody up
 
 
@@ -311,23 +309,38 @@ class DeviceThread:
         assert self._answers is not None, "set by start"
         failure: LearningAtHomeError | None = None
         for batch, outcomes in zip(batches, outcomes_by_batch, strict=True):
+            expert = self._experts.by_uid[batch.uid]
             shared = len(batches) > 1 or len(outcomes) > 1
-            for request, outcome in zip(batch.requests, outcomes, strict=True):
-                self._answers.answer(*self._answer(request, outcome, started, finished, shared=shared))
+            unseen = is_left_to_sender(expert, batch.operation, len(outcomes))
+            for position, request in enumerate(batch.requests):
+                outcome = outcomes[position]
+                packed = None
+                if isinstance(outcome, Tensor):
+                    packed = packed_answer(
+                        outcome, request.payload.ticket.reply_codec, self._chunk_bytes, unseen=unseen
+                    )
+                    if packed is None:
+                        outcome = outcomes[position] = not_finite(expert, request.payload.tensors[0])
+                self._answers.answer(*self._answer(request, outcome, packed, started, finished, shared=shared))
             if is_last and not self._batcher.queued_rows:
                 self._answers.flush()  # counting can wait
             now = self._clock.monotonic_s()
             for request, outcome in zip(batch.requests, outcomes, strict=True):
-                sound = isinstance(outcome, Tensor) and (
-                    len(outcomes) > 1 or outcome.nbytes <= COPIED_BYTES or self._is_finite(request, outcome)
-                )
-                self._count(request, sound, now)
+                sound = isinstance(outcome, Tensor) and (not unseen or looks_finite(outcome))
+                self._count(expert, request, sound, now)
                 if isinstance(outcome, LearningAtHomeError):
                     failure = outcome
         return failure
 
     def _answer(
-        self, request: Pending[Job], outcome: Outcome, started: float, finished: float, *, shared: bool
+        self,
+        request: Pending[Job],
+        outcome: Outcome,
+        packed: PackedAnswer | None,
+        started: float,
+        finished: float,
+        *,
+        shared: bool,
     ) -> tuple[Ticket, Reply | Failure, Sequence[memoryview | bytes]]:
         """What goes to whom. `shared`: the outcome is a part of a larger tensor."""
         ticket = request.payload.ticket
@@ -336,7 +349,8 @@ class DeviceThread:
         if isinstance(outcome, LearningAtHomeError):
             message = failure_of(ticket.call_id, outcome)
         else:
-            spec, frames, codec = _packed(outcome, ticket.reply_codec, self._chunk_bytes)
+            assert packed is not None, "of a tensor"
+            spec, frames, codec = packed
             data, frames = take_small(frames)
             message = Reply(
                 ticket.call_id,
@@ -352,16 +366,10 @@ class DeviceThread:
             ticket = self._backwards.answered(ticket, message, frames, finished, shared=shared)
         return ticket, message, frames
 
-    def _is_finite(self, request: Pending[Job], answer: Tensor) -> bool:
-        """Of what was sent unseen, as some of its rows tell; the rest is known to be."""
-        unseen = request.operation == "forward" and self._device.type == "cpu" and is_sent_unseen(answer)
-        return not unseen or is_finite(answer[:: math.ceil(len(answer) / ROWS_SEEN)])
-
-    def _count(self, request: Pending[Job], sound: bool, now: float) -> None:
+    def _count(self, expert: Expert, request: Pending[Job], sound: bool, now: float) -> None:
         if not sound:
             self._statistics.failed(request.uid)
             return
-        expert = self._experts.by_uid[request.uid]
         forward = request.operation == "forward"
         flop = request.rows * (expert.forward_flop_per_row if forward else expert.backward_flop_per_row)
         latency_s = now - request.arrived
@@ -382,11 +390,3 @@ class DeviceThread:
             ticket = self._backwards.forget(ticket)
         if self._answers is not None:
             self._answers.fail(ticket, error)
-
-
-def _packed(tensor: Tensor, codec: Codec, chunk_bytes: int) -> tuple[TensorSpec, Sequence[memoryview | bytes], Codec]:
-    """In the form that the caller wants, or as it is when its numbers do not fit that."""
-    try:
-        return *to_frames(tensor, codec, chunk_bytes), codec
-    except UsageError:
-        return *to_frames(tensor, "none", chunk_bytes), "none"
