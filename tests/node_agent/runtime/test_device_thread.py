@@ -232,12 +232,18 @@ def test_a_batch_that_is_known_to_be_quick_is_computed_by_the_data_planes_thread
     setting.thread.stop()
 
 
-def test_quick_batches_of_many_experts_are_answered_together_and_a_slow_one_waits_for_its_thread():
+def that_knows_a_row_to_be_quick() -> Setting:
+    """Call 0 was answered."""
     setting = Setting(Limits(), quick_s=1.0)
     setting.gate.open.set()
     setting.submit(0)
     setting.inbox.wait_for(1)
-    assert setting.thread.wait_until_idle(TIMEOUT_S)  # from now on a row is known to be quick
+    assert setting.thread.wait_until_idle(TIMEOUT_S)
+    return setting
+
+
+def test_quick_batches_of_many_experts_are_answered_together_and_a_slow_one_waits_for_its_thread():
+    setting = that_knows_a_row_to_be_quick()
     setting.queue(1, "ffn0.0")
     setting.queue(2, "ffn0.1")
     setting.queue(3, "ffn0.2", rows=64)  # nothing like it was computed yet
@@ -252,11 +258,7 @@ def test_quick_batches_of_many_experts_are_answered_together_and_a_slow_one_wait
 
 
 def test_the_answers_of_what_was_claimed_together_leave_together():
-    setting = Setting(Limits(), quick_s=1.0)
-    setting.gate.open.set()
-    setting.submit(0)
-    setting.inbox.wait_for(1)
-    assert setting.thread.wait_until_idle(TIMEOUT_S)
+    setting = that_knows_a_row_to_be_quick()
     setting.inbox.num_answered_at_flush.clear()
     for call_id in range(1, 4):
         setting.queue(call_id, f"ffn0.{call_id - 1}")

@@ -1,0 +1,156 @@
+"""What becomes of a request: sent again, answered, given up; with or without somebody who waits."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from learning_at_home.dht.contacts import Address
+from learning_at_home.dht.messages import Answer, Ping, Pong, encode_answer, split_datagram
+from learning_at_home.dht.questions import MAX_SENT, Questions
+from learning_at_home.dht.round_trips import FIRST_S, RoundTrips
+from learning_at_home.testing import run_in_virtual_time
+
+PEER: Address = ("20.0.0.1", 7_000)
+PEER_ID = b"p" * 20
+TIMEOUT_S = 4.0
+PONG = Pong(PEER_ID, 0)
+
+
+class Setting:
+    """A socket and a listener that remember. To be made while the loop runs."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.began_s = self.loop.time()
+        self.is_open = True
+        self.sent: list[tuple[float, bytes]] = []
+        self.told: list[tuple[str, object]] = []
+        self.counters: Counter[str] = Counter()
+        self.round_trips = RoundTrips()
+        self.questions = Questions(self._send, self, self.round_trips, self.counters, TIMEOUT_S)
+
+    def _send(self, datagram: bytes, address: Address) -> bool:
+        if self.is_open:
+            self.sent.append((self.loop.time() - self.began_s, datagram))
+        return self.is_open
+
+    def on_answer(self, address: Address, expected_id: bytes | None, answer: Answer) -> None:
+        self.told.append(("answer", answer))
+
+    def on_overdue(self, address: Address) -> None:
+        self.told.append(("overdue", address))
+
+    def on_silence(self, address: Address, expected_id: bytes | None) -> None:
+        self.told.append(("silence", address))
+
+    def ask(self, expected_id: bytes | None = PEER_ID) -> asyncio.Task[Pong | None]:
+        return asyncio.create_task(self.questions.ask(PEER, Ping(b""), Pong, expected_id))
+
+    def answer(self, answer: Answer | bytes = PONG) -> None:
+        """To what was sent last."""
+        _, message_id, _ = split_datagram(self.sent[-1][1])
+        payload = answer if isinstance(answer, bytes) else split_datagram(encode_answer(message_id, answer))[2]
+        self.questions.on_payload(message_id, payload)
+
+
+def run(scenario: Coroutine[Any, Any, None]) -> None:
+    run_in_virtual_time(scenario)
+
+
+def test_one_that_is_not_answered_is_sent_three_times_and_then_its_peer_is_silent():
+    async def scenario() -> None:
+        setting = Setting()
+        assert await setting.ask() is None
+        assert [at for at, _ in setting.sent] == pytest.approx([0, FIRST_S, 3 * FIRST_S])
+        assert len({datagram for _, datagram in setting.sent}) == 1
+        assert setting.loop.time() - setting.began_s == pytest.approx(TIMEOUT_S)
+        assert setting.told == [("overdue", PEER), ("silence", PEER)]
+        assert setting.counters == {"resent": MAX_SENT - 1, "timeouts": 1}
+
+    run(scenario())
+
+
+def test_an_answer_ends_it_and_tells_how_long_the_peer_takes():
+    async def scenario() -> None:
+        setting = Setting()
+        asked = setting.ask()
+        await asyncio.sleep(0.1)
+        setting.answer()
+        assert await asked == PONG
+        setting.answer()  # twice: means nothing
+        await asyncio.sleep(2 * TIMEOUT_S)
+        assert len(setting.sent) == 1
+        assert setting.told == [("answer", PONG)]
+        assert setting.round_trips.patience_s(PEER) == pytest.approx(0.3)
+
+    run(scenario())
+
+
+def test_an_answer_after_a_second_sending_tells_nothing_of_the_way():
+    async def scenario() -> None:
+        setting = Setting()
+        asked = setting.ask()
+        await asyncio.sleep(FIRST_S + 0.001)
+        setting.answer()
+        assert await asked == PONG
+        assert setting.round_trips.patience_s(PEER) == FIRST_S
+
+    run(scenario())
+
+
+def test_a_question_outlives_who_asked_it():
+    async def scenario() -> None:
+        setting = Setting()
+        left, answered = setting.ask(), setting.ask()
+        await asyncio.sleep(0.1)
+        left.cancel()
+        answered.cancel()
+        await asyncio.wait({left, answered})
+        setting.answer()
+        await asyncio.sleep(TIMEOUT_S)
+        assert setting.told == [("answer", PONG), ("overdue", PEER), ("silence", PEER)]
+
+    run(scenario())
+
+
+def test_garbage_is_counted_and_is_no_answer():
+    async def scenario() -> None:
+        setting = Setting()
+        asked = setting.ask()
+        await asyncio.sleep(0.1)
+        setting.answer(b"\xc1")
+        assert await asked is None
+        assert setting.told == [("silence", PEER)]
+        assert setting.counters["bad_datagrams"] == 1
+
+    run(scenario())
+
+
+def test_another_peer_at_the_address_is_told_of_and_is_not_who_was_asked():
+    async def scenario() -> None:
+        setting = Setting()
+        asked = setting.ask(expected_id=b"q" * 20)
+        await asyncio.sleep(0.1)
+        setting.answer()
+        assert await asked is None
+        assert setting.told == [("answer", PONG)]
+
+    run(scenario())
+
+
+def test_when_the_socket_closes_whoever_waits_gets_nothing_and_nobody_is_blamed():
+    async def scenario() -> None:
+        setting = Setting()
+        asked = setting.ask()
+        await asyncio.sleep(0.1)
+        setting.questions.close()
+        setting.is_open = False
+        assert await asked is None
+        assert await setting.ask() is None
+        await asyncio.sleep(2 * TIMEOUT_S)
+        assert setting.told == []
+
+    run(scenario())
