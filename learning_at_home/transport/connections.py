@@ -152,11 +152,18 @@ class Exchange:
             now = self._clock.monotonic_s()
             if now >= table.earliest:
                 self._expire(now)
-            elif not table.pending or (now >= until and not self._wait(0.0)):
+            elif not table.pending or (now >= until and not self._look_once_more()):
                 return None
             elif now < until:
                 self._wait(min(until, table.earliest) - now)
         return table.answers.popleft()
+
+    def _look_once_more(self) -> bool:
+        """Take in what is there when the time is over; whether an answer is. A node may send without end."""
+        for _ in range(DRAINED_AT_ONCE):
+            if self._table.answers or not self._wait(0.0):
+                break
+        return bool(self._table.answers)
 
     def take_in(self) -> list[Answer]:
         """The answers that there are now, for whoever waits by other means. `may_have_more`: call again soon."""
