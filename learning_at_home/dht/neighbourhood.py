@@ -18,6 +18,7 @@ from learning_at_home.dht.contacts import Address, Contact
 SILENCE_S = 5.0  # a peer that did not answer is not asked again for so long, unless it speaks first
 FAILURES_TO_REMOVE = 2  # in a row; one may be a stall of the peer or of this process
 MAX_SILENT = 4_096
+MAX_ANSWERED = 4_096
 
 
 @dataclass(slots=True)
@@ -33,6 +34,7 @@ class Neighbourhood:
         self._own_id = own_id
         self._table = table
         self._silent: OrderedDict[Address, _Silence] = OrderedDict()
+        self._answered_s: OrderedDict[Address, float] = OrderedDict()
         self._listed: list[tuple[int, Contact]] | None = None  # ids as numbers; None: the table has changed
 
     def contacts(self) -> list[Contact]:
@@ -64,9 +66,22 @@ class Neighbourhood:
         """Something came from this peer."""
         self._silent.pop(address, None)
 
-    def answered(self, contact: Contact) -> bool:
+    def bucket(self, contact: Contact) -> int:
+        """The place of its bucket in the table, those of the least ids first."""
+        place: int = self._table.get_bucket_for(Node(contact.node_id))
+        return place
+
+    def answered_s(self, contact: Contact) -> float | None:
+        """When it last answered."""
+        return self._answered_s.get(contact.address)
+
+    def answered(self, contact: Contact, now: float) -> bool:
         """It answered a request under this id: whether it is a new contact by that."""
         self.spoke(contact.address)
+        self._answered_s[contact.address] = now
+        self._answered_s.move_to_end(contact.address)
+        if len(self._answered_s) > MAX_ANSWERED:
+            self._answered_s.popitem(last=False)
         known = self.find(contact.node_id)
         if contact.node_id == self._own_id or (known is not None and known != contact):
             return False  # a contact's id from elsewhere: it stays where it answered first, until it stops answering

@@ -41,6 +41,19 @@ class DhtStatus:
     clock_offset_s: float | None  # what this machine's clock lacks, by the median of the peers' time hints
 
 
+@dataclass(frozen=True, slots=True)
+class KnownPeer:
+    """An entry of the routing table."""
+
+    node_id: bytes
+    address: str  # host:port, UDP
+    bucket: int  # its place in the table
+    distance_bits: int  # 1: the nearest possible; 160: as far as half of all ids
+    round_trip_s: float | None  # smoothed; None while nothing was measured
+    answered_ago_s: float | None
+    is_silent: bool  # did not answer lately, and is left alone for a moment
+
+
 class DhtNode:
     """`async with DhtNode(identity, "0.0.0.0", 0, bootstrap=["host:port"]) as node:`
 
@@ -140,6 +153,26 @@ class DhtNode:
             unanswered_bootstrap=self._bootstrapper.unanswered(),
             clock_offset_s=self._protocol.clock_offset_s(),
         )
+
+    def neighbours(self) -> tuple[KnownPeer, ...]:
+        """Everyone in the routing table, the nearest to this peer's own id first."""
+        protocol, now = self._protocol, self.clock.monotonic_s()
+        neighbourhood, own_id = protocol.neighbourhood, protocol.node_id
+        known = []
+        for contact in sorted(neighbourhood.contacts(), key=lambda contact: contact.distance(own_id)):
+            answered_s = neighbourhood.answered_s(contact)
+            known.append(
+                KnownPeer(
+                    node_id=contact.node_id,
+                    address=shown_address(contact.address),
+                    bucket=neighbourhood.bucket(contact),
+                    distance_bits=contact.distance(own_id).bit_length(),
+                    round_trip_s=protocol.round_trip_s(contact),
+                    answered_ago_s=None if answered_s is None else now - answered_s,
+                    is_silent=neighbourhood.is_silent(contact.address, now),
+                )
+            )
+        return tuple(known)
 
     async def bootstrap(self, addresses: Iterable[str], *, require: bool = False) -> int:
         """How many of these answered; all are tried in parallel, and the silent ones again in the background.

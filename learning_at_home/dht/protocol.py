@@ -195,7 +195,7 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         if expected_id is not None and answer.node_id != expected_id:  # another peer has this address now
             self.neighbourhood.remove(Contact(expected_id, *address))
         contact = Contact(answer.node_id, *address)
-        if self.neighbourhood.answered(contact):
+        if self.neighbourhood.answered(contact, self._clock.monotonic_s()):
             self._on_new_contact(contact)
 
     def on_overdue(self, address: Address) -> None:
@@ -209,6 +209,10 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
     def patience_s(self, contact: Contact) -> float:
         """After how long without an answer it is time to ask somebody else."""
         return self._round_trips.patience_s(contact.address)
+
+    def round_trip_s(self, contact: Contact) -> float | None:
+        """What it takes to answer, smoothed."""
+        return self._round_trips.mean_s(contact.address)
 
     def _send(self, datagram: bytes, address: Address) -> bool:
         if self.transport.is_closing():

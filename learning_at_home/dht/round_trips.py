@@ -57,3 +57,8 @@ class RoundTrips:
         """After how long without an answer it is time to send again, and to ask somebody else."""
         known = self._peers.get(address) or self._all
         return FIRST_S if known is None else known.patience_s()
+
+    def mean_s(self, address: Address) -> float | None:
+        """What this peer takes to answer, smoothed; None while nothing was measured."""
+        known = self._peers.get(address)
+        return None if known is None else known.mean_s

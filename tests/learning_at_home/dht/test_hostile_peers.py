@@ -237,7 +237,7 @@ async def test_a_lying_peer_does_not_hide_or_change_what_honest_ones_hold(kind_o
             }[kind_of_lie]
 
         async with Stranger(lie) as liar:
-            alice._protocol.neighbourhood.answered(liar.contact)
+            alice._protocol.neighbourhood.answered(liar.contact, 0.0)
 
             assert await alice.get(KEY) == [true]
             assert liar.received.qsize() <= 40
@@ -252,5 +252,5 @@ async def test_full_buckets_make_the_table_ask_its_oldest_contact_without_a_stra
             before = len(asyncio.all_tasks())
             for number in range(400):
                 node_id = (number + (1 << 159)).to_bytes(20, "big")
-                alice._protocol.neighbourhood.answered(Contact(node_id, "127.0.0.1", port))
+                alice._protocol.neighbourhood.answered(Contact(node_id, "127.0.0.1", port), 0.0)
             assert len(asyncio.all_tasks()) <= before + 1

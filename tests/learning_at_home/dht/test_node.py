@@ -179,7 +179,7 @@ async def test_dead_peers_are_asked_side_by_side_and_then_left_alone():
             dead = [stack.enter_context(silent_socket()) for _ in range(15)]
             alice = nodes[0]
             for silent in dead:
-                alice._protocol.neighbourhood.answered(contact_at(silent))
+                alice._protocol.neighbourhood.answered(contact_at(silent), 0.0)
             await nodes[1].store(KEY, b"value", 60)
             for silent in dead:
                 drained(silent)
@@ -345,3 +345,19 @@ async def test_work_that_is_cancelled_before_its_first_step_is_closed():
         coroutine = work()
         node._upkeep.spawn(coroutine)  # and the group ends before the loop turns
     assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
+
+
+async def test_the_table_of_neighbours_is_told_the_nearest_first_with_what_is_known_of_each():
+    async with network(3) as (alice, bob, carol):
+        await until(lambda: len(alice.neighbours()) == 2)
+        known = alice.neighbours()
+
+        assert {peer.address for peer in known} == {bob.address, carol.address}
+        assert {peer.node_id for peer in known} == {bob.identity.peer_id, carol.identity.peer_id}
+        assert [peer.distance_bits for peer in known] == sorted(peer.distance_bits for peer in known)
+        for peer in known:
+            assert peer.round_trip_s is not None
+            assert 0 < peer.round_trip_s < 1
+            assert peer.answered_ago_s is not None
+            assert 0 <= peer.answered_ago_s < 10
+            assert not peer.is_silent
