@@ -23,6 +23,7 @@ OUR_PACKAGES = frozenset({"learning_at_home", "node_agent", "backend", "dashboar
 SUMMARIES = {
     "coordinator": "serve projects: their records, their health, their pages",
     "demo": "train a model on a swarm of this machine, and watch it in a browser",
+    "dht": "run a bootstrap peer of the DHT, look something up in it, see who is there",
     "node": "host experts on this machine",
 }
 

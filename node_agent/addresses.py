@@ -1,7 +1,6 @@
 """Under which host a node can be reached by the others, as far as it can tell by itself.
 
-Opens no connection: a UDP socket that is only connected tells which of this machine's addresses leads to a peer.
-Announcements carry numbers: nobody who reads one looks up a stranger's name.
+Opens no connection. Announcements carry numbers: nobody who reads one looks up a stranger's name.
 """
 
 from __future__ import annotations
@@ -12,10 +11,8 @@ import socket
 from collections.abc import Sequence
 
 from learning_at_home.errors import ConfigError
+from learning_at_home.own_address import ANYWHERE, WILDCARDS, route_to
 from learning_at_home.peer_address import PLAIN_SCHEME
-
-WILDCARDS = ("0.0.0.0", "::", "")  # noqa: S104 - what they are compared with
-ANYWHERE = ("192.0.2.1", 9)  # reserved for documentation: nothing is sent there, only the route is asked for
 
 
 def announced_host(bind_host: str, your_address: str | None, bootstrap: Sequence[str]) -> str:
@@ -32,11 +29,11 @@ def announced_host(bind_host: str, your_address: str | None, bootstrap: Sequence
     if reachable and (not is_loopback(seen) or all(map(is_loopback, hosts))):
         return seen
     for host, address in zip(hosts, bootstrap, strict=True):
-        if not is_loopback(host) and (ours := _route_to(host, int(address.rpartition(":")[2]))):
+        if not is_loopback(host) and (ours := route_to(host, int(address.rpartition(":")[2]))):
             return ours
     if hosts:
         return "127.0.0.1"
-    return _route_to(*ANYWHERE) or "127.0.0.1"
+    return route_to(*ANYWHERE) or "127.0.0.1"
 
 
 async def numeric(host: str) -> str:
@@ -61,13 +58,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _route_to(host: str, port: int) -> str | None:
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((host, port))
-            ours: str = probe.getsockname()[0]
-            return ours
-    except OSError:
-        return None

@@ -21,6 +21,7 @@ from learning_at_home.directory.directory import Directory
 from learning_at_home.errors import LearningAtHomeError
 from learning_at_home.identity import Identity
 from learning_at_home.peer_address import PeerAddress
+from learning_at_home.peer_folder import open_peer_folder
 from learning_at_home.project import ProjectRecord
 from node_agent.addresses import announced_host, endpoint, numeric
 from node_agent.announcer import Announcer
@@ -29,7 +30,6 @@ from node_agent.device_gauges import DeviceGauges
 from node_agent.devices import find_device
 from node_agent.experts.hosted import HostedExperts
 from node_agent.joining import Coordinator, ask_the_way, choose_experts, find_project
-from node_agent.node_folder import open_folder
 from node_agent.reports import node_telemetry
 from node_agent.runtime.batcher import Limits
 from node_agent.runtime.host import Host, HostOptions
@@ -89,7 +89,7 @@ class Agent:
         """Serve until stopped. Raises ConfigError and NetworkErrors while joining, NodeFailed later."""
         self._task = asyncio.current_task()
         try:
-            with open_folder(self.config.data_dir or data_folder() / "node") as identity:
+            with open_peer_folder(self.config.data_dir or data_folder() / "node", "node") as identity:
                 await self._join_and_serve(identity)
         except asyncio.CancelledError:
             if not self._stopping.is_set():

@@ -14,6 +14,7 @@ TORCH_FREE = [
     "learning_at_home.transport",
     "learning_at_home.dht",
     "learning_at_home.directory",
+    "learning_at_home.tools",
     "backend",
     "dashboard",
 ]

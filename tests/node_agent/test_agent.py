@@ -191,7 +191,7 @@ async def test_two_nodes_cannot_share_a_folder(agent_of):
     async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as tasks:
         tasks.create_task(alice.run())
         await alice.serving.wait()
-        with pytest.raises(ConfigError, match=r"another node of this machine uses .*--data-dir"):
+        with pytest.raises(ConfigError, match=r"another `lah node` of this machine uses .*--data-dir"):
             await agent_of("alice", "ffn0.0.1").run()
         alice.stop()
 

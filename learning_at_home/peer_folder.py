@@ -1,4 +1,4 @@
-"""A node's folder: its key, and a lock, because two nodes with one key would be one node to everybody else."""
+"""A peer's folder: its key, and a lock, because two peers with one key would be one peer to everybody else."""
 
 from __future__ import annotations
 
@@ -14,19 +14,17 @@ try:
 except ImportError:  # no such lock on Windows: there the folder is not guarded
     fcntl = None  # type: ignore[assignment]
 
-KEY_FILE = "node.key"
-LOCK_FILE = "node.lock"
-
 
 @contextlib.contextmanager
-def open_folder(folder: Path) -> Iterator[Identity]:
+def open_peer_folder(folder: Path, kind: str) -> Iterator[Identity]:
     """The identity kept in the folder, made on first use; locked until the context ends.
 
-    Raises ConfigError when the folder cannot be used, or another node uses it.
+    `kind` is what the peer is ("node", "dht"), and names its files. Raises ConfigError when the folder cannot be used,
+    or another peer of this kind uses it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK_FILE).open("w")
+        lock = (folder / f"{kind}.lock").open("w")
     except OSError as error:
         raise ConfigError(f"--data-dir {folder} cannot be used: {error}") from error
     with lock:
@@ -35,6 +33,7 @@ def open_folder(folder: Path) -> Iterator[Identity]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise ConfigError(
-                    f"another node of this machine uses {folder}; give this one a folder of its own by --data-dir"
+                    f"another `lah {kind}` of this machine uses {folder};"
+                    " give this one a folder of its own by --data-dir"
                 ) from error
-        yield Identity.load_or_create(folder / KEY_FILE)
+        yield Identity.load_or_create(folder / f"{kind}.key")
