@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from learning_at_home.clock import Clock
 from learning_at_home.dht.contacts import Contact
-from learning_at_home.dht.lookup import Lookup, run_lookup
+from learning_at_home.dht.lookup import SPARE, Lookup, run_lookups
 from learning_at_home.dht.protocol import DhtProtocol
 from learning_at_home.dht.records import Record, RecordVerifier, Refusal, newest_per_publisher
 from learning_at_home.dht.storage import RecordStorage
 from learning_at_home.errors import WireError
 
 K = 20  # the paper's: of 20 peers chosen by chance not all leave within an hour
-READ_K = 8  # of those 20: each of them holds what was stored lately, unless it joined since, lost the datagram or lies
+READ_K = 6  # of those 20: each of them holds what was stored lately, unless it joined since, lost the datagram or lies
 MAX_PAGES = 20  # of one peer's answer: 256 records of 400 bytes take 16 pages of 6,700
 
 
@@ -60,23 +60,64 @@ class Exchange:
         self._holds_records = holds_records
 
     async def find(self, key: bytes) -> Found:
-        """What this peer and the READ_K closest ones hold under a key."""
-        collected = self._storage.records(key, self._wall_ms())
+        """What this peer and READ_K of the closest ones hold under a key."""
+        return (await self.find_many([key]))[key]
 
-        async def ask(contact: Contact) -> list[Contact] | None:
-            records, told = await self._fetch_pages(contact, key)
-            collected.extend(records)
-            return told
+    async def find_many(self, keys: Iterable[bytes]) -> dict[bytes, Found]:
+        """The same for many keys, in one crawl."""
+        collected = {key: self._storage.records(key, self._wall_ms()) for key in keys}
 
-        lookup = self._start_lookup(key, READ_K)
-        await run_lookup(lookup, ask, self._clock)
-        newest = sorted(newest_per_publisher(collected).values(), key=lambda record: record.publisher)
-        records = tuple(record for record in newest if not record.is_tombstone)
-        return Found(records, tuple(record for record in newest if record.is_tombstone), lookup.num_answered)
+        async def ask(contact: Contact, lookups: Sequence[Lookup]) -> list[list[Contact]] | None:
+            fetched = await asyncio.gather(*(self._fetch_pages(contact, lookup.target) for lookup in lookups))
+            told: list[list[Contact]] = []
+            for lookup, (records, neighbours) in zip(lookups, fetched, strict=True):
+                collected[lookup.target].extend(records)
+                told.append((neighbours or [])[: READ_K + SPARE])
+            return None if all(neighbours is None for _, neighbours in fetched) else told
+
+        lookups = [self._start_lookup(key, READ_K) for key in collected]
+        await run_lookups(lookups, ask, self._clock)
+        return {lookup.target: _found(collected[lookup.target], lookup.num_answered) for lookup in lookups}
 
     async def put(self, record: Record) -> Held:
         """Have the k closest peers hold the record; this peer too when it is one of them, or when nobody else will."""
-        others = await self.closest_peers(record.key)
+        (held,) = await self.put_many([record])
+        return held
+
+    async def put_many(self, records: Sequence[Record]) -> list[Held]:
+        """The same for many records, whose closest peers are found in one crawl."""
+        closest = await self.closest_peers_of(record.key for record in records)
+        return list(await asyncio.gather(*(self._put_at(closest[record.key], record) for record in records)))
+
+    async def closest_peers(self, target: bytes) -> list[Contact]:
+        """The k closest peers that answered, the closest first."""
+        return (await self.closest_peers_of([target]))[target]
+
+    async def closest_peers_of(self, targets: Iterable[bytes]) -> dict[bytes, list[Contact]]:
+        """The same for many targets, in one crawl."""
+
+        async def ask(contact: Contact, lookups: Sequence[Lookup]) -> list[list[Contact]] | None:
+            asked = (self._protocol.call_find_node(contact, lookup.target) for lookup in lookups)
+            answers = await asyncio.gather(*asked)
+            return None if all(told is None for told in answers) else [told or [] for told in answers]
+
+        lookups = [self._start_lookup(target, K) for target in dict.fromkeys(targets)]
+        await run_lookups(lookups, ask, self._clock)
+        return {lookup.target: lookup.closest() for lookup in lookups}
+
+    async def hand_over(self, newcomer: Contact, max_records: int) -> None:
+        """Give a new contact the records that it should hold and whose closest holder, as far as we know, we are."""
+        own_id, now = self._protocol.node_id, self._clock.monotonic_s()
+        for record in list(self._storage)[:max_records]:
+            closest = self._protocol.neighbourhood.closest(record.key, K + 1, now)
+            own_distance = Contact(own_id, "", 0).distance(record.key)
+            is_ours = all(own_distance < other.distance(record.key) for other in closest if other != newcomer)
+            if not is_ours or newcomer not in closest[:K]:
+                continue
+            if await self._protocol.call_store(newcomer, record) is None:
+                return  # gone already
+
+    async def _put_at(self, others: list[Contact], record: Record) -> Held:
         own_distance = Contact(self._protocol.node_id, "", 0).distance(record.key)
         is_close = len(others) < K or own_distance < others[-1].distance(record.key)
         if is_close and self._holds_records:
@@ -93,26 +134,8 @@ class Exchange:
                 refusals[refusal.value] += 1
         return Held(holders, refusals)
 
-    async def closest_peers(self, target: bytes) -> list[Contact]:
-        """The k closest peers that answered, the closest first."""
-        lookup = self._start_lookup(target, K)
-        await run_lookup(lookup, lambda contact: self._protocol.call_find_node(contact, target), self._clock)
-        return lookup.closest()
-
-    async def hand_over(self, newcomer: Contact, max_records: int) -> None:
-        """Give a new contact the records that it should hold and whose closest holder, as far as we know, we are."""
-        own_id, now = self._protocol.node_id, self._clock.monotonic_s()
-        for record in list(self._storage)[:max_records]:
-            closest = self._protocol.neighbourhood.closest(record.key, K + 1, now)
-            own_distance = Contact(own_id, "", 0).distance(record.key)
-            is_ours = all(own_distance < other.distance(record.key) for other in closest if other != newcomer)
-            if not is_ours or newcomer not in closest[:K]:
-                continue
-            if await self._protocol.call_store(newcomer, record) is None:
-                return  # gone already
-
-    def _start_lookup(self, target: bytes, k: int) -> Lookup:
-        lookup = Lookup(target, self._protocol.node_id, k, self._protocol.patience_s)
+    def _start_lookup(self, target: bytes, need: int) -> Lookup:
+        lookup = Lookup(target, self._protocol.node_id, K, need, self._protocol.patience_s)
         lookup.add(self._protocol.neighbourhood.closest(target, K, self._clock.monotonic_s()))
         return lookup
 
@@ -149,3 +172,9 @@ class Exchange:
 
     def _wall_ms(self) -> int:
         return int(self._clock.wall_s() * 1000)
+
+
+def _found(records: Iterable[Record], num_answered: int) -> Found:
+    newest = sorted(newest_per_publisher(records).values(), key=lambda record: record.publisher)
+    living = tuple(record for record in newest if not record.is_tombstone)
+    return Found(living, tuple(record for record in newest if record.is_tombstone), num_answered)

@@ -1,152 +1,244 @@
-"""Kademlia's iterative lookup, as a pure core and a small async driver.
+"""Kademlia's iterative lookup, as a pure core and a small async driver; one crawl may serve several targets.
 
 Beside the package's crawl, which asks in rounds: there one dead peer holds up a whole round for its timeout, a round's
-first value ends the search, and of several values the most common one wins. Here `alpha` questions are always under way
-(one that is overdue no longer counts, so the dead cost no parallelism), the search ends when the k closest peers that
-are alive and in time have answered, and what all of them hold is merged: see records.newest_per_publisher.
-Source: Maymounkov & Mazières, 2002, section 2.3.
+first value ends the search, and of several values the most common one wins. Here ALPHA questions are always under way
+(one that is overdue no longer counts, so the dead cost no parallelism), and what all asked peers hold is merged: see
+records.newest_per_publisher. The search ends when `need` of the k closest peers seen have answered, whichever they are,
+so that no single lost datagram is waited for.
+
+Every peer that answers opens a path of its own, as in S/Kademlia: the search also follows the PATH_WIDTH peers nearest
+to the target that it told of, whatever others told. Honest peers tell of the same ones, so this costs next to nothing;
+a liar's false neighbours, however near, cannot crowd out those that an honest one told of.
+Source: Maymounkov & Mazières, 2002, section 2.3; Baumgart & Mies, S/Kademlia, 2007, section 4.4.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
-from collections.abc import Awaitable, Callable, Iterable
+import bisect
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from learning_at_home.clock import Clock
 from learning_at_home.dht.contacts import Contact
 
-ALPHA = 5  # the paper's 3, and two that may be slow
+ALPHA = 10  # at 5 % loss each way nine of ten answer at once; more would only be asked sooner, not less often
+SPARE = 2  # questions beyond the answers still needed: of eight, six come back in nearly every round trip
+PATH_WIDTH = 2  # two of each teller's nearest: one may have joined a moment ago
+PATH_DEATHS = 2  # of a teller's nearest may be dead before its path ends; a liar's false ones cost no more
 HOPELESS = 5  # times its patience: it was asked three times by then, and the last answer would be here
 MAX_ASKED = 128  # a lookup among a million peers asks fewer; a lying neighbourhood cannot make it endless
 
 
-class _Asked(NamedTuple):
-    """A question that is under way."""
+@dataclass(slots=True, eq=False)
+class _Peer:
+    contact: Contact
+    distance: int
+    overdue_s: float | None = None  # None: not asked yet
+    hopeless_s: float = 0.0
+    has_answered: bool = False
+    has_failed: bool = False
 
-    overdue_s: float
-    hopeless_s: float
+    def is_awaited(self, now: float) -> bool:
+        """Asked, and its answer may come in time."""
+        return self.overdue_s is not None and not self.has_answered and not self.has_failed and now < self.overdue_s
+
+    def counts(self, now: float) -> bool:
+        """Whether it may be alive, for all that is known."""
+        return not self.has_failed and (self.overdue_s is None or self.has_answered or now < self.overdue_s)
 
 
 @dataclass(slots=True)
 class Lookup:
     """Who is to be asked next, and who is closest, given what came back. `own_id` is never asked.
 
+    `k`: how many closest peers hold what belongs under the target; `need`: how many of them must answer.
     `patience_s`: after how long a peer is overdue.
     """
 
     target: bytes
     own_id: bytes
     k: int
+    need: int
     patience_s: Callable[[Contact], float]
-    alpha: int = ALPHA
-    _candidates: list[tuple[int, Contact]] = field(default_factory=list)  # heap: seen, not asked yet
-    _seen: set[bytes] = field(default_factory=set)
-    _under_way: dict[Contact, _Asked] = field(default_factory=dict)
-    _answered: list[tuple[int, Contact]] = field(default_factory=list)
-    _num_asked: int = 0
+    num_asked: int = 0
+    _peers: dict[int, _Peer] = field(default_factory=dict)  # by distance
+    _distances: list[int] = field(default_factory=list)  # the same, sorted
+    _paths: list[list[_Peer]] = field(default_factory=list)  # per teller: whom it told of that is nearest
+    _under_way: set[int] = field(default_factory=set)
+    _num_answered: int = 0
 
     def add(self, contacts: Iterable[Contact]) -> None:
         """Peers that may be asked."""
         for contact in contacts:
-            if contact.node_id not in self._seen and contact.node_id != self.own_id:
-                self._seen.add(contact.node_id)
-                heapq.heappush(self._candidates, (contact.distance(self.target), contact))
+            self._see(contact)
 
     def next_to_ask(self, now: float) -> list[Contact]:
         """Peers to ask at this moment; they count as asked from here on."""
-        chosen: list[Contact] = []
-        on_time = sum(now < asked.overdue_s for asked in self._under_way.values())
-        while self._candidates and on_time < self.alpha and self._num_asked < MAX_ASKED and self._may_matter():
-            _, contact = heapq.heappop(self._candidates)
-            patience_s = self.patience_s(contact)
-            self._under_way[contact] = _Asked(now + patience_s, now + HOPELESS * patience_s)
-            self._num_asked += 1
-            on_time += 1
-            chosen.append(contact)
-        return chosen
+        room = min(ALPHA - self._num_awaited(now), MAX_ASKED - self.num_asked)
+        return [self._ask(peer, now) for peer in self._wanted(now)[: max(0, room)]]
+
+    def join(self, contact: Contact, now: float) -> bool:
+        """Whether one that is asked for another target anyway shall be asked for this one too (and counts as asked)."""
+        peer = self._peers.get(contact.distance(self.target))
+        if peer is None or peer.overdue_s is not None or self.num_asked >= MAX_ASKED or peer not in self._front(now):
+            return False
+        self._ask(peer, now)
+        return True
 
     def answered(self, contact: Contact, told: Iterable[Contact]) -> None:
         """It answered, and told us of these peers."""
-        del self._under_way[contact]
-        heapq.heappush(self._answered, (contact.distance(self.target), contact))
-        self.add(told)
+        peer = self._peers[contact.distance(self.target)]
+        self._under_way.discard(peer.distance)
+        peer.has_answered = True
+        self._num_answered += 1
+        seen = [other for other in map(self._see, told) if other is not None]
+        seen.sort(key=lambda other: other.distance)
+        self._paths.append(seen[: PATH_WIDTH + PATH_DEATHS])
 
     def failed(self, contact: Contact) -> None:
-        del self._under_way[contact]
+        distance = contact.distance(self.target)
+        self._under_way.discard(distance)
+        self._peers[distance].has_failed = True
 
     def is_done(self, now: float) -> bool:
-        """Nobody who could be among the k closest is left to ask or to wait for.
+        """Enough of the closest have answered, and every path has come to its end.
 
-        The overdue are not waited for when k others have answered; where there are no k others, a little longer.
+        The overdue are not waited for when enough others have answered; where there are none, a little longer.
         """
-        if self._candidates and self._num_asked < MAX_ASKED and self._may_matter():
+        if self.num_asked < MAX_ASKED and self._wanted(now):
             return False
-        horizon = self._horizon()
-        for contact, asked in self._under_way.items():
-            if horizon is None:
-                if now < asked.hopeless_s:
-                    return False
-            elif now < asked.overdue_s and contact.distance(self.target) < horizon:
-                return False
-        return True
+        if any(peer.is_awaited(now) for peer in self._path_ends(now)):
+            return False
+        front = self._front(now)
+        if sum(peer.has_answered for peer in front) >= self.need:
+            return True
+        if any(peer.is_awaited(now) for peer in front):
+            return False
+        return not any(now < self._peers[distance].hopeless_s for distance in self._under_way)
 
     def next_change_s(self, now: float) -> float | None:
         """When time alone may make a difference."""
-        moments = [moment for asked in self._under_way.values() for moment in asked if now < moment]
+        peers = [self._peers[distance] for distance in self._under_way]
+        moments = [moment for peer in peers for moment in (peer.overdue_s, peer.hopeless_s) if moment and now < moment]
         return min(moments, default=None)
 
     @property
     def num_answered(self) -> int:
-        return len(self._answered)
+        return self._num_answered
 
     def closest(self) -> list[Contact]:
         """The k closest peers that answered, the closest first."""
-        return [contact for _, contact in heapq.nsmallest(self.k, self._answered)]
+        peers = map(self._peers.__getitem__, self._distances)
+        return [peer.contact for peer in peers if peer.has_answered][: self.k]
 
-    def _may_matter(self) -> bool:
-        horizon = self._horizon()
-        return horizon is None or self._candidates[0][0] < horizon
-
-    def _horizon(self) -> int | None:
-        """Distance of the k-th closest peer that answered; None while fewer than k have."""
-        if len(self._answered) < self.k:
+    def _see(self, contact: Contact) -> _Peer | None:
+        """None for oneself."""
+        if contact.node_id == self.own_id:
             return None
-        return heapq.nsmallest(self.k, self._answered)[-1][0]
+        distance = contact.distance(self.target)
+        peer = self._peers.get(distance)
+        if peer is None:
+            peer = self._peers[distance] = _Peer(contact, distance)
+            bisect.insort(self._distances, distance)
+        return peer
+
+    def _ask(self, peer: _Peer, now: float) -> Contact:
+        patience_s = self.patience_s(peer.contact)
+        peer.overdue_s, peer.hopeless_s = now + patience_s, now + HOPELESS * patience_s
+        self._under_way.add(peer.distance)
+        self.num_asked += 1
+        return peer.contact
+
+    def _num_awaited(self, now: float) -> int:
+        return sum(self._peers[distance].is_awaited(now) for distance in self._under_way)
+
+    def _wanted(self, now: float) -> list[_Peer]:
+        """Whom to ask if there is room: the paths' ends, then the closest of all until enough of them are asked."""
+        wanted = [peer for peer in self._path_ends(now) if peer.overdue_s is None]
+        front = self._front(now)
+        missing = self.need - sum(peer.has_answered for peer in front)
+        if missing > 0:
+            missing += SPARE - sum(peer.is_awaited(now) for peer in front)
+            unasked = [peer for peer in front if peer.overdue_s is None]
+            wanted += [peer for peer in unasked[: max(0, missing)] if peer not in wanted]
+        return wanted
+
+    def _front(self, now: float) -> list[_Peer]:
+        """The k closest that may be alive."""
+        front: list[_Peer] = []
+        for distance in self._distances:
+            peer = self._peers[distance]
+            if peer.counts(now):
+                front.append(peer)
+                if len(front) == self.k:
+                    break
+        return front
+
+    def _path_ends(self, now: float) -> list[_Peer]:
+        """Of each path the nearest that may be alive and have not answered; the first of each path first."""
+        ends: dict[int, tuple[int, _Peer]] = {}
+        for path in self._paths:
+            alive = [peer for peer in path if peer.counts(now)][:PATH_WIDTH]
+            for rank, peer in enumerate(alive):
+                if not peer.has_answered and ends.get(peer.distance, (rank + 1,))[0] > rank:
+                    ends[peer.distance] = (rank, peer)
+        return [peer for _, peer in sorted(ends.values(), key=lambda end: (end[0], end[1].distance))]
 
 
-async def run_lookup(
-    lookup: Lookup, ask: Callable[[Contact], Awaitable[Iterable[Contact] | None]], clock: Clock
+Told = Sequence[Iterable[Contact]]  # per target
+
+
+async def run_lookups(
+    lookups: Sequence[Lookup],
+    ask: Callable[[Contact, Sequence[Lookup]], Awaitable[Told | None]],
+    clock: Clock,
 ) -> None:
-    """Ask until it is done. `ask` returns whom the peer told us of, or None when it did not answer in its time."""
-    progress = asyncio.Event()
+    """Ask until all are done, a peer once for all the targets that it matters to.
 
-    async def ask_one(contact: Contact) -> None:
-        told = await ask(contact)
-        if told is None:
-            lookup.failed(contact)
-        else:
-            lookup.answered(contact, told)
+    `ask` returns whom the peer told us of for each of these, or None when it did not answer in its time.
+    """
+    progress = asyncio.Event()
+    open_ones = list(lookups)
+
+    async def ask_one(contact: Contact, concerned: list[Lookup]) -> None:
+        told = await ask(contact, concerned)
+        for index, lookup in enumerate(concerned):
+            if told is None:
+                lookup.failed(contact)
+            else:
+                lookup.answered(contact, told[index])
         progress.set()
 
     under_way: set[asyncio.Task[None]] = set()
     async with asyncio.TaskGroup() as tasks:
         while True:
             now = clock.monotonic_s()
-            for contact in lookup.next_to_ask(now):
-                task = tasks.create_task(ask_one(contact))
+            for contact, concerned in _questions(open_ones, now).items():
+                task = tasks.create_task(ask_one(contact, concerned))
                 under_way.add(task)
                 task.add_done_callback(under_way.discard)
-            if lookup.is_done(now):
+            open_ones = [lookup for lookup in open_ones if not lookup.is_done(now)]
+            if not open_ones:
                 break
             progress.clear()
-            change_s = lookup.next_change_s(now)
+            changes_s = [change_s for lookup in open_ones if (change_s := lookup.next_change_s(now)) is not None]
             try:
-                async with asyncio.timeout(None if change_s is None else change_s - now):
+                async with asyncio.timeout(min(changes_s) - now if changes_s else None):
                     await progress.wait()
             except TimeoutError:
                 continue  # someone is overdue: another may be asked in its stead
         for task in under_way:
             task.cancel()
+
+
+def _questions(lookups: Sequence[Lookup], now: float) -> dict[Contact, list[Lookup]]:
+    """Whom to ask now, for which targets."""
+    questions: dict[Contact, list[Lookup]] = {}
+    for lookup in lookups:
+        for contact in lookup.next_to_ask(now):
+            questions.setdefault(contact, []).append(lookup)
+    if len(lookups) > 1:
+        for contact, concerned in questions.items():
+            concerned += [lookup for lookup in lookups if lookup not in concerned and lookup.join(contact, now)]
+    return questions

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -213,14 +214,24 @@ class DhtNode:
 
     async def store_record(self, record: Record) -> int:
         """The same for a record that is already signed, by whomever."""
-        refusal = self._verifier.refusal(record, self._wall_ms())
-        if refusal is not None:
-            raise RecordRefused(f"the DHT record is refused: {refusal.value}")
-        held = await self._exchange.put(record)
-        if held.num_holders:
-            return held.num_holders
-        if held.refusals:
-            reasons = ", ".join(f"{reason} by {count}" for reason, count in held.refusals.most_common())
+        (holders,) = await self.store_many([record])
+        return holders
+
+    async def store_many(self, records: Sequence[Record]) -> list[int]:
+        """The same for many records, some of which nobody may hold; their closest peers are found in one crawl.
+
+        Raises RecordRefused when one of them is invalid or everybody who was asked refused them all.
+        """
+        for record in records:
+            refusal = self._verifier.refusal(record, self._wall_ms())
+            if refusal is not None:
+                raise RecordRefused(f"the DHT record is refused: {refusal.value}")
+        held = await self._exchange.put_many(records)
+        if not records or any(one.num_holders for one in held):
+            return [one.num_holders for one in held]
+        refusals = sum((one.refusals for one in held), Counter[str]())
+        if refusals:
+            reasons = ", ".join(f"{reason} by {count}" for reason, count in refusals.most_common())
             offset_s = self._protocol.clock_offset_s() or 0.0
             raise RecordRefused(
                 f"no peer holds the DHT record: {reasons} (peers' clocks are {offset_s:+.1f} s from this machine's)"
@@ -235,6 +246,10 @@ class DhtNode:
     async def find(self, key: bytes) -> Found:
         """`get`, and how many peers answered: an empty answer of nobody is not the same as an empty key."""
         return await self._exchange.find(key)
+
+    async def find_many(self, keys: Iterable[bytes]) -> dict[bytes, Found]:
+        """The same for many keys, in one crawl."""
+        return await self._exchange.find_many(keys)
 
     async def _close(self) -> None:
         self._background.cancel()

@@ -1,7 +1,7 @@
 """How long peers take to answer, and so how long to wait for one. Pure: times are passed in.
 
 Per peer the smoothed mean and deviation of its round trips, as TCP keeps them (Jacobson, 1988; RFC 6298); whoever has
-not answered yet is expected to be like the others.
+not answered yet is expected to be like the others, and after one answer to deviate no more than all of them do.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _GAIN, _DEVIATION_GAIN, _DEVIATIONS = 1 / 8, 1 / 4, 4
 class _Smoothed:
     __slots__ = ("deviation_s", "mean_s")
 
-    def __init__(self, first_s: float) -> None:
-        self.mean_s, self.deviation_s = first_s, first_s / 2
+    def __init__(self, first_s: float, deviation_s: float) -> None:
+        self.mean_s, self.deviation_s = first_s, deviation_s
 
     def add(self, seconds: float) -> None:
         self.deviation_s += _DEVIATION_GAIN * (abs(seconds - self.mean_s) - self.deviation_s)
@@ -42,14 +42,15 @@ class RoundTrips:
         """A peer answered a request that was sent once. (After a second sending nobody knows which one it answers.)"""
         known = self._peers.get(address)
         if known is None:
-            self._peers[address] = _Smoothed(seconds)
+            usual_s = seconds if self._all is None else self._all.deviation_s
+            self._peers[address] = _Smoothed(seconds, min(seconds / 2, usual_s))
             if len(self._peers) > MAX_PEERS:
                 self._peers.popitem(last=False)
         else:
             known.add(seconds)
             self._peers.move_to_end(address)
         if self._all is None:
-            self._all = _Smoothed(seconds)
+            self._all = _Smoothed(seconds, seconds / 2)
         else:
             self._all.add(seconds)
 

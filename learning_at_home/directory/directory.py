@@ -7,7 +7,6 @@ A snapshot that time has changed (a record expired, a suspicion ended) is made a
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
@@ -34,7 +33,7 @@ FOREVER = float("inf")
 class RecordSource(Protocol):
     """What a directory asks of a DHT: DhtNode has it, and so have the tests' fakes."""
 
-    async def find(self, key: bytes) -> Found: ...
+    async def find_many(self, keys: Iterable[bytes]) -> dict[bytes, Found]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +84,11 @@ class Directory:
     async def refresh(self, dht: RecordSource, prefixes: Iterable[str] | None = None) -> frozenset[str]:
         """The prefixes whose view changed. All layers, or those named, are asked for at once. Raises UnknownLayer."""
         wanted = [self.project.layer(prefix).prefix for prefix in (self._claims if prefixes is None else prefixes)]
-        found = await asyncio.gather(*(dht.find(layer_key(self.project.id, prefix)) for prefix in wanted))
+        keys = {prefix: layer_key(self.project.id, prefix) for prefix in wanted}
+        found = await dht.find_many(keys.values())
         changed = set()
-        for prefix, answer in zip(wanted, found, strict=True):
+        for prefix, key in keys.items():
+            answer = found[key]
             with self._lock:
                 for record in (*answer.records, *answer.tombstones):
                     self._take(prefix, record)

@@ -1,9 +1,10 @@
 """The lookup's core as tables, and its driver over a network in memory."""
 
 import asyncio
+from collections.abc import Sequence
 
 from learning_at_home.dht.contacts import Contact
-from learning_at_home.dht.lookup import HOPELESS, MAX_ASKED, Lookup, run_lookup
+from learning_at_home.dht.lookup import ALPHA, HOPELESS, MAX_ASKED, SPARE, Lookup, run_lookups
 from learning_at_home.testing import ManualClock
 
 TARGET = bytes(20)
@@ -15,62 +16,91 @@ def contact(distance: int) -> Contact:
     return Contact(distance.to_bytes(20, "big"), "127.0.0.1", distance)
 
 
-def lookup_of(*distances: int, k: int = 3, alpha: int = 2) -> Lookup:
-    lookup = Lookup(TARGET, OWN_ID, k, lambda _: PATIENCE_S, alpha)
+def lookup_of(*distances: int, k: int = 20, need: int = 20, target: bytes = TARGET) -> Lookup:
+    lookup = Lookup(target, OWN_ID, k, need, lambda _: PATIENCE_S)
     lookup.add(contact(distance) for distance in distances)
     return lookup
 
 
-def test_the_closest_are_asked_first_and_only_alpha_at_once():
-    lookup = lookup_of(50, 10, 30)
+def asked_by(lookup: Lookup, now: float = 0.0) -> list[int]:
+    return [asked.port for asked in lookup.next_to_ask(now)]
 
-    assert lookup.next_to_ask(now=0.0) == [contact(10), contact(30)]
-    assert lookup.next_to_ask(now=0.1) == []
+
+def test_the_closest_are_asked_first_and_only_alpha_at_once():
+    lookup = lookup_of(*range(100, 0, -1))
+
+    assert asked_by(lookup) == list(range(1, ALPHA + 1))
+    assert asked_by(lookup, now=0.1) == []
+
+
+def test_no_more_are_asked_than_are_needed_and_a_few():
+    assert len(asked_by(lookup_of(*range(1, 100), need=3))) == 3 + SPARE
 
 
 def test_an_overdue_question_makes_room_for_another():
-    lookup = lookup_of(10, 30, 50)
+    lookup = lookup_of(*range(1, 100))
     lookup.next_to_ask(now=0.0)
 
-    assert lookup.next_to_ask(now=PATIENCE_S) == [contact(50)]
+    assert asked_by(lookup, now=PATIENCE_S) == list(range(ALPHA + 1, 2 * ALPHA + 1))
 
 
-def test_it_is_done_when_the_k_closest_have_answered():
-    lookup = lookup_of(10, 20, 30, 40, k=2)
-    for asked in lookup.next_to_ask(now=0.0):
-        assert not lookup.is_done(now=0.0)
-        lookup.answered(asked, [])
+def test_it_is_done_when_enough_of_the_closest_have_answered_whichever_they_are():
+    lookup = lookup_of(*range(1, 100), need=2)
+    asked = lookup.next_to_ask(now=0.0)
+    lookup.answered(asked[2], [])
+    assert not lookup.is_done(now=0.0)
 
+    lookup.answered(asked[3], [])
     assert lookup.is_done(now=0.0)
-    assert lookup.closest() == [contact(10), contact(20)]
+    assert lookup.closest() == [contact(3), contact(4)]
+
+
+def test_an_answer_of_one_who_is_not_among_the_k_closest_is_not_enough():
+    lookup = lookup_of(10, 20, k=2, need=1)
+    far, near = contact(20), contact(10)
+    lookup.next_to_ask(now=0.0)
+    lookup.answered(far, [contact(1), contact(2)])
+    assert not lookup.is_done(now=0.0)
+
+    assert asked_by(lookup) == [1, 2]
+    lookup.answered(contact(1), [])
+    lookup.answered(contact(2), [])
+    assert lookup.is_done(now=0.0)
+    assert near not in lookup.closest()
 
 
 def test_a_dead_peer_s_place_goes_to_the_next():
-    lookup = lookup_of(10, 20, 30, k=2)
+    lookup = lookup_of(10, 20, 30, k=2, need=2)
     first, second = lookup.next_to_ask(now=0.0)
     lookup.failed(first)
     lookup.answered(second, [])
 
     assert not lookup.is_done(now=0.0)
-    assert lookup.next_to_ask(now=0.0) == [contact(30)]
-
-
-def test_it_waits_for_one_who_could_still_be_among_the_closest_and_for_no_other():
-    lookup = lookup_of(10, 40, k=1)
-    near, far = lookup.next_to_ask(now=0.0)
-    lookup.answered(far, [])
-    assert not lookup.is_done(now=0.0)
-
-    lookup.answered(near, [])
-    assert lookup.is_done(now=0.0)
+    assert asked_by(lookup) == [30]
 
 
 def test_those_whom_others_tell_of_are_asked_once_and_oneself_never():
-    lookup = lookup_of(10, k=3)
+    lookup = lookup_of(10)
     (asked,) = lookup.next_to_ask(now=0.0)
     lookup.answered(asked, [contact(10), contact(5), contact(5), Contact(OWN_ID, "127.0.0.1", 1)])
 
-    assert lookup.next_to_ask(now=0.0) == [contact(5)]
+    assert asked_by(lookup) == [5]
+
+
+def test_the_nearest_that_each_peer_told_of_are_asked_however_near_a_liar_s_are():
+    lookup = lookup_of(1_000, 2_000, k=5, need=2)
+    honest, liar = contact(2_000), contact(1_000)
+    lookup.next_to_ask(now=0.0)
+    lookup.answered(liar, [contact(distance) for distance in range(1, 20)])
+    lookup.answered(honest, [contact(distance) for distance in range(500, 520)])
+
+    assert {500, 501} <= set(asked_by(lookup))
+    for false in (1, 2, 500):
+        lookup.answered(contact(false), [])
+    assert not lookup.is_done(now=0.0)
+
+    lookup.answered(contact(501), [])
+    assert lookup.is_done(now=0.0)
 
 
 def test_a_lying_neighbourhood_cannot_make_it_endless():
@@ -87,13 +117,13 @@ def test_a_lying_neighbourhood_cannot_make_it_endless():
 
 
 def test_an_overdue_peer_is_waited_for_only_while_too_few_have_answered():
-    lookup = lookup_of(10, 20, 30, k=1, alpha=2)
-    near, far = lookup.next_to_ask(now=0.0)
-    assert not lookup.is_done(now=PATIENCE_S)
-
-    lookup.answered(far, [])
+    lookup = lookup_of(10, 20, k=1, need=1)
+    (near,) = [asked for asked in lookup.next_to_ask(now=0.0) if asked.port == 10]
     assert not lookup.is_done(now=PATIENCE_S / 2)
     assert lookup.next_change_s(now=PATIENCE_S / 2) == PATIENCE_S
+
+    (far,) = lookup.next_to_ask(now=PATIENCE_S)
+    lookup.answered(far, [])
     assert lookup.is_done(now=PATIENCE_S)
     assert lookup.closest() == [far]
 
@@ -102,7 +132,7 @@ def test_an_overdue_peer_is_waited_for_only_while_too_few_have_answered():
 
 
 def test_where_too_few_have_answered_the_overdue_are_waited_for_a_little_longer():
-    lookup = lookup_of(10, 20, k=2)
+    lookup = lookup_of(10, 20)
     dead, living = lookup.next_to_ask(now=0.0)
     lookup.answered(living, [])
 
@@ -113,15 +143,30 @@ def test_where_too_few_have_answered_the_overdue_are_waited_for_a_little_longer(
 
 
 async def test_the_driver_finds_the_closest_of_a_hundred_from_one_contact():
-    async def ask(asked: Contact) -> list[Contact]:
+    async def ask(asked: Contact, lookups: Sequence[Lookup]) -> list[list[Contact]]:
         await asyncio.sleep(0)
-        return [contact(max(1, asked.port - step)) for step in (1, 7, 20)]
+        return [[contact(max(1, asked.port - step)) for step in (1, 7, 20)] for _ in lookups]
 
-    lookup = lookup_of(100, k=4)
+    lookup = lookup_of(100, k=4, need=4)
     async with asyncio.timeout(5):
-        await run_lookup(lookup, ask, ManualClock())
+        await run_lookups([lookup], ask, ManualClock())
 
     assert [found.port for found in lookup.closest()] == [1, 2, 3, 4]
+
+
+async def test_the_driver_asks_a_peer_once_for_all_the_targets_that_it_matters_to():
+    questions: list[tuple[int, int]] = []
+
+    async def ask(asked: Contact, lookups: Sequence[Lookup]) -> list[list[Contact]]:
+        questions.append((asked.port, len(lookups)))
+        return [[] for _ in lookups]
+
+    lookups = [lookup_of(*range(1, 31), need=20, target=bytes(19) + bytes([target])) for target in (0, 1, 2)]
+    async with asyncio.timeout(5):
+        await run_lookups(lookups, ask, ManualClock())
+
+    assert len({port for port, _ in questions}) == len(questions)
+    assert [len(lookup.closest()) for lookup in lookups] == [20, 20, 20]
 
 
 async def test_the_driver_asks_the_dead_side_by_side_not_one_after_another():
@@ -129,18 +174,18 @@ async def test_the_driver_asks_the_dead_side_by_side_not_one_after_another():
     waiting: set[int] = set()
     all_wait = asyncio.Event()
 
-    async def ask(asked: Contact) -> list[Contact] | None:
+    async def ask(asked: Contact, lookups: Sequence[Lookup]) -> list[list[Contact]] | None:
         if asked.port == 40:
-            return []
+            return [[]]
         waiting.add(asked.port)
         if len(waiting) == 3:
             all_wait.set()
         await all_wait.wait()
         return None
 
-    lookup = lookup_of(10, 20, 30, 40, k=4, alpha=3)
+    lookup = lookup_of(10, 20, 30, 40)
     async with asyncio.timeout(5):
-        await run_lookup(lookup, ask, ManualClock())
+        await run_lookups([lookup], ask, ManualClock())
 
     assert lookup.closest() == [contact(40)]
 
@@ -148,26 +193,29 @@ async def test_the_driver_asks_the_dead_side_by_side_not_one_after_another():
 async def test_the_driver_leaves_no_question_behind():
     cancelled = asyncio.Event()
 
-    async def ask(asked: Contact) -> list[Contact] | None:
+    async def ask(asked: Contact, lookups: Sequence[Lookup]) -> list[list[Contact]] | None:
         if asked.port == 10:
-            return []
+            return [[]]
         try:
             await asyncio.Event().wait()
         finally:
             cancelled.set()
         return None
 
-    lookup = lookup_of(10, 99, k=1, alpha=2)
+    lookup = lookup_of(10, 99, need=1)
     async with asyncio.timeout(5):
-        await run_lookup(lookup, ask, ManualClock())
+        await run_lookups([lookup], ask, ManualClock())
 
     assert lookup.closest() == [contact(10)]
     assert cancelled.is_set()
 
 
 async def test_nobody_to_ask_is_an_empty_answer():
+    async def ask(asked: Contact, lookups: Sequence[Lookup]) -> None:
+        raise AssertionError("nobody is known")
+
     lookup = lookup_of()
     async with asyncio.timeout(5):
-        await run_lookup(lookup, lambda asked: asyncio.sleep(0, []), ManualClock())
+        await run_lookups([lookup], ask, ManualClock())
 
     assert (lookup.closest(), lookup.num_answered) == ([], 0)

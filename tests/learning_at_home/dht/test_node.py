@@ -81,6 +81,26 @@ async def test_a_peer_alone_holds_its_own_records():
         assert (await alice.find(KEY)).num_answered == 0
 
 
+async def test_many_keys_are_stored_and_found_in_one_crawl():
+    keys = [bytes([number]) * 20 for number in range(8)]
+    async with network(12) as nodes:
+        author = nodes[3]
+        now_ms = author._wall_ms()
+        records = [
+            sign_record(author.identity, key, b"of " + key, sequence=now_ms, expires_ms=now_ms + 60_000) for key in keys
+        ]
+        assert await author.store_many(records) == [12] * 8
+
+        found = await nodes[7].find_many([*keys, KEY])
+        assert {key: values(list(answer.records)) for key, answer in found.items()} == {
+            **{key: [b"of " + key] for key in keys},
+            KEY: [],
+        }
+        assert min(answer.num_answered for answer in found.values()) >= 6
+        assert await nodes[7].find_many([]) == {}
+        assert await nodes[7].store_many([]) == []
+
+
 @pytest.mark.slow
 async def test_any_of_thirty_peers_finds_what_any_stored():
     async with network(30, wait_timeout_s=10) as nodes:  # thirty share one loop, and it may share its core

@@ -1,5 +1,7 @@
 """People, a project of two layers, and records as nodes would sign them."""
 
+from collections.abc import Iterable
+
 import pytest
 
 from learning_at_home.dht.exchange import Found
@@ -18,7 +20,10 @@ class FakeDht:
         self.asked: list[bytes] = []
         self.answers = 3
 
-    async def find(self, key: bytes) -> Found:
+    async def find_many(self, keys: Iterable[bytes]) -> dict[bytes, Found]:
+        return {key: self._find(key) for key in keys}
+
+    def _find(self, key: bytes) -> Found:
         self.asked.append(key)
         newest = newest_per_publisher(record for record in self.records if record.key == key).values()
         return Found(
