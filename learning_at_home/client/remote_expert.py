@@ -81,11 +81,20 @@ class RemoteExpert(torch.nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The expert's output, of the shape of x. With autograd on, its backward trains the expert."""
         self._check(x)
+        holder = self.holder()
         if not torch.is_grad_enabled():
-            return self.call("forward", (x,), self.holder())
-        # What `apply` does for functorch's transforms is a third of an empty call: it is left out while there are none.
-        apply = _RemoteCall.apply if torch._C._are_functorch_transforms_active() else _apply_plainly
-        y: Tensor = apply(x, self._anchor, self)
+            return self.call("forward", (x,), holder)
+        if torch._C._are_functorch_transforms_active():
+            _apply(x, self._anchor, self, holder)  # raises: it cannot be transformed
+        recorded: list[Tensor] = []
+
+        def record() -> None:
+            # What `apply` does for functorch's transforms, of which there are none now, is a third of an empty call.
+            recorded.append(_apply_plainly(x, self._anchor, self, holder))
+
+        answer = self.call("forward", (x,), holder, record)
+        y = recorded[0]
+        y.data = answer
         return y
 
     def _check(self, x: Tensor) -> None:
@@ -103,35 +112,59 @@ class RemoteExpert(torch.nn.Module):
     def extra_repr(self) -> str:
         return f"{self.uid}, {self.layer.architecture}, {self.layer.dtype}{list(self.layer.row_shape)}"
 
-    def call(self, operation: Operation, tensors: tuple[Tensor, ...], holder: PeerAddress) -> Tensor:
-        """One request to a host of the expert, without autograd. Raises what RemoteExpert's docstring lists."""
+    def call(
+        self,
+        operation: Operation,
+        tensors: tuple[Tensor, ...],
+        holder: PeerAddress,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> Tensor:
+        """One request to a host of the expert, without autograd. Raises what RemoteExpert's docstring lists.
+
+        `meanwhile` is called once, when the request has left.
+        """
         tracing = self._calls.tracing
         if tracing.current is None:
             x = tensors[0]
             if x.nbytes <= COPIED_BYTES and x.is_cpu and self._swarm.asynchronous.crowded:
-                return self._call_shared(operation, tensors, holder)
-            return self._call(operation, tensors, holder, None)
+                return self._call_shared(operation, tensors, holder, meanwhile)
+            return self._call(operation, tensors, holder, meanwhile, None)
         with tracing.round(self._name, operation, tensors[0].shape[0]) as traced:
-            return self._call(operation, tensors, holder, traced)
+            return self._call(operation, tensors, holder, meanwhile, traced)
 
     def _call(
-        self, operation: Operation, tensors: tuple[Tensor, ...], holder: PeerAddress, traced: TracedRound | None
+        self,
+        operation: Operation,
+        tensors: tuple[Tensor, ...],
+        holder: PeerAddress,
+        meanwhile: Callable[[], None] | None,
+        traced: TracedRound | None,
     ) -> Tensor:
         context = self._calls
         deadline = context.clock.monotonic_s() + self.deadline_s
         with context.connections.exchange() as exchange:
             fanout = FanOut(context, exchange, deadline, insist=True, compression=self.compression, traced=traced)
             fanout.ask((self.task(operation, tensors, holder),))
+            if meanwhile is not None:
+                meanwhile()
             result = fanout.next_result(deadline + 1.0)  # every call answers at its deadline at the latest
         if result is None:
             raise CallTimeout(f"{self.uid}: no answer in {self.deadline_s:g} s")
         y = self.tensor_of(result)
         return y if tensors[0].is_cpu else y.to(tensors[0].device)
 
-    def _call_shared(self, operation: Operation, tensors: tuple[Tensor, ...], holder: PeerAddress) -> Tensor:
+    def _call_shared(
+        self,
+        operation: Operation,
+        tensors: tuple[Tensor, ...],
+        holder: PeerAddress,
+        meanwhile: Callable[[], None] | None,
+    ) -> Tensor:
         """The same on the loop that many threads share."""
         task = self.task(operation, tensors, holder)
         waiting = self._swarm.asynchronous.share(task, self.deadline_s, self.compression)
+        if meanwhile is not None:
+            meanwhile()
         result = waiting.wait(self.deadline_s + 1.0)
         if result is None:
             raise CallTimeout(f"{self.uid}: no answer in {self.deadline_s:g} s")
@@ -205,23 +238,26 @@ class _SavedCall(FunctionCtx):
 
 
 class _RemoteCall(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: _SavedCall, x: Tensor, anchor: Tensor, expert: RemoteExpert) -> Tensor:
-        ctx.expert, ctx.holder = expert, expert.holder()
-        ctx.save_for_backward(x)
-        return expert.call("forward", (x,), ctx.holder)
+    """A forward's place in the graph: made while its answer is under way, of which only the shape is known then."""
 
     @staticmethod
-    def backward(ctx: _SavedCall, gradient: Tensor) -> tuple[Tensor | None, None, None]:
+    def forward(ctx: _SavedCall, x: Tensor, anchor: Tensor, expert: RemoteExpert, holder: PeerAddress) -> Tensor:
+        ctx.expert, ctx.holder = expert, holder
+        ctx.save_for_backward(x)
+        return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+    @staticmethod
+    def backward(ctx: _SavedCall, gradient: Tensor) -> tuple[Tensor | None, None, None, None]:
         name = ctx.expert._name
         check_first_order(name)
         check_gradient(name, gradient)
         (x,) = ctx.saved_tensors
         # Never to another host that serves the expert by now: its weights are others, and so is their gradient.
         x_gradient = ctx.expert.call("backward", (x, gradient), ctx.holder)
-        return x_gradient if ctx.needs_input_grad[0] else None, None, None
+        return x_gradient if ctx.needs_input_grad[0] else None, None, None, None
 
 
+_apply: Callable[..., Tensor] = _RemoteCall.apply
 _apply_plainly: Callable[..., Tensor] = super(torch.autograd.Function, _RemoteCall).apply
 
 

@@ -62,6 +62,34 @@ def test_output_gradient_and_update_equal_the_local_module(small_swarm):
     torch.testing.assert_close(weights(host.experts.find("ffn0.0.1").module), weights(local))
 
 
+def test_the_output_may_be_changed_in_place_and_watched_as_a_local_layers(small_swarm):
+    swarm = small_swarm(layer())
+    swarm.add_host([0, 1, 2, 3])
+    local = swarm.local(1)
+    x = rows().requires_grad_()
+    x_local = x.detach().clone().requires_grad_()
+    seen: list[Tensor] = []
+
+    for module, inputs in ((swarm.swarm.expert("ffn0.0.1"), x), (local, x_local)):
+        y = module(inputs)
+        y.register_hook(seen.append)
+        z = y.mul_(2.0).relu_()
+        z.sum().backward()
+
+    torch.testing.assert_close(seen[0], seen[1])
+    torch.testing.assert_close(x.grad, x_local.grad)
+
+
+def test_a_transform_that_a_remote_call_cannot_follow_is_refused_before_anything_is_sent(small_swarm):
+    swarm = small_swarm(layer())
+    host = swarm.add_host([0, 1, 2, 3])
+    expert = swarm.swarm.expert("ffn0.0.1")
+
+    with pytest.raises(RuntimeError, match="functorch"):
+        torch.func.grad(lambda x: expert(x).sum())(rows())
+    assert host.statistics.rows == 0
+
+
 def test_experts_are_trained_though_their_input_needs_no_gradient(small_swarm):
     swarm = small_swarm(layer())
     host = swarm.add_host([0, 1, 2, 3])
