@@ -23,8 +23,9 @@ from learning_at_home.transport.server import Ticket
 from learning_at_home.wire.messages import Failure, Operation, Reply
 from node_agent.experts.hosted import HostedExperts
 from node_agent.runtime.backward_window import BackwardWindow
+from node_agent.runtime.batch_runner import Job
 from node_agent.runtime.batcher import Limits, Pending
-from node_agent.runtime.device_thread import DeviceThread, Job
+from node_agent.runtime.device_thread import DeviceThread
 from node_agent.runtime.statistics import Statistics
 
 TIMEOUT_S = 60.0

@@ -1,4 +1,4 @@
-"""The one thread that runs torch on a device: takes a batch, computes it, answers each caller with its own rows.
+"""The one thread that runs torch on a device: takes a batch, and has it computed and answered.
 
 Threaded: other threads only submit. On the CPU, a batch that is known to take less than a hop to another thread costs
 is computed by the data plane's thread itself; never by both at a time. When the thread dies it keeps the reason in
@@ -11,26 +11,17 @@ import logging
 import math
 import threading
 from collections.abc import Sequence
-from typing import Protocol
 
-import msgspec
 import torch
-from torch import Tensor
 
 from learning_at_home.clock import Clock
 from learning_at_home.errors import DeadlinePassed, LearningAtHomeError, NodeDraining, NodeOverloaded
-from learning_at_home.transport.answers import failure_of
-from learning_at_home.transport.server import Ticket
-from learning_at_home.wire.framing import take_small
-from learning_at_home.wire.messages import CHUNK_BYTES, Failure, Reply
-from node_agent.experts.expert import Expert
+from learning_at_home.wire.messages import CHUNK_BYTES
 from node_agent.experts.hosted import HostedExperts
 from node_agent.runtime.backward_window import BackwardWindow
+from node_agent.runtime.batch_runner import Answers, BatchRunner, Job
 from node_agent.runtime.batcher import Batch, Batcher, Limits, Pending
-from node_agent.runtime.computation import Outcome, compute, device_still_works, is_left_to_sender, not_finite
 from node_agent.runtime.costs import Costs
-from node_agent.runtime.group_computation import compute_group
-from node_agent.runtime.packing import PackedAnswer, looks_finite, packed_answer
 from node_agent.runtime.statistics import Statistics
 
 log = logging.getLogger(__name__)
@@ -38,29 +29,6 @@ log = logging.getLogger(__name__)
 QUICK_S = 1e-3  # a hop there and back takes a third of that, and no message waits longer than this for the data plane
 CLAIMED_AT_ONCE = 16  # quick batches at most: what they take is expected, not known
 STOP_TIMEOUT_S = 1.0  # for the batch that is being computed; the thread is a daemon and holds nobody up
-
-
-class Job(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """What the batcher carries without looking into it."""
-
-    ticket: Ticket
-    tensors: tuple[Tensor, ...]
-
-
-class Answers(Protocol):
-    """Where answers go: the transport's server, or a test's list."""
-
-    def answer(self, ticket: Ticket, message: Reply | Failure, frames: Sequence[memoryview | bytes] = ()) -> None: ...
-
-    def flush(self) -> None:
-        """Send now what was answered, if this is the data plane's thread."""
-        ...
-
-    def fail(self, ticket: Ticket, error: LearningAtHomeError) -> None: ...
-
-    def wake(self) -> None:
-        """Let the data plane call `work_here`."""
-        ...
 
 
 class DeviceThread:
@@ -98,11 +66,22 @@ class DeviceThread:
         self._next: list[Batch[Job]] = []
         self._costs = Costs()
         self._answers: Answers | None = None
+        self._runner: BatchRunner  # made by start
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=f"device {device}", daemon=True)
 
     def start(self, answers: Answers) -> None:
         self._answers = answers
+        self._runner = BatchRunner(
+            self._experts,
+            self._device,
+            self._statistics,
+            self._clock,
+            self._backwards,
+            answers,
+            self._batcher.wait_s,
+            self._chunk_bytes,
+        )
         self._thread.start()
 
     @property
@@ -232,11 +211,9 @@ class DeviceThread:
         left_s = self._quick_s
         while len(claimed) < CLAIMED_AT_ONCE:
             batches, expected_s = self._look()
-            if not batches:
-                break
-            if expected_s >= self._quick_s and not claimed:
-                self._work_came.notify()
-            if expected_s >= left_s:
+            if expected_s >= left_s:  # infinite when nothing is left
+                if batches and expected_s >= self._quick_s and not claimed:
+                    self._work_came.notify()
                 break
             self._next = []
             left_s -= expected_s
@@ -266,114 +243,28 @@ class DeviceThread:
         self._went_idle.notify_all()
         return left
 
-    def _serve(self, batches: list[Batch[Job]], *, is_last: bool = True) -> None:
+    def _serve(self, batches: Sequence[Batch[Job]], *, is_last: bool = True) -> None:
         """Compute them, several as a group, and answer each request. `is_last`: of what was claimed."""
-        found, batches = batches, []
-        work = []
-        rows = 0
-        for batch in found:
+        if len(batches) == 1:
+            batch = batches[0]
             if batch.late:
                 self._refuse_late(batch.late)
             if batch.requests:
-                batches.append(batch)
-                work.append((self._experts.by_uid[batch.uid], [request.payload.tensors for request in batch.requests]))
-                rows += batch.rows
-        if not batches:
+                self._serve_one(batch, is_last)
             return
-        operation = batches[0].operation
-        started = self._clock.monotonic_s()
-        if len(work) == 1:
-            outcomes_by_batch = [compute(work[0][0], operation, work[0][1])]
-        else:
-            outcomes_by_batch = compute_group(self._experts.group_of(batches[0].uid, operation), operation, work)
-        finished = self._clock.monotonic_s()
-        failure = self._answer_all(batches, outcomes_by_batch, started, finished, is_last=is_last)
-        self._batcher.observe(rows, finished - started)
+        for batch in batches:
+            self._refuse_late(batch.late)
+        batches = [batch for batch in batches if batch.requests]
         if len(batches) == 1:
-            self._costs.observe(work[0][0].layer.prefix, operation, rows, finished - started)
-        if failure is not None:
-            log.info("%s: %s", batches[0].uid, failure)
-            if not device_still_works(self._device):
-                raise RuntimeError(f"{self._device} fails since {batches[0].uid} ran {operation}; start the node again")
+            self._serve_one(batches[0], is_last)
+        elif batches:
+            seconds = self._runner.run_group(batches, flush=is_last and not self._batcher.queued_rows)
+            self._batcher.observe(sum(batch.rows for batch in batches), seconds)
 
-    def _answer_all(
-        self,
-        batches: list[Batch[Job]],
-        outcomes_by_batch: list[list[Outcome]],
-        started: float,
-        finished: float,
-        *,
-        is_last: bool,
-    ) -> LearningAtHomeError | None:
-        """Answer every request and count it; returns one of the failures."""
-        assert self._answers is not None, "set by start"
-        failure: LearningAtHomeError | None = None
-        for batch, outcomes in zip(batches, outcomes_by_batch, strict=True):
-            expert = self._experts.by_uid[batch.uid]
-            shared = len(batches) > 1 or len(outcomes) > 1
-            unseen = is_left_to_sender(expert, batch.operation, len(outcomes))
-            for position, request in enumerate(batch.requests):
-                outcome = outcomes[position]
-                packed = None
-                if isinstance(outcome, Tensor):
-                    packed = packed_answer(
-                        outcome, request.payload.ticket.reply_codec, self._chunk_bytes, unseen=unseen
-                    )
-                    if packed is None:
-                        outcome = outcomes[position] = not_finite(expert, request.payload.tensors[0])
-                self._answers.answer(*self._answer(request, outcome, packed, started, finished, shared=shared))
-            if is_last and not self._batcher.queued_rows:
-                self._answers.flush()  # counting can wait
-            now = self._clock.monotonic_s()
-            for request, outcome in zip(batch.requests, outcomes, strict=True):
-                sound = isinstance(outcome, Tensor) and (not unseen or looks_finite(outcome))
-                self._count(expert, request, sound, now)
-                if isinstance(outcome, LearningAtHomeError):
-                    failure = outcome
-        return failure
-
-    def _answer(
-        self,
-        request: Pending[Job],
-        outcome: Outcome,
-        packed: PackedAnswer | None,
-        started: float,
-        finished: float,
-        *,
-        shared: bool,
-    ) -> tuple[Ticket, Reply | Failure, Sequence[memoryview | bytes]]:
-        """What goes to whom. `shared`: the outcome is a part of a larger tensor."""
-        ticket = request.payload.ticket
-        message: Reply | Failure
-        frames: Sequence[memoryview | bytes] = ()
-        if isinstance(outcome, LearningAtHomeError):
-            message = failure_of(ticket.call_id, outcome)
-        else:
-            assert packed is not None, "of a tensor"
-            spec, frames, codec = packed
-            data, frames = take_small(frames)
-            message = Reply(
-                ticket.call_id,
-                (spec,),
-                queued_us=max(0, round((started - request.arrived) * 1e6)),
-                computed_us=max(0, round((finished - started) * 1e6)),
-                updates=self._experts.by_uid[request.uid].updates,
-                load_ms=self._batcher.wait_s() * 1e3,
-                codec=codec,
-                data=data,
-            )
-        if request.operation == "backward":
-            ticket = self._backwards.answered(ticket, message, frames, finished, shared=shared)
-        return ticket, message, frames
-
-    def _count(self, expert: Expert, request: Pending[Job], sound: bool, now: float) -> None:
-        if not sound:
-            self._statistics.failed(request.uid)
-            return
-        forward = request.operation == "forward"
-        flop = request.rows * (expert.forward_flop_per_row if forward else expert.backward_flop_per_row)
-        latency_s = now - request.arrived
-        self._statistics.answered(request.uid, request.operation, request.rows, flop, latency_s, expert.updates, now)
+    def _serve_one(self, batch: Batch[Job], is_last: bool) -> None:
+        seconds = self._runner.run(batch, flush=is_last and not self._batcher.queued_rows)
+        self._batcher.observe(batch.rows, seconds)
+        self._costs.observe(self._experts.by_uid[batch.uid].layer.prefix, batch.operation, batch.rows, seconds)
 
     def _refuse_late(self, late: Sequence[Pending[Job]]) -> None:
         for request in late:

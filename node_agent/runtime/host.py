@@ -18,8 +18,9 @@ from learning_at_home.wire.messages import CHUNK_BYTES, PLAIN_CHUNK_BYTES, Work
 from node_agent.experts.hosted import HostedExperts
 from node_agent.runtime.admission import check_specs, unpack
 from node_agent.runtime.backward_window import NEW, PENDING, BackwardWindow
+from node_agent.runtime.batch_runner import Job
 from node_agent.runtime.batcher import Limits, Pending
-from node_agent.runtime.device_thread import DeviceThread, Job
+from node_agent.runtime.device_thread import DeviceThread
 from node_agent.runtime.statistics import Statistics
 
 

@@ -17,8 +17,9 @@ from learning_at_home.wire.messages import Failure, Reply
 from node_agent.experts.expert import Expert
 from node_agent.experts.hosted import HostedExperts
 from node_agent.runtime.backward_window import BackwardWindow
+from node_agent.runtime.batch_runner import Job
 from node_agent.runtime.batcher import Limits, Pending
-from node_agent.runtime.device_thread import DeviceThread, Job
+from node_agent.runtime.device_thread import DeviceThread
 from node_agent.runtime.statistics import Statistics
 
 LAYER = LayerSpec(prefix="ffn0", grid=(3,), hidden_size=4, dtype="float64", architecture="nop")
