@@ -18,6 +18,7 @@ from learning_at_home.coordinator_messages import Hardware, NodeState, NodeTelem
 from learning_at_home.data_folders import data_folder
 from learning_at_home.dht.node import DhtNode
 from learning_at_home.directory.directory import Directory
+from learning_at_home.directory.slot_rule import AnnouncementSlots
 from learning_at_home.errors import LearningAtHomeError
 from learning_at_home.identity import Identity
 from learning_at_home.peer_address import PeerAddress
@@ -102,7 +103,14 @@ class Agent:
         device = await asyncio.to_thread(find_device, config.device)
         name = config.name or identity.name
         invitation = await ask_the_way(config, self.clock)
-        dht_node = DhtNode(identity, config.host, config.dht_port, clock=self.clock, bootstrap=invitation.bootstrap)
+        dht_node = DhtNode(
+            identity,
+            config.host,
+            config.dht_port,
+            clock=self.clock,
+            bootstrap=invitation.bootstrap,
+            slot_rule=AnnouncementSlots(),
+        )
         async with dht_node as dht:
             project = await find_project(config, invitation, dht)
             told.info("joined project %s%s", project.id, f" ({project.title})" if project.title else "")

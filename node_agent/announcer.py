@@ -124,10 +124,8 @@ class Announcer:
             load_ms=self._load_ms(),
             agent=AGENT[:40],
         )
-        before = {claim.prefix for claim in self._published.claims} if self._published else set()
-        now = {claim.prefix for claim in announcement.claims}
-        self._published = announcement  # from here on somebody may hold it, also when this fails or is cancelled
-        held_by = await publish(self._dht, announcement, dropped=before - now)
+        before, self._published = self._published, announcement  # held by somebody, perhaps, also when this fails
+        held_by = await publish(self._dht, self._project, announcement, before=before)
         log.info("announced %d experts; held by %d peers", len(uids), held_by)
         if not self.announced.is_set():
             self.announced.set()
@@ -142,7 +140,7 @@ class Announcer:
             return
         try:
             async with asyncio.timeout(WITHDRAW_TIMEOUT_S):
-                await withdraw(self._dht, self._published)
+                await withdraw(self._dht, self._project, self._published)
         except TimeoutError:
             log.info("not every peer heard in %.1f s that this node leaves", WITHDRAW_TIMEOUT_S)
         self._published = None

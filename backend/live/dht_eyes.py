@@ -19,6 +19,7 @@ from learning_at_home.clock import Clock
 from learning_at_home.dht.node import DhtNode
 from learning_at_home.directory.directory import Directory
 from learning_at_home.directory.publisher import publish_project
+from learning_at_home.directory.slot_rule import AnnouncementSlots
 from learning_at_home.errors import ConfigError, LearningAtHomeError, NetworkError, UnknownExpert, WireError
 from learning_at_home.identity import Identity
 from learning_at_home.project import ProjectRecord
@@ -153,7 +154,14 @@ def judge(probe: Probe, answer: Answer) -> tuple[bool, bool]:
 @asynccontextmanager
 async def open_eyes(settings: Settings, identity: Identity, clock: Clock) -> AsyncIterator[DhtEyes]:
     """A DHT peer and a pool of connections, closed at the end. Raises ConfigError when the UDP port is taken."""
-    node = DhtNode(identity, settings.host, settings.dht_port, clock=clock, bootstrap=settings.bootstrap)
+    node = DhtNode(
+        identity,
+        settings.host,
+        settings.dht_port,
+        clock=clock,
+        bootstrap=settings.bootstrap,
+        slot_rule=AnnouncementSlots(),
+    )
     try:
         await node.__aenter__()
     except ConfigError as error:

@@ -18,6 +18,7 @@ from benchmarks.worker import Work, serve, settings_of
 from learning_at_home.client.loop_thread import LoopThread
 from learning_at_home.client.swarm import Swarm
 from learning_at_home.dht.node import DhtNode
+from learning_at_home.directory.slot_rule import AnnouncementSlots
 from learning_at_home.identity import Identity
 from node_agent.testing.project_files import project_toml
 
@@ -99,7 +100,7 @@ def _bootstrap_peer() -> Iterator[str]:
     """A DHT peer of this process: its address."""
     loop = LoopThread("benchmark-bootstrap")
     try:
-        peer = DhtNode(Identity.generate(), HOST, 0)
+        peer = DhtNode(Identity.generate(), HOST, 0, slot_rule=AnnouncementSlots())
         loop.submit(peer.__aenter__()).result(DHT_TIMEOUT_S)
         try:
             yield peer.address

@@ -75,7 +75,7 @@ class Exchange:
                 told.append((neighbours or [])[: READ_K + SPARE])
             return None if all(neighbours is None for _, neighbours in fetched) else told
 
-        lookups = [self._start_lookup(key, READ_K) for key in collected]
+        lookups = [self.start_lookup(key, READ_K) for key in collected]
         await run_lookups(lookups, ask, self._clock)
         return {lookup.target: _found(collected[lookup.target], lookup.num_answered) for lookup in lookups}
 
@@ -101,7 +101,7 @@ class Exchange:
             answers = await asyncio.gather(*asked)
             return None if all(told is None for told in answers) else [told or [] for told in answers]
 
-        lookups = [self._start_lookup(target, K) for target in dict.fromkeys(targets)]
+        lookups = [self.start_lookup(target, K) for target in dict.fromkeys(targets)]
         await run_lookups(lookups, ask, self._clock)
         return {lookup.target: lookup.closest() for lookup in lookups}
 
@@ -134,7 +134,7 @@ class Exchange:
                 refusals[refusal.value] += 1
         return Held(holders, refusals)
 
-    def _start_lookup(self, target: bytes, need: int) -> Lookup:
+    def start_lookup(self, target: bytes, need: int) -> Lookup:
         lookup = Lookup(target, self._protocol.node_id, K, need, self._protocol.patience_s)
         lookup.add(self._protocol.neighbourhood.closest(target, K, self._clock.monotonic_s()))
         return lookup
@@ -150,18 +150,20 @@ class Exchange:
                 break
             values, neighbours = answer
             told = neighbours if told is None else told
-            records += self._valid(key, values.records)
+            records += self.valid(values.records, key)
             if values.more <= after:
                 break
             after = values.more
         return records, told
 
-    def _valid(self, key: bytes, encoded: Iterable[bytes]) -> list[Record]:
+    def valid(self, encoded: Iterable[bytes], key: bytes | None = None) -> list[Record]:
+        """Those that are valid, and of this key if one is given; what is not is counted with its reason."""
         valid: list[Record] = []
         for data in encoded:
             try:
                 record = Record.from_bytes(data)
-                refusal = self._verifier.refusal(record, self._wall_ms()) if record.key == key else Refusal.MALFORMED
+                is_elsewhere = key is not None and record.key != key
+                refusal = Refusal.MALFORMED if is_elsewhere else self._verifier.refusal(record, self._wall_ms())
             except WireError:
                 refusal = Refusal.MALFORMED
             if refusal is None:

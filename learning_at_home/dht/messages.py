@@ -4,6 +4,7 @@
     answer    0x01, the same 20 bytes, msgpack [...]
 
     ping(sender)    find_node(sender, target)    find_value(sender, key, after)    store(sender, key, record)
+    store_slots(sender, record, names)                find_slots(sender, key, first, wanted, known)
 
 `sender` is the sender's node id, or empty when it holds nothing for others and wants to be in nobody's table.
 Answers may grow: a reader ignores elements that it does not know. Bytes from the network raise WireError and nothing
@@ -17,7 +18,8 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from learning_at_home.dht.contacts import Contact
-from learning_at_home.dht.records import KEY_BYTES, MAX_RECORD_BYTES, NOT_MSGPACK
+from learning_at_home.dht.records import KEY_BYTES, MAX_RECORD_BYTES, NOT_MSGPACK, TAG_BYTES
+from learning_at_home.dht.slots import MAX_LIVES
 from learning_at_home.errors import WireError
 from learning_at_home.identity import PEER_ID_BYTES, PUBLIC_KEY_BYTES
 
@@ -26,14 +28,21 @@ ID_BYTES = 20
 HEADER_BYTES = 1 + ID_BYTES
 MAX_DATAGRAM_BYTES = HEADER_BYTES + 8_192  # rpcudp's limit
 MAX_PAGE_BYTES = 6_700  # of records; 20 neighbours with IPv6 addresses take 1,320 more, the framing 100
+MAX_SLOT_PAGE_BYTES = MAX_PAGE_BYTES - MAX_LIVES
 MAX_NEIGHBOURS = 20
 MAX_RECORDS_PER_PAGE = 64  # a record takes at least 142 bytes
+MAX_NAMES = 128  # keys that one request stores a record under; with MAX_NAMES_BYTES for all of them it fits a datagram
+MAX_NAME_CHARS = 160
+MAX_NAMES_BYTES = 3_000
+MAX_WANTED = 256
+MAX_KNOWN = 256  # tags
 
 NodeId = Annotated[bytes, msgspec.Meta(min_length=PEER_ID_BYTES, max_length=PEER_ID_BYTES)]
 Sender = Annotated[bytes, msgspec.Meta(max_length=PEER_ID_BYTES)]
 Key = Annotated[bytes, msgspec.Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
 After = Annotated[bytes, msgspec.Meta(max_length=PUBLIC_KEY_BYTES)]
 RecordBytes = Annotated[bytes, msgspec.Meta(max_length=MAX_RECORD_BYTES)]
+Slot = Annotated[int, msgspec.Meta(ge=0, lt=1 << 22)]
 WallMs = Annotated[int, msgspec.Meta(ge=0, le=1 << 60)]
 Neighbour = tuple[NodeId, Annotated[str, msgspec.Meta(max_length=45)], Annotated[int, msgspec.Meta(ge=1, le=65_535)]]
 
@@ -59,7 +68,23 @@ class Store(msgspec.Struct, frozen=True, array_like=True):
     record: RecordBytes
 
 
-Request = Ping | FindNode | FindValue | Store
+class StoreSlots(msgspec.Struct, frozen=True, array_like=True):
+    sender: Sender
+    record: RecordBytes
+    names: Annotated[
+        tuple[Annotated[str, msgspec.Meta(max_length=MAX_NAME_CHARS)], ...], msgspec.Meta(max_length=MAX_NAMES)
+    ]
+
+
+class FindSlots(msgspec.Struct, frozen=True, array_like=True):
+    sender: Sender
+    key: Key
+    first: Slot  # the lives of MAX_LIVES slots from here on are told
+    wanted: Annotated[tuple[Slot, ...], msgspec.Meta(max_length=MAX_WANTED)] | None  # whose records; None: all
+    known: Annotated[bytes, msgspec.Meta(max_length=MAX_KNOWN * TAG_BYTES)]  # tags of records that need not be sent
+
+
+Request = Ping | FindNode | FindValue | Store | StoreSlots | FindSlots
 
 
 class Pong(msgspec.Struct, frozen=True, array_like=True):
@@ -85,7 +110,21 @@ class Stored(msgspec.Struct, frozen=True, array_like=True):
     wall_ms: WallMs
 
 
-Answer = Pong | Nodes | Values | Stored
+class SlotsStored(msgspec.Struct, frozen=True, array_like=True):
+    node_id: NodeId
+    refusals: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=40)], ...], msgspec.Meta(max_length=MAX_NAMES)]
+    wall_ms: WallMs
+
+
+class SlotsFound(msgspec.Struct, frozen=True, array_like=True):
+    node_id: NodeId
+    lives: Annotated[bytes, msgspec.Meta(max_length=MAX_LIVES)]  # seconds that each slot still lives; 0: empty
+    records: Annotated[tuple[RecordBytes, ...], msgspec.Meta(max_length=MAX_RECORDS_PER_PAGE)]
+    has_more: bool
+    neighbours: Annotated[tuple[Neighbour, ...], msgspec.Meta(max_length=MAX_NEIGHBOURS)]
+
+
+Answer = Pong | Nodes | Values | Stored | SlotsStored | SlotsFound
 AnswerT = TypeVar("AnswerT", bound=Answer)
 
 _REQUESTS: dict[str, msgspec.msgpack.Decoder[Request]] = {
@@ -93,8 +132,17 @@ _REQUESTS: dict[str, msgspec.msgpack.Decoder[Request]] = {
     "find_node": msgspec.msgpack.Decoder(FindNode),
     "find_value": msgspec.msgpack.Decoder(FindValue),
     "store": msgspec.msgpack.Decoder(Store),
+    "store_slots": msgspec.msgpack.Decoder(StoreSlots),
+    "find_slots": msgspec.msgpack.Decoder(FindSlots),
 }
-_NAMES: dict[type[Request], str] = {Ping: "ping", FindNode: "find_node", FindValue: "find_value", Store: "store"}
+_NAMES: dict[type[Request], str] = {
+    Ping: "ping",
+    FindNode: "find_node",
+    FindValue: "find_value",
+    Store: "store",
+    StoreSlots: "store_slots",
+    FindSlots: "find_slots",
+}
 _call_decoder: msgspec.msgpack.Decoder[tuple[str, msgspec.Raw]] = msgspec.msgpack.Decoder(tuple[str, msgspec.Raw])
 
 

@@ -16,9 +16,19 @@ from types import TracebackType
 from learning_at_home.clock import Clock, SystemClock
 from learning_at_home.dht.bootstrap import Bootstrapper
 from learning_at_home.dht.contacts import shown_address
-from learning_at_home.dht.exchange import Exchange, Found, K
+from learning_at_home.dht.exchange import Exchange, Found, Held, K
 from learning_at_home.dht.protocol import WAIT_TIMEOUT_S, DhtProtocol
-from learning_at_home.dht.records import KEY_BYTES, MAX_LIFE_MS, MAX_VALUE_BYTES, Record, RecordVerifier, sign_record
+from learning_at_home.dht.records import (
+    KEY_BYTES,
+    MAX_LIFE_MS,
+    MAX_VALUE_BYTES,
+    Record,
+    RecordVerifier,
+    key_of,
+    sign_record,
+)
+from learning_at_home.dht.slot_exchange import FoundSlots, SlotAsk, SlotExchange
+from learning_at_home.dht.slots import NoSlots, SlotRule, SlotStorage
 from learning_at_home.dht.storage import RecordStorage
 from learning_at_home.dht.upkeep import Upkeep
 from learning_at_home.errors import BootstrapFailed, ConfigError, RecordRefused
@@ -61,7 +71,7 @@ class DhtNode:
     Entering opens the socket and tries every bootstrap address once (about a second when none answers); those that did
     not answer are tried again in the background for as long as the node lives. Raises ConfigError when it cannot listen
     there, or for what is no address. `client_only`: asks, but holds nothing for others and is not put into their
-    tables (a trainer; a peer behind NAT).
+    tables (a trainer; a peer behind NAT). `slot_rule`: which slots a record fills here; without one none (slots.py).
     """
 
     def __init__(
@@ -73,6 +83,7 @@ class DhtNode:
         clock: Clock | None = None,
         bootstrap: Sequence[str] = (),
         client_only: bool = False,
+        slot_rule: SlotRule | None = None,
         wait_timeout_s: float = WAIT_TIMEOUT_S,
     ) -> None:
         self.identity = identity
@@ -82,10 +93,12 @@ class DhtNode:
         self._client_only = client_only
         self._verifier = RecordVerifier()
         self._storage = RecordStorage(self._verifier)
+        self._slots = SlotStorage(self._verifier, slot_rule or NoSlots())
         self._last_own: dict[bytes, Record] = {}  # key -> what we signed last
         self._protocol = DhtProtocol(
             identity.peer_id,
             self._storage,
+            self._slots,
             self.clock,
             k=K,
             client_only=client_only,
@@ -95,6 +108,9 @@ class DhtNode:
         )
         self._exchange = Exchange(
             self._protocol, self._storage, self._verifier, self.clock, holds_records=not client_only
+        )
+        self._slot_exchange = SlotExchange(
+            self._protocol, self._slots, self._exchange, self.clock, holds_records=not client_only
         )
         self._upkeep = Upkeep(self._protocol, self._exchange, self.clock, self._own_records)
 
@@ -146,9 +162,9 @@ class DhtNode:
     def status(self) -> DhtStatus:
         return DhtStatus(
             num_peers=self.num_peers,
-            num_records=self._storage.num_records,
-            num_bytes=self._storage.num_bytes,
-            refusals=dict(self._storage.refusals + self._exchange.refusals),
+            num_records=self._storage.num_records + self._slots.num_records,
+            num_bytes=self._storage.num_bytes + self._slots.num_bytes,
+            refusals=dict(self._storage.refusals + self._slots.refusals + self._exchange.refusals),
             bad_datagrams=self._protocol.counters["bad_datagrams"],
             timeouts=self._protocol.counters["timeouts"],
             unanswered_bootstrap=self._bootstrapper.unanswered(),
@@ -190,27 +206,14 @@ class DhtNode:
         BootstrapFailed when a client-only node reaches no peer. An empty value is a tombstone: use `withdraw`.
         A value that lives longer than two minutes is stored again by this node when its neighbourhood changes.
         """
-        life_ms = int(life_s * 1000)
-        if len(key) != KEY_BYTES or len(value) > MAX_VALUE_BYTES or not 0 < life_ms <= MAX_LIFE_MS:
-            raise RecordRefused(
-                f"a DHT record has a key of {KEY_BYTES} bytes, a value of up to {MAX_VALUE_BYTES:,} bytes and a life of"
-                f" up to {MAX_LIFE_MS // 3_600_000} hours; this one has {len(key)}, {len(value):,} and {life_s:.0f} s"
-            )
-        now_ms = self._wall_ms()
-        last = self._last_own.get(key)
-        sequence = max(now_ms, last.sequence + 1) if last else now_ms
-        record = sign_record(self.identity, key, value, sequence=sequence, expires_ms=now_ms + life_ms)
-        self._remember(record, now_ms)
-        return await self.store_record(record)
+        return await self.store_record(self._sign(key, value, life_s))
 
     async def withdraw(self, key: bytes) -> int:
         """Replace what this node stored under the key by a tombstone that lives as long as it would have.
 
         A shorter tombstone would let anyone who kept the record bring it back.
         """
-        last = self._last_own.get(key)
-        rest_ms = last.expires_ms - self._wall_ms() + 1 if last else 0
-        return await self.store(key, b"", min(max(rest_ms, 1_000), MAX_LIFE_MS) / 1000)
+        return await self.store(key, b"", self._rest_s(key))
 
     async def store_record(self, record: Record) -> int:
         """The same for a record that is already signed, by whomever."""
@@ -227,17 +230,26 @@ class DhtNode:
             if refusal is not None:
                 raise RecordRefused(f"the DHT record is refused: {refusal.value}")
         held = await self._exchange.put_many(records)
-        if not records or any(one.num_holders for one in held):
-            return [one.num_holders for one in held]
-        refusals = sum((one.refusals for one in held), Counter[str]())
-        if refusals:
-            reasons = ", ".join(f"{reason} by {count}" for reason, count in refusals.most_common())
-            offset_s = self._protocol.clock_offset_s() or 0.0
-            raise RecordRefused(
-                f"no peer holds the DHT record: {reasons} (peers' clocks are {offset_s:+.1f} s from this machine's)"
-            )
-        silent = ", ".join(self._bootstrapper.unanswered()) or "none"
-        raise BootstrapFailed(f"no peer of the DHT answered; bootstrap addresses without an answer: {silent}")
+        if records:
+            self._check_held(held)
+        return [one.num_holders for one in held]
+
+    async def store_slots(self, name: str, others: Sequence[str], value: bytes, life_s: float) -> int:
+        """How many peers hold the value in slots of the name's key. Signed once, for this key and those of `others`,
+        in whose slots it is stored too; what becomes of it there is not told.
+
+        Raises what `store` raises, of the first key.
+        """
+        return await self._put_slots(self._sign(key_of(name), value, life_s), name, others)
+
+    async def withdraw_slots(self, name: str, others: Sequence[str]) -> int:
+        """The same with a tombstone that lives as long as what `store_slots` stored last."""
+        key = key_of(name)
+        return await self._put_slots(self._sign(key, b"", self._rest_s(key)), name, others)
+
+    async def find_slots(self, asks: Sequence[SlotAsk]) -> list[FoundSlots]:
+        """What the slots of these keys hold; one answer for each, in their order."""
+        return await self._slot_exchange.find(asks)
 
     async def get(self, key: bytes) -> list[Record]:
         """Every publisher's newest valid record under the key, tombstones left out, in the order of the publishers."""
@@ -250,6 +262,46 @@ class DhtNode:
     async def find_many(self, keys: Iterable[bytes]) -> dict[bytes, Found]:
         """The same for many keys, in one crawl."""
         return await self._exchange.find_many(keys)
+
+    async def _put_slots(self, record: Record, name: str, others: Sequence[str]) -> int:
+        held, *_ = await self._slot_exchange.put(record, list(dict.fromkeys((name, *others))))
+        self._check_held([held])
+        return held.num_holders
+
+    def _check_held(self, held: Sequence[Held]) -> None:
+        """Raises RecordRefused or BootstrapFailed when nobody holds anything."""
+        if any(one.num_holders for one in held):
+            return
+        refusals = sum((one.refusals for one in held), Counter[str]())
+        if refusals:
+            reasons = ", ".join(f"{reason} by {count}" for reason, count in refusals.most_common())
+            offset_s = self._protocol.clock_offset_s() or 0.0
+            raise RecordRefused(
+                f"no peer holds the DHT record: {reasons} (peers' clocks are {offset_s:+.1f} s from this machine's)"
+            )
+        silent = ", ".join(self._bootstrapper.unanswered()) or "none"
+        raise BootstrapFailed(f"no peer of the DHT answered; bootstrap addresses without an answer: {silent}")
+
+    def _sign(self, key: bytes, value: bytes, life_s: float) -> Record:
+        """A record of our own, newer than the last under this key. Raises RecordRefused: see `store`."""
+        life_ms = int(life_s * 1000)
+        if len(key) != KEY_BYTES or len(value) > MAX_VALUE_BYTES or not 0 < life_ms <= MAX_LIFE_MS:
+            raise RecordRefused(
+                f"a DHT record has a key of {KEY_BYTES} bytes, a value of up to {MAX_VALUE_BYTES:,} bytes and a life of"
+                f" up to {MAX_LIFE_MS // 3_600_000} hours; this one has {len(key)}, {len(value):,} and {life_s:.0f} s"
+            )
+        now_ms = self._wall_ms()
+        last = self._last_own.get(key)
+        sequence = max(now_ms, last.sequence + 1) if last else now_ms
+        record = sign_record(self.identity, key, value, sequence=sequence, expires_ms=now_ms + life_ms)
+        self._remember(record, now_ms)
+        return record
+
+    def _rest_s(self, key: bytes) -> float:
+        """How long what we stored last under the key still lives, within the bounds of a life."""
+        last = self._last_own.get(key)
+        rest_ms = last.expires_ms - self._wall_ms() + 1 if last else 0
+        return min(max(rest_ms, 1_000), MAX_LIFE_MS) / 1000
 
     async def _close(self) -> None:
         self._background.cancel()

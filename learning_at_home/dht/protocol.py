@@ -13,7 +13,7 @@ import asyncio
 import logging
 import statistics
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from kademlia.node import Node
@@ -24,17 +24,22 @@ from learning_at_home.dht.contacts import Address, Contact, is_worth_asking
 from learning_at_home.dht.messages import (
     MAX_NEIGHBOURS,
     MAX_PAGE_BYTES,
+    MAX_SLOT_PAGE_BYTES,
     REQUEST,
     Answer,
     FindNode,
+    FindSlots,
     FindValue,
     Neighbour,
     Nodes,
     Ping,
     Pong,
     Request,
+    SlotsFound,
+    SlotsStored,
     Store,
     Stored,
+    StoreSlots,
     Values,
     contacts_of,
     decode_request,
@@ -45,6 +50,7 @@ from learning_at_home.dht.neighbourhood import Neighbourhood
 from learning_at_home.dht.questions import Questions
 from learning_at_home.dht.records import Record, Refusal
 from learning_at_home.dht.round_trips import RoundTrips
+from learning_at_home.dht.slots import SlotStorage
 from learning_at_home.dht.storage import RecordStorage
 from learning_at_home.errors import WireError
 
@@ -63,6 +69,7 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         self,
         node_id: bytes,
         storage: RecordStorage,
+        slots: SlotStorage,
         clock: Clock,
         *,
         k: int,
@@ -74,6 +81,7 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         super().__init__(Node(node_id), storage, k)
         self.node_id = node_id
         self.records = storage
+        self.slots = slots
         self.counters: Counter[str] = Counter()  # bad_datagrams, timeouts, requests, resent
         self.neighbourhood = Neighbourhood(node_id, self.router)
         self.closed = asyncio.Event()
@@ -127,6 +135,10 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
                 answer = self.rpc_find_value(sender, request.sender, request.key, request.after)
             case Store():
                 answer = self.rpc_store(sender, request.sender, request.key, request.record)
+            case StoreSlots():
+                answer = self.rpc_store_slots(sender, request)
+            case FindSlots():
+                answer = self.rpc_find_slots(sender, request)
         if self.transport.get_write_buffer_size() < MAX_UNSENT_BYTES:
             self.transport.sendto(encode_answer(message_id, answer), sender)
 
@@ -157,6 +169,26 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
             return Stored(self.node_id, Refusal.MALFORMED.value, now_ms)
         refusal = self.records.put(record, now_ms)
         return Stored(self.node_id, refusal.value if refusal else "", now_ms)
+
+    def rpc_store_slots(self, sender: Address, request: StoreSlots) -> SlotsStored:
+        """Under each of the names a refusal, or nothing."""
+        self._heard_from(sender, request.sender)
+        now_ms = self._wall_ms()
+        try:
+            record = Record.from_bytes(request.record)
+        except WireError:
+            self.slots.refusals[Refusal.MALFORMED.value] += 1
+            return SlotsStored(self.node_id, (Refusal.MALFORMED.value,) * len(request.names), now_ms)
+        refusals = (self.slots.put(record, name, now_ms) for name in request.names)
+        return SlotsStored(self.node_id, tuple(refusal.value if refusal else "" for refusal in refusals), now_ms)
+
+    def rpc_find_slots(self, sender: Address, request: FindSlots) -> SlotsFound:
+        self._heard_from(sender, request.sender)
+        page = self.slots.page(
+            request.key, request.first, request.wanted, request.known, MAX_SLOT_PAGE_BYTES, self._wall_ms()
+        )
+        neighbours = self._neighbours(sender, request.sender, request.key)
+        return SlotsFound(self.node_id, page.lives, page.records, page.has_more, neighbours)
 
     def _neighbours(self, sender: Address, nodeid: bytes, key: bytes) -> tuple[Neighbour, ...]:
         closest = self.neighbourhood.closest(key, self._k + 1, self._clock.monotonic_s())
@@ -189,6 +221,22 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
             return None
         self._note_clock(contact.address, answer.wall_ms)
         return answer.refusal
+
+    async def call_store_slots(self, contact: Contact, record: Record, names: Sequence[str]) -> tuple[str, ...] | None:
+        """For each name what call_store gives; None when the peer did not answer."""
+        request = StoreSlots(self._sender, record.to_bytes(), tuple(names))
+        answer = await self._questions.ask(contact.address, request, SlotsStored, contact.node_id)
+        if answer is None or len(answer.refusals) != len(names):
+            return None
+        self._note_clock(contact.address, answer.wall_ms)
+        return answer.refusals
+
+    async def call_find_slots(
+        self, contact: Contact, key: bytes, first: int, wanted: tuple[int, ...] | None, known: bytes
+    ) -> tuple[SlotsFound, list[Contact]] | None:
+        request = FindSlots(self._sender, key, first, wanted, known)
+        answer = await self._questions.ask(contact.address, request, SlotsFound, contact.node_id)
+        return None if answer is None else (answer, self._told(answer.neighbours, contact.address))
 
     def on_answer(self, address: Address, expected_id: bytes | None, answer: Answer) -> None:
         """A peer answered a question of ours."""

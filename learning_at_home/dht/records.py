@@ -1,7 +1,8 @@
 """Signed, expiring values: the only thing that our DHT holds.
 
-A key has one sub-record per publisher. Whoever holds or reads a record checks it alone: signature, expiry, size,
-sequence. Pure: bytes and values, `now_ms` passed in. Policy: docs/decisions/0002-dht-on-kademlia.md.
+A key has one sub-record per publisher, and slots: see slots.py. Whoever holds or reads a record checks it alone:
+signature, expiry, size, sequence. Pure: bytes and values, `now_ms` passed in.
+Policy: docs/decisions/0002-dht-on-kademlia.md.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ MAX_VALUE_BYTES = 4_000
 MAX_RECORD_BYTES = MAX_VALUE_BYTES + 150
 MAX_LIFE_MS = 25 * 3600 * 1000  # a day, and an hour to renew what is renewed daily
 SKEW_MS = int(CLOCK_SKEW_TOLERATED_S * 1000)
+TAG_BYTES = 8
 SIGNING_PURPOSE = "dht-record"
 VERIFIED_CACHE_SIZE = 8_192  # 32 bytes each; a verification costs 86 µs, a look into the cache 3
 # What msgspec raises for bytes that are no msgpack of the kind asked for; ValueError is UnicodeDecodeError, for a text
@@ -50,6 +52,11 @@ class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     @property
     def is_tombstone(self) -> bool:
         return not self.value
+
+    @property
+    def tag(self) -> bytes:
+        """What names this record, and no other, to a peer that is told what need not be sent."""
+        return self.signature[:TAG_BYTES]
 
     @property
     def num_bytes(self) -> int:
@@ -83,8 +90,15 @@ class Refusal(StrEnum):
     BAD_SIGNATURE = "bad-signature"
     OLDER = "older"
     KEY_FULL = "key-full"
+    NO_SLOT = "no-slot"
+    SLOT_FULL = "slot-full"
     PUBLISHER_QUOTA = "publisher-quota"
     STORAGE_FULL = "storage-full"
+
+
+def key_of(name: str) -> bytes:
+    """The key of a name such as "project/digits"."""
+    return hashlib.sha256(name.encode()).digest()[:KEY_BYTES]
 
 
 def sign_record(identity: Identity, key: bytes, value: bytes, *, sequence: int, expires_ms: int) -> Record:

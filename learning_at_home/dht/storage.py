@@ -6,11 +6,11 @@ protocol is its only user. The bounds are written beside their constants; what i
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from learning_at_home.dht.holdings import Expiries, Quota, Usage
 from learning_at_home.dht.records import SKEW_MS, Record, RecordVerifier, Refusal, is_newer
 
 
@@ -18,10 +18,10 @@ from learning_at_home.dht.records import SKEW_MS, Record, RecordVerifier, Refusa
 class StorageBounds:
     """What one peer gives to the DHT."""
 
-    records_per_key: int = 256  # nodes per layer that can be found; issue 4 gives a key one slot per next index instead
-    records_per_publisher: int = 512  # 64 layers, and room for tombstones and other projects
+    records_per_key: int = 256  # coordinators that publish one project id; announcements fill slots instead: slots.py
+    records_per_publisher: int = 512  # projects of one coordinator, and room for tombstones
     bytes_per_publisher: int = 1 << 20
-    total_bytes: int = 64 << 20  # with Python's own overhead about twice that in memory
+    total_bytes: int = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +39,18 @@ class RecordStorage:
         self._verifier = verifier
         self._bounds = bounds or StorageBounds()
         self._by_key: dict[bytes, dict[bytes, Record]] = {}
-        self._of_publisher: dict[bytes, tuple[int, int]] = {}  # records, bytes
-        self._expiries: list[
-            tuple[int, bytes, bytes]
-        ] = []  # heap; entries of replaced records fall out when they come up
-        self.num_records = 0
-        self.num_bytes = 0
+        quota = Quota(self._bounds.records_per_publisher, self._bounds.bytes_per_publisher, self._bounds.total_bytes)
+        self._usage = Usage(quota)
+        self._expiries = Expiries()
         self.refusals: Counter[str] = Counter()
+
+    @property
+    def num_records(self) -> int:
+        return self._usage.num_records
+
+    @property
+    def num_bytes(self) -> int:
+        return self._usage.num_bytes
 
     def put(self, record: Record, now_ms: int) -> Refusal | None:
         """Hold the record, or say why not. A refusal changes nothing but its counter; holding it already is none."""
@@ -79,8 +84,7 @@ class RecordStorage:
     def prune(self, now_ms: int) -> None:
         """Forget what has expired."""
         horizon = now_ms - SKEW_MS
-        while self._expiries and self._expiries[0][0] <= horizon:
-            _, key, publisher = heapq.heappop(self._expiries)
+        for key, publisher in self._expiries.due(horizon):
             record = self._by_key.get(key, {}).get(publisher)
             if record is not None and record.expires_ms <= horizon:
                 self._remove(record)
@@ -100,7 +104,7 @@ class RecordStorage:
         if refusal is not None:
             return refusal
         freed = held.num_bytes if held is not None else 0
-        refusal = self._over_quota(record, is_new=held is None, freed=freed)
+        refusal = self._usage.refusal(record.publisher, held is None, record.num_bytes - freed)
         if refusal is not None:
             return refusal
         if held is not None:
@@ -112,17 +116,6 @@ class RecordStorage:
                     return Refusal.KEY_FULL
                 self._remove(stalest)
         self._add(record)
-        return None
-
-    def _over_quota(self, record: Record, *, is_new: bool, freed: int) -> Refusal | None:
-        num_records, num_bytes = self._of_publisher.get(record.publisher, (0, 0))
-        if (
-            num_records + is_new > self._bounds.records_per_publisher
-            or num_bytes - freed + record.num_bytes > self._bounds.bytes_per_publisher
-        ):
-            return Refusal.PUBLISHER_QUOTA
-        if self.num_bytes - freed + record.num_bytes > self._bounds.total_bytes:
-            return Refusal.STORAGE_FULL
         return None
 
     def _stalest_of_full_key(self, key: bytes) -> Record | None:
@@ -137,24 +130,14 @@ class RecordStorage:
 
     def _add(self, record: Record) -> None:
         self._by_key.setdefault(record.key, {})[record.publisher] = record
-        self._count(record, +1)
-        heapq.heappush(self._expiries, (record.expires_ms, record.key, record.publisher))
-        if len(self._expiries) > 2 * self.num_records + 1_000:  # someone renews a long life over and over
-            self._expiries = [(held.expires_ms, held.key, held.publisher) for held in self]
-            heapq.heapify(self._expiries)
+        self._usage.add(record.publisher, 1, record.num_bytes)
+        self._expiries.push(record.expires_ms, record.key, record.publisher)
+        if len(self._expiries) > 2 * self.num_records + 1_000:
+            self._expiries.replace((held.expires_ms, held.key, held.publisher) for held in self)
 
     def _remove(self, record: Record) -> None:
         held = self._by_key[record.key]
         del held[record.publisher]
         if not held:
             del self._by_key[record.key]
-        self._count(record, -1)
-
-    def _count(self, record: Record, sign: int) -> None:
-        num_records, num_bytes = self._of_publisher.get(record.publisher, (0, 0))
-        if num_records + sign == 0:
-            del self._of_publisher[record.publisher]
-        else:
-            self._of_publisher[record.publisher] = (num_records + sign, num_bytes + sign * record.num_bytes)
-        self.num_records += sign
-        self.num_bytes += sign * record.num_bytes
+        self._usage.add(record.publisher, -1, -record.num_bytes)

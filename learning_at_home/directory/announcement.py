@@ -1,20 +1,23 @@
-"""A node's signed statement of the experts it serves, and the keys under which the DHT holds it.
+"""A node's signed statement of the experts it serves, and the names under which the DHT holds it.
 
-One announcement per node covers all its experts. Pure: bytes and values, no sockets.
+One announcement per node covers all its experts. It is signed for the node's own key, and stored besides in slots of
+prefix keys: that of `ffn0` has a slot per first index, that of `ffn0.3` one per second index, and so on to the last.
+Pure: bytes and values, no sockets.
 """
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
+import itertools
 import re
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
+from learning_at_home.dht.records import key_of
 from learning_at_home.errors import WireError
-from learning_at_home.expert_uid import MAX_CELLS
+from learning_at_home.expert_uid import MAX_CELLS, Grid
 
 ANNOUNCEMENT_LIFE_S = 60.0  # two refreshes may be lost; a dead host is gone from the DHT within a minute
 ANNOUNCEMENT_REFRESH_S = 20.0
@@ -22,7 +25,7 @@ REFRESH_JITTER = 0.2
 STALE_AFTER_S = 1.5 * ANNOUNCEMENT_REFRESH_S
 _ENDPOINT = re.compile(r"tcp(?:\+plain)?://(?:\[([0-9a-fA-F:.]{2,45})\]|([0-9.]{7,15})):([1-9][0-9]{0,4})")
 MAX_CLAIMS = 64
-MAX_SPANS = 128  # per claim; the DHT's bound on a record is tighter still for a node that scatters all its claims
+MAX_SPANS = 1_024  # per claim: 1,024 scattered cells take 2 kB of the 4 that a record holds
 MAX_CLAIMED_CELLS = 8_192  # of one node: a stranger must not make every reader walk millions of cells
 
 
@@ -32,8 +35,8 @@ class Claim(msgspec.Struct, frozen=True, array_like=True):
     Of two nodes that claim one cell the older claim serves (then the lower node id).
     """
 
-    prefix: Annotated[str, msgspec.Meta(max_length=32)]
-    spans: Annotated[tuple[tuple[int, int], ...], msgspec.Meta(max_length=MAX_SPANS)]
+    prefix: str
+    spans: tuple[tuple[int, int], ...]  # in order
     claimed_ms: int
 
     def cells(self) -> Iterator[int]:
@@ -41,32 +44,74 @@ class Claim(msgspec.Struct, frozen=True, array_like=True):
             yield from range(first, end)
 
 
-class Announcement(msgspec.Struct, frozen=True, kw_only=True):
-    """The value of a node's DHT record; the record around it has the key, sequence, expiry and signature."""
+class _Statement(msgspec.Struct, frozen=True, kw_only=True):
+    """What an announcement says besides its claims."""
 
     project: Annotated[str, msgspec.Meta(max_length=40)]
     name: Annotated[str, msgspec.Meta(max_length=32)]
     endpoints: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=80)], ...], msgspec.Meta(max_length=8)]
     state: Literal["online", "draining", "paused"]
-    claims: Annotated[tuple[Claim, ...], msgspec.Meta(max_length=MAX_CLAIMS)]
     issued_ms: int
     load_ms: float = 0.0
     agent: Annotated[str, msgspec.Meta(max_length=40)] = ""
 
+
+class _PackedClaim(msgspec.Struct, frozen=True, array_like=True):
+    """A claim as it travels: of each span how far it begins after the last one's end, and its length."""
+
+    prefix: Annotated[str, msgspec.Meta(max_length=32)]
+    runs: Annotated[
+        tuple[Annotated[int, msgspec.Meta(ge=0, le=MAX_CELLS)], ...], msgspec.Meta(max_length=2 * MAX_SPANS)
+    ]
+    claimed_ms: int
+
+
+class _Packed(_Statement, frozen=True, kw_only=True):
+    claims: Annotated[tuple[_PackedClaim, ...], msgspec.Meta(max_length=MAX_CLAIMS)]
+
+
+class Announcement(_Statement, frozen=True, kw_only=True):
+    """The value of a node's DHT record; the record around it has the key, sequence, expiry and signature."""
+
+    claims: tuple[Claim, ...]
+
     def to_bytes(self) -> bytes:
-        return msgspec.msgpack.encode(self, order="deterministic")
+        packed = tuple(_PackedClaim(claim.prefix, _runs(claim.spans), claim.claimed_ms) for claim in self.claims)
+        return msgspec.msgpack.encode(_Packed(**_statement(self), claims=packed), order="deterministic")
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Announcement:
         """Raises WireError on anything malformed."""
         try:
-            announcement = msgspec.msgpack.decode(data, type=cls)
+            packed = msgspec.msgpack.decode(data, type=_Packed)
         except (msgspec.DecodeError, RecursionError, ValueError) as error:
             raise WireError(f"not an announcement: {error}") from error
-        if not all(map(is_endpoint, announcement.endpoints)):
+        if not all(map(is_endpoint, packed.endpoints)):
             raise WireError("an announcement has an endpoint that is not tcp://number:port")
-        _check_claims(announcement.claims)
-        return announcement
+        claims = tuple(Claim(claim.prefix, _spans(claim.runs), claim.claimed_ms) for claim in packed.claims)
+        _check_claims(claims)
+        return cls(**_statement(packed), claims=claims)
+
+
+def _statement(said: _Statement) -> dict[str, Any]:
+    return {name: getattr(said, name) for name in _Statement.__struct_fields__}
+
+
+def _runs(spans: Iterable[tuple[int, int]]) -> tuple[int, ...]:
+    runs: list[int] = []
+    end_before = 0
+    for first, end in spans:
+        runs += (first - end_before, end - first)
+        end_before = end
+    return tuple(runs)
+
+
+def _spans(runs: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """Raises WireError for an odd number."""
+    if len(runs) % 2:
+        raise WireError("an announcement with a span that has no length")
+    ends = tuple(itertools.accumulate(runs))  # of gaps and spans in turn
+    return tuple(zip(ends[::2], ends[1::2], strict=True))
 
 
 def is_endpoint(text: str) -> bool:
@@ -116,16 +161,20 @@ def spans_of(cells: Iterable[int]) -> tuple[tuple[int, int], ...]:
     return tuple(spans)
 
 
-def dht_key(*parts: str) -> bytes:
-    """20-byte DHT key of a name such as ("layer", "digits", "ffn0")."""
-    return hashlib.sha256("/".join(parts).encode()).digest()[:20]
+def node_name(project: str, public_key: bytes) -> str:
+    """Of the key that a node signs its announcement for; only the node's own record has a place there."""
+    return f"node/{project}/{public_key.hex()}"
 
 
-def layer_key(project: str, prefix: str) -> bytes:
-    """Where the announcements of all nodes that serve a layer are found, one sub-record per node."""
-    return dht_key("layer", project, prefix)
+def node_key(project: str, public_key: bytes) -> bytes:
+    return key_of(node_name(project, public_key))
+
+
+def prefix_name(project: str, prefix: str, grid: Grid, indices: tuple[int, ...]) -> str:
+    """Of the key whose slots are the indices that may follow these, in a grid of this shape."""
+    return f"slots/{project}/{prefix}/{'x'.join(map(str, grid.shape))}/{'.'.join(map(str, indices))}"
 
 
 def project_key(project: str) -> bytes:
     """Where coordinators publish the project record, one sub-record per coordinator."""
-    return dht_key("project", project)
+    return key_of(f"project/{project}")

@@ -7,33 +7,25 @@ A snapshot that time has changed (a record expired, a suspicion ended) is made a
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
-from typing import Protocol
-
-import msgspec
 
 from learning_at_home.clock import Clock
-from learning_at_home.dht.exchange import Found
 from learning_at_home.dht.records import Record, RecordVerifier
-from learning_at_home.directory.announcement import Announcement, Claim, layer_key
+from learning_at_home.directory.announcement import Announcement, node_key
 from learning_at_home.directory.layer_claims import Entry, LayerClaims, RivalClaim, outranks
+from learning_at_home.directory.layer_walk import SlotSource, walk_layer
 from learning_at_home.directory.suspicions import Suspicion, Suspicions
 from learning_at_home.errors import WireError
 from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.peer_address import PeerAddress
 from learning_at_home.project import ProjectRecord
 
-__all__ = ["Announced", "Directory", "LayerView", "RecordSource", "RivalClaim", "Suspicion", "outranks"]
+__all__ = ["Announced", "Directory", "LayerView", "RivalClaim", "SlotSource", "Suspicion", "outranks"]
 
 FOREVER = float("inf")
-
-
-class RecordSource(Protocol):
-    """What a directory asks of a DHT: DhtNode has it, and so have the tests' fakes."""
-
-    async def find_many(self, keys: Iterable[bytes]) -> dict[bytes, Found]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +45,7 @@ class LayerView:
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """One node's announcement, the claims of all layers together, as the DHT holds it."""
+    """One node's announcement as the DHT holds it."""
 
     public_key: bytes
     announcement: Announcement
@@ -67,13 +59,13 @@ class Directory:
 
     def __init__(self, project: ProjectRecord, clock: Clock) -> None:
         self.project = project
-        self.num_malformed = 0  # records under our keys that are no announcements
+        self.num_malformed = 0  # records under nodes' keys that are no announcements
         self._clock = clock
         self._verifier = RecordVerifier()
         self._lock = threading.Lock()
         self._suspicions = Suspicions()
-        self._prefixes = {layer_key(project.id, layer.prefix): layer.prefix for layer in project.layers}
-        self._claims = {layer.prefix: LayerClaims(layer.prefix, layer.cells.num_cells) for layer in project.layers}
+        self._nodes: dict[bytes, Entry] = {}  # by public key
+        self._claims = {layer.prefix: LayerClaims(layer.prefix, layer.cells) for layer in project.layers}
         self._views = {
             prefix: LayerView(prefix, 0, (None,) * claims.num_cells, 0, None) for prefix, claims in self._claims.items()
         }
@@ -81,39 +73,42 @@ class Directory:
 
     # -- written on the loop's thread
 
-    async def refresh(self, dht: RecordSource, prefixes: Iterable[str] | None = None) -> frozenset[str]:
-        """The prefixes whose view changed. All layers, or those named, are asked for at once. Raises UnknownLayer."""
+    async def refresh(self, dht: SlotSource, prefixes: Iterable[str] | None = None) -> frozenset[str]:
+        """The prefixes whose view changed. All layers, or those named, are read at once. Raises UnknownLayer."""
         wanted = [self.project.layer(prefix).prefix for prefix in (self._claims if prefixes is None else prefixes)]
-        keys = {prefix: layer_key(self.project.id, prefix) for prefix in wanted}
-        found = await dht.find_many(keys.values())
-        changed = set()
-        for prefix, key in keys.items():
-            answer = found[key]
-            with self._lock:
-                for record in (*answer.records, *answer.tombstones):
-                    self._take(prefix, record)
-                if answer.num_answered:
+        changed: set[str] = set()
+
+        async def read(prefix: str) -> None:
+            answered = await walk_layer(
+                dht,
+                self.project.id,
+                self.project.layer(prefix),
+                self._claims[prefix].tags_below,
+                lambda records: changed.update(self._take_all(records)),
+            )
+            if answered:
+                with self._lock:
                     self._views[prefix] = replace(self._views[prefix], updated_s=self._clock.monotonic_s())
-                if self._rebuild(prefix):
-                    changed.add(prefix)
-        return frozenset(changed)
+
+        await asyncio.gather(*map(read, wanted))
+        with self._lock:
+            return frozenset(prefix for prefix in wanted if self._rebuild(prefix) or prefix in changed)
 
     def feed(self, record: Record) -> bool:
         """Whether this record changed a view. It is verified here; what is invalid, foreign or old is ignored."""
-        prefix = self._prefixes.get(record.key)
-        if prefix is None:
+        if self._verifier.refusal(record, int(self._clock.wall_s() * 1000)) is not None:
             return False
-        with self._lock:
-            if self._verifier.refusal(record, int(self._clock.wall_s() * 1000)) is not None:
-                return False
-            return self._take(prefix, record) and self._rebuild(prefix)
+        return bool(self._take_all([record]))
 
     def prune(self) -> frozenset[str]:
         """Forget what expired; the prefixes whose view changed by that."""
         with self._lock:
             self._suspicions.prune(self._clock.monotonic_s())
-            for claims in self._claims.values():
-                claims.prune(self._clock.wall_s() * 1000)
+            wall_ms = self._clock.wall_s() * 1000
+            for key in [key for key, entry in self._nodes.items() if wall_ms >= entry.expires_ms]:
+                del self._nodes[key]
+                for claims in self._claims.values():
+                    claims.entries.pop(key, None)
             return frozenset(prefix for prefix in self._claims if self._rebuild(prefix))
 
     # -- any thread
@@ -161,28 +156,19 @@ class Directory:
     def all_announcements(self) -> tuple[Announced, ...]:
         """What every node announced that has not expired, also of nodes that drain or pause; in order of key."""
         now, wall_ms = self._clock.monotonic_s(), self._clock.wall_s() * 1000
-        newest: dict[bytes, Entry] = {}
-        claimed: dict[bytes, list[Claim]] = {}
         with self._lock:
-            for claims in self._claims.values():
-                for key, entry in claims.entries.items():
-                    if entry.announcement is None or wall_ms >= entry.expires_ms:
-                        continue
-                    claimed.setdefault(key, []).extend(claims.claims_of(entry))
-                    if key not in newest or entry.sequence > newest[key].sequence:
-                        newest[key] = entry
             suspected = {suspicion.public_key for suspicion in self._suspicions.active(now)}
-        return tuple(
-            Announced(
-                public_key=key,
-                announcement=msgspec.structs.replace(entry.announcement, claims=tuple(claimed[key])),
-                sequence=entry.sequence,
-                expires_ms=entry.expires_ms,
-                suspected=key in suspected,
+            return tuple(
+                Announced(
+                    public_key=key,
+                    announcement=entry.announcement,
+                    sequence=entry.sequence,
+                    expires_ms=entry.expires_ms,
+                    suspected=key in suspected,
+                )
+                for key, entry in sorted(self._nodes.items())
+                if entry.announcement is not None and wall_ms < entry.expires_ms
             )
-            for key, entry in sorted(newest.items())
-            if entry.announcement is not None
-        )
 
     def strongest_rivals(self, prefix: str, cells: Collection[int], public_key: bytes) -> dict[int, RivalClaim]:
         """The strongest claim of anybody else, who is online, to each of these cells; see `outranks`."""
@@ -190,21 +176,41 @@ class Directory:
         with self._lock:
             return self._claims[prefix].strongest_rivals(cells, public_key, self._clock.wall_s() * 1000)
 
+    def _take_all(self, records: Iterable[Record]) -> frozenset[str]:
+        """Take verified records: the prefixes whose view changed."""
+        with self._lock:
+            touched = set[str]().union(*map(self._take, records))
+            return frozenset(prefix for prefix in touched if self._rebuild(prefix))
+
     # -- with the lock held
 
-    def _take(self, prefix: str, record: Record) -> bool:
+    def _take(self, record: Record) -> frozenset[str]:
+        """The layers that this record may change."""
+        if record.key != node_key(self.project.id, record.publisher):
+            return frozenset()
+        held = self._nodes.get(record.publisher)
+        if held is not None and held.sequence >= record.sequence:
+            return frozenset()
         announcement: Announcement | None = None
         if not record.is_tombstone:
             try:
                 announcement = Announcement.from_bytes(record.value)
             except WireError:
+                announcement = None
+            if announcement is None or announcement.project != self.project.id:
                 self.num_malformed += 1
-                return False
-            if announcement.project != self.project.id:
-                self.num_malformed += 1
-                return False
-        entry = Entry.of(record.publisher, record.sequence, record.expires_ms, announcement)
-        return self._claims[prefix].put(record.publisher, entry)
+                return frozenset()
+        entry = Entry.of(record, announcement)
+        if held is not None and held.address == entry.address:
+            entry = replace(entry, address=held.address)  # one object, so that unchanged views compare fast
+        self._nodes[record.publisher] = entry
+        claimed = {claim.prefix for claim in entry.claims} & self._claims.keys()
+        before = set(self._layers_of(record.publisher))
+        for prefix in claimed:
+            self._claims[prefix].entries[record.publisher] = entry
+        for prefix in before - claimed:
+            del self._claims[prefix].entries[record.publisher]
+        return frozenset(before | claimed)
 
     def _rebuild(self, prefix: str) -> bool:
         """Make the view anew: whether its holders changed."""

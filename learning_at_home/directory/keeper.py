@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from learning_at_home.clock import Clock
-from learning_at_home.directory.directory import Directory, RecordSource
+from learning_at_home.directory.directory import Directory, SlotSource
 
 TICK_S = 1.0  # how soon what expires by itself is noticed, without asking anyone
 
@@ -33,7 +33,7 @@ class RefreshPolicy:
 
 async def keep_fresh(
     directory: Directory,
-    dht: RecordSource,
+    dht: SlotSource,
     prefixes: Iterable[str] | None,
     clock: Clock,
     on_change: Callable[[frozenset[str]], None],

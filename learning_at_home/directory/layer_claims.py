@@ -6,9 +6,12 @@ Of two nodes that claim a cell the one whose claim is older holds it, then the o
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from learning_at_home.dht.records import Record
 from learning_at_home.directory.announcement import Announcement, Claim
+from learning_at_home.directory.slot_rule import next_indices
+from learning_at_home.expert_uid import Grid
 from learning_at_home.identity import peer_id
 from learning_at_home.peer_address import PeerAddress
 
@@ -25,8 +28,9 @@ class RivalClaim:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One node's newest record in one layer; `announcement` None: it withdrew."""
+    """One node's newest record; `announcement` None: it withdrew."""
 
+    tag: bytes
     sequence: int
     expires_ms: int
     announcement: Announcement | None
@@ -34,10 +38,15 @@ class Entry:
     node_id: bytes
 
     @classmethod
-    def of(cls, public_key: bytes, sequence: int, expires_ms: int, announcement: Announcement | None) -> Entry:
+    def of(cls, record: Record, announcement: Announcement | None) -> Entry:
         endpoints = announcement.endpoints if announcement else ()
         name = "".join(c if c.isprintable() else "?" for c in announcement.name) if announcement else ""
-        return cls(sequence, expires_ms, announcement, PeerAddress(public_key, endpoints, name), peer_id(public_key))
+        address = PeerAddress(record.publisher, endpoints, name)
+        return cls(record.tag, record.sequence, record.expires_ms, announcement, address, peer_id(record.publisher))
+
+    @property
+    def claims(self) -> tuple[Claim, ...]:
+        return self.announcement.claims if self.announcement else ()
 
     def is_serving(self, wall_ms: float) -> bool:
         """Whether it can be called: online, somewhere, and not expired."""
@@ -46,25 +55,15 @@ class Entry:
 
 
 class LayerClaims:
-    """One layer. Not thread-safe: the directory holds its lock around it."""
+    """One layer. Not thread-safe: the directory holds its lock around it, and keeps `entries`: of each node that claims
+    cells of the layer its newest.
+    """
 
-    def __init__(self, prefix: str, num_cells: int) -> None:
+    def __init__(self, prefix: str, grid: Grid) -> None:
         self.prefix = prefix
-        self.num_cells = num_cells
+        self.grid = grid
+        self.num_cells = grid.num_cells
         self.entries: dict[bytes, Entry] = {}
-
-    def put(self, public_key: bytes, entry: Entry) -> bool:
-        """Whether it is news: newer than what is known of this node."""
-        held = self.entries.get(public_key)
-        if held is not None and held.sequence >= entry.sequence:
-            return False
-        if held is not None and held.address == entry.address:
-            entry = replace(entry, address=held.address)  # one object, so that unchanged views compare fast
-        self.entries[public_key] = entry
-        return True
-
-    def prune(self, wall_ms: float) -> None:
-        self.entries = {key: entry for key, entry in self.entries.items() if wall_ms < entry.expires_ms}
 
     def holders(self, wall_ms: float, suspected: frozenset[bytes]) -> tuple[PeerAddress | None, ...]:
         """Who holds each cell. The suspected hold nothing, so that another claim may show meanwhile."""
@@ -95,14 +94,18 @@ class LayerClaims:
                     rivals[cell] = RivalClaim(key, entry.address.name, claimed_ms, entry.address.endpoints)
         return rivals
 
-    def _cells(self, entry: Entry) -> Iterator[tuple[int, int]]:
-        claims = entry.announcement.claims if entry.announcement else ()
-        return claimed_cells(claims, self.prefix, self.num_cells)
+    def tags_below(self, indices: tuple[int, ...]) -> tuple[bytes, ...]:
+        """Tags of the records that claim cells whose uids begin with these indices."""
+        return tuple(
+            entry.tag
+            for entry in self.entries.values()
+            if any(
+                next_indices(claim.spans, self.grid, indices) for claim in entry.claims if claim.prefix == self.prefix
+            )
+        )
 
-    def claims_of(self, entry: Entry) -> list[Claim]:
-        """What it claims of this layer, the oldest claim first."""
-        claims = entry.announcement.claims if entry.announcement else ()
-        return sorted((claim for claim in claims if claim.prefix == self.prefix), key=lambda claim: claim.claimed_ms)
+    def _cells(self, entry: Entry) -> Iterator[tuple[int, int]]:
+        return claimed_cells(entry.claims, self.prefix, self.num_cells)
 
 
 def claimed_cells(claims: Iterable[Claim], prefix: str, num_cells: int) -> Iterator[tuple[int, int]]:

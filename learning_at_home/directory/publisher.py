@@ -1,21 +1,22 @@
 """Put announcements and project records into the DHT, and fetch projects from it. Async; keeps no state.
 
-The timer that refreshes an announcement belongs to the node's announcer. Each layer's key gets a record of its own with
-the claims of that layer only (issue 4 will sign one for all).
+The timer that refreshes an announcement belongs to the node's announcer.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import zlib
-from collections.abc import Iterable
-
-import msgspec
 
 from learning_at_home.dht.node import DhtNode
 from learning_at_home.dht.records import MAX_VALUE_BYTES
-from learning_at_home.directory.announcement import ANNOUNCEMENT_LIFE_S, Announcement, layer_key, project_key
+from learning_at_home.directory.announcement import (
+    ANNOUNCEMENT_LIFE_S,
+    Announcement,
+    node_name,
+    prefix_name,
+    project_key,
+)
 from learning_at_home.errors import AmbiguousProject, NetworkError, RecordRefused, UnknownProject, WireError
 from learning_at_home.project import ProjectRecord
 
@@ -26,28 +27,41 @@ PROJECT_REFRESH_S = 1200.0
 MAX_PROJECT_BYTES = 256 * 1024  # unpacked: 256 layers of 300 bytes and a long description take a third of it
 
 
-async def publish(dht: DhtNode, announcement: Announcement, *, dropped: Iterable[str] = ()) -> int:
-    """The least number of peers that hold it, over the layers that it claims cells of. Lives for 60 s.
+async def publish(
+    dht: DhtNode, project: ProjectRecord, announcement: Announcement, *, before: Announcement | None = None
+) -> int:
+    """How many peers hold it under the node's own key. Signed once for all prefixes that it claims cells under; lives
+    for 60 s.
 
-    `dropped`: prefixes that the last announcement claimed and this one does not; they are withdrawn at once.
-    Raises RecordRefused or BootstrapFailed when a layer's record is held nowhere; the others are stored all the same.
+    `before`: what was announced last; where this one claims nothing any more its end is told at once.
+    Raises RecordRefused or BootstrapFailed when nobody holds it.
     """
-    prefixes = list(dict.fromkeys(claim.prefix for claim in announcement.claims))
-    await _withdraw_layers(dht, announcement.project, set(dropped) - set(prefixes))
-    stores = (
-        dht.store(layer_key(announcement.project, prefix), _of_layer(announcement, prefix), ANNOUNCEMENT_LIFE_S)
-        for prefix in prefixes
-    )
-    results = await asyncio.gather(*stores, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return min((result for result in results if isinstance(result, int)), default=0)
+    others = prefix_names(project, announcement)
+    if before is not None:
+        others += prefix_names(project, before)
+    name = node_name(project.id, dht.identity.public_key)
+    return await dht.store_slots(name, others, announcement.to_bytes(), ANNOUNCEMENT_LIFE_S)
 
 
-async def withdraw(dht: DhtNode, announcement: Announcement) -> None:
-    """Replace it by tombstones in every layer that it claims cells of: a clean stop. Never raises for want of peers."""
-    await _withdraw_layers(dht, announcement.project, {claim.prefix for claim in announcement.claims})
+async def withdraw(dht: DhtNode, project: ProjectRecord, announcement: Announcement) -> None:
+    """Replace it by a tombstone, under all its keys: a clean stop. Never raises for want of peers."""
+    name = node_name(project.id, dht.identity.public_key)
+    try:
+        await dht.withdraw_slots(name, prefix_names(project, announcement))
+    except (NetworkError, RecordRefused) as error:
+        log.info("the announcement could not be withdrawn, it will expire: %s", error)
+
+
+def prefix_names(project: ProjectRecord, announcement: Announcement) -> list[str]:
+    """Of the prefix keys that the announcement has slots of: for a claim of ffn0.3.17 those of ffn0 and ffn0.3."""
+    names: dict[str, None] = {}
+    for claim in announcement.claims:
+        grid = project.layer(claim.prefix).cells
+        prefixes = {grid.uid(claim.prefix, cell).indices[:-1] for cell in claim.cells()}
+        for length in range(len(grid.shape)):
+            for indices in sorted({longest[:length] for longest in prefixes}):
+                names[prefix_name(project.id, claim.prefix, grid, indices)] = None
+    return list(names)
 
 
 async def publish_project(dht: DhtNode, record: ProjectRecord) -> int:
@@ -96,21 +110,6 @@ async def fetch_project(
         )
     publisher, project = projects.popitem()
     return project, publisher
-
-
-def _of_layer(announcement: Announcement, prefix: str) -> bytes:
-    claims = tuple(claim for claim in announcement.claims if claim.prefix == prefix)
-    return msgspec.structs.replace(announcement, claims=claims).to_bytes()
-
-
-async def _withdraw_layers(dht: DhtNode, project: str, prefixes: set[str]) -> None:
-    async def withdraw_one(prefix: str) -> None:
-        try:
-            await dht.withdraw(layer_key(project, prefix))
-        except (NetworkError, RecordRefused) as error:
-            log.info("the announcement in layer %s could not be withdrawn, it will expire: %s", prefix, error)
-
-    await asyncio.gather(*map(withdraw_one, sorted(prefixes)))
 
 
 def _unpack_project(packed: bytes) -> ProjectRecord:

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from learning_at_home.dht.node import DhtNode
+from learning_at_home.directory.slot_rule import AnnouncementSlots
 from learning_at_home.identity import Identity
 from learning_at_home.testing.simulated_network import SimulatedNetwork
 from learning_at_home.testing.virtual_time import LoopClock
@@ -63,6 +64,7 @@ class SimulatedDht:
         known = self.network.random.sample(self.living, min(BOOTSTRAP_PEERS, len(self.living)))
         settings.setdefault("bootstrap", [node.address for node in known])
         settings.setdefault("clock", LoopClock(asyncio.get_running_loop()))
+        settings.setdefault("slot_rule", AnnouncementSlots())
         identity = Identity(self._num_made.to_bytes(32, "big"))
         node = DhtNode(identity, ip, PORT, client_only=behind_nat or settings.pop("client_only", False), **settings)
         await node.__aenter__()

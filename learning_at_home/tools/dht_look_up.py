@@ -5,15 +5,17 @@ How announcements lie in the DHT is the directory's knowledge: an expert is look
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from learning_at_home.clock import Clock
-from learning_at_home.dht.exchange import Found
 from learning_at_home.dht.node import DhtNode
 from learning_at_home.dht.records import KEY_BYTES
+from learning_at_home.dht.slot_exchange import FoundSlots, SlotAsk
 from learning_at_home.directory.directory import Directory
 from learning_at_home.errors import InvalidUid
 from learning_at_home.expert_uid import ExpertUid, Grid, check_prefix
@@ -87,9 +89,9 @@ def parse_key(text: str) -> bytes | None:
 
 
 async def find_key(dht: DhtNode, key: bytes, clock: Clock) -> HeldKey:
-    """Every publisher's record under a key."""
+    """Every publisher's record under a key, also those in its slots."""
     started_s = time.monotonic()
-    found = await dht.find(key)
+    found, (in_slots,) = await asyncio.gather(dht.find(key), dht.find_slots([SlotAsk(key)]))
     seconds, now_s = time.monotonic() - started_s, clock.wall_s()
     records = tuple(
         HeldRecord(
@@ -101,9 +103,9 @@ async def find_key(dht: DhtNode, key: bytes, clock: Clock) -> HeldKey:
             size_bytes=len(record.to_bytes()),
             withdrawn=record.is_tombstone,
         )
-        for record in (*found.records, *found.tombstones)
+        for record in (*found.records, *found.tombstones, *in_slots.records, *in_slots.tombstones)
     )
-    return HeldKey(key.hex(), records, found.num_answered, seconds)
+    return HeldKey(key.hex(), records, max(found.num_answered, in_slots.num_answered), seconds)
 
 
 async def find_experts(dht: DhtNode, project: ProjectRecord, text: str, clock: Clock) -> FoundExperts:
@@ -167,9 +169,9 @@ class _Counted:
         self.num_answered = 0
         self._dht = dht
 
-    async def find(self, key: bytes) -> Found:
-        found = await self._dht.find(key)
-        self.num_answered = max(self.num_answered, found.num_answered)
+    async def find_slots(self, asks: Sequence[SlotAsk]) -> list[FoundSlots]:
+        found = await self._dht.find_slots(asks)
+        self.num_answered = max(self.num_answered, *(each.num_answered for each in found))
         return found
 
 

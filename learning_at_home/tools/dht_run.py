@@ -15,6 +15,7 @@ from pathlib import Path
 
 from learning_at_home.dht.contacts import shown_address
 from learning_at_home.dht.node import DhtNode, DhtStatus
+from learning_at_home.directory.slot_rule import AnnouncementSlots
 from learning_at_home.identity import Identity
 from learning_at_home.own_address import ANYWHERE, WILDCARDS, route_to
 from learning_at_home.parent_watch import exit_when_stdin_closes
@@ -50,7 +51,9 @@ async def run_peer(options: RunOptions, say: Say) -> None:
 
         exit_when_stdin_closes(stop)
     with open_peer_folder(options.folder, "dht") as identity:
-        async with DhtNode(identity, options.host, options.port, bootstrap=options.bootstrap) as node:
+        async with DhtNode(
+            identity, options.host, options.port, bootstrap=options.bootstrap, slot_rule=AnnouncementSlots()
+        ) as node:
             for line in introduction(identity, options, node.port):
                 say(line)
             if options.bootstrap:

@@ -18,6 +18,7 @@ from types import TracebackType
 
 from learning_at_home.client.loop_thread import LoopThread
 from learning_at_home.dht.node import DhtNode
+from learning_at_home.directory.slot_rule import AnnouncementSlots
 from learning_at_home.errors import UnknownExpert, UsageError
 from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.identity import Identity
@@ -67,7 +68,7 @@ class LocalSwarm:
     def __enter__(self) -> LocalSwarm:
         self._folder = tempfile.TemporaryDirectory(prefix="local-swarm-")
         self._loop = LoopThread("local-swarm")
-        self._dht = DhtNode(Identity.generate(), HOST, 0)
+        self._dht = DhtNode(Identity.generate(), HOST, 0, slot_rule=AnnouncementSlots())
         try:
             self._loop.submit(self._dht.__aenter__()).result(DHT_TIMEOUT_S)
             project_file = Path(self._folder.name) / "project.toml"

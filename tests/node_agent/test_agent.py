@@ -16,6 +16,7 @@ from learning_at_home.clock import SystemClock
 from learning_at_home.coordinator_messages import Accepted, Challenge, encode
 from learning_at_home.dht.node import DhtNode
 from learning_at_home.directory.directory import Directory
+from learning_at_home.directory.slot_rule import AnnouncementSlots
 from learning_at_home.errors import (
     ConfigError,
     ExpertFailed,
@@ -45,7 +46,7 @@ def project_file(tmp_path: Path, project: ProjectRecord) -> Path:
 
 @pytest.fixture
 async def dht():
-    async with DhtNode(Identity.generate(), HOST, 0) as node:
+    async with DhtNode(Identity.generate(), HOST, 0, slot_rule=AnnouncementSlots()) as node:
         yield node
 
 
@@ -300,7 +301,7 @@ async def test_a_node_leaves_in_time_though_coordinator_and_peers_have_fallen_si
         socket.transport.pause_reading()
         await over.wait()
 
-    peers = [DhtNode(Identity.generate(), bootstrap=[dht.address]) for _ in range(3)]
+    peers = [DhtNode(Identity.generate(), bootstrap=[dht.address], slot_rule=AnnouncementSlots()) for _ in range(3)]
     async with asyncio.timeout(TIMEOUT_S), serve(talk, HOST, 0, process_request=answer_http, close_timeout=0) as server:
         for peer in peers:
             await peer.__aenter__()

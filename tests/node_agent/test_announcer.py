@@ -8,9 +8,12 @@ import torch
 
 from learning_at_home.clock import SystemClock
 from learning_at_home.dht.node import DhtNode
-from learning_at_home.directory.announcement import Announcement, Claim, layer_key
+from learning_at_home.dht.records import key_of
+from learning_at_home.dht.slot_exchange import SlotAsk
+from learning_at_home.directory.announcement import Announcement, Claim, prefix_name
 from learning_at_home.directory.directory import Directory
 from learning_at_home.directory.publisher import publish
+from learning_at_home.directory.slot_rule import AnnouncementSlots
 from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.identity import Identity
 from learning_at_home.project import LayerSpec, ProjectRecord
@@ -28,7 +31,7 @@ UIDS = [ExpertUid("ffn0", (0,)), ExpertUid("ffn1", (0,))]
 
 @pytest.fixture
 async def dht() -> AsyncIterator[DhtNode]:
-    async with DhtNode(Identity.generate()) as dht:
+    async with DhtNode(Identity.generate(), slot_rule=AnnouncementSlots()) as dht:
         yield dht
 
 
@@ -60,12 +63,14 @@ async def bob_claims(dht: DhtNode, prefix: str) -> None:
         agent="test",
     )
     async with DhtNode(Identity.generate(), bootstrap=[dht.address]) as other:
-        await publish(other, bob)
+        await publish(other, PROJECT, bob)
 
 
 async def names_in(dht: DhtNode, prefix: str) -> set[str]:
-    records = await dht.get(layer_key("digits", prefix))
-    return {Announcement.from_bytes(record.value).name for record in records}
+    key = key_of(prefix_name("digits", prefix, PROJECT.layer(prefix).cells, ()))
+    (found,) = await dht.find_slots([SlotAsk(key)])
+    announced = [Announcement.from_bytes(record.value) for record in found.records]
+    return {each.name for each in announced if any(claim.prefix == prefix for claim in each.claims)}
 
 
 @pytest.fixture
@@ -73,8 +78,8 @@ def published(monkeypatch: pytest.MonkeyPatch) -> "asyncio.Queue[tuple[str, ...]
     """The prefixes that each announcement claims, as they come."""
     queue: asyncio.Queue[tuple[str, ...]] = asyncio.Queue()
 
-    async def noting(dht: DhtNode, announcement: Announcement, *, dropped: set[str]) -> int:
-        held_by = await publish(dht, announcement, dropped=dropped)
+    async def noting(dht: DhtNode, project: ProjectRecord, announcement: Announcement, *, before) -> int:
+        held_by = await publish(dht, project, announcement, before=before)
         queue.put_nowait(tuple(claim.prefix for claim in announcement.claims))
         return held_by
 
@@ -130,8 +135,8 @@ async def test_what_an_older_claim_has_is_never_announced(alice, dht, published)
 async def test_an_announcement_that_was_broken_off_is_withdrawn_too(alice, dht, monkeypatch):
     stored = asyncio.Event()
 
-    async def stuck(dht: DhtNode, announcement: Announcement, *, dropped: set[str]) -> int:
-        await publish(dht, announcement)
+    async def stuck(dht: DhtNode, project: ProjectRecord, announcement: Announcement, *, before) -> int:
+        await publish(dht, project, announcement)
         stored.set()
         await asyncio.Event().wait()
         return 0
@@ -149,7 +154,7 @@ async def test_an_announcement_that_was_broken_off_is_withdrawn_too(alice, dht, 
 
 
 async def test_withdrawing_ends_although_nobody_answers(alice, dht, monkeypatch, caplog):
-    async def never(dht: DhtNode, announcement: Announcement) -> None:
+    async def never(dht: DhtNode, project: ProjectRecord, announcement: Announcement) -> None:
         await asyncio.Event().wait()
 
     await alice.publish()

@@ -129,13 +129,13 @@ async def test_an_announcement_in_the_dht_is_seen_and_its_withdrawal_too(eyes):
             claims=(Claim("ffn0", ((0, 4),), 1), Claim("ffn1", ((4, 8),), 1)),
             issued_ms=int(CLOCK.wall_s() * 1000),
         )
-        await publish(dht, announcement)
+        await publish(dht, DIGITS, announcement)
         (seen,) = await eyes.look(DIGITS)
         assert seen.public_key == ALICE.public_key
         assert sorted(seen.announcement.claims, key=lambda claim: claim.prefix) == list(announcement.claims)
         assert 50 < seen.expires_s - CLOCK.wall_s() <= 61
 
-        await withdraw(dht, announcement)
+        await withdraw(dht, DIGITS, announcement)
         assert await eyes.look(DIGITS) == []
 
 

@@ -31,9 +31,9 @@ from learning_at_home.coordinator_messages import (
     introduction_bytes,
 )
 from learning_at_home.dht.node import DhtNode
-from learning_at_home.dht.records import sign_record
-from learning_at_home.directory.announcement import Announcement, layer_key
-from learning_at_home.directory.publisher import publish_project
+from learning_at_home.directory.announcement import Announcement
+from learning_at_home.directory.publisher import publish, publish_project
+from learning_at_home.directory.slot_rule import AnnouncementSlots
 from learning_at_home.identity import Identity, verify
 from learning_at_home.project import ProjectAccess, ProjectRecord
 
@@ -96,16 +96,14 @@ class SmallCoordinator:
         return self._loop.submit(coroutine).result(20.0)
 
     async def _start(self) -> None:
-        self.dht = await self._stack.enter_async_context(DhtNode(self.identity, "127.0.0.1", 0))
+        self.dht = await self._stack.enter_async_context(
+            DhtNode(self.identity, "127.0.0.1", 0, slot_rule=AnnouncementSlots())
+        )
         await self._start_web()
 
     async def _announce(self, identity: Identity, announcement: Announcement) -> None:
-        now_ms = int(time.time() * 1000)
-        for claim in announcement.claims:
-            key = layer_key(announcement.project, claim.prefix)
-            value = announcement.to_bytes()
-            record = sign_record(identity, key, value, sequence=now_ms, expires_ms=now_ms + 60_000)
-            assert await self.dht.store_record(record) > 0
+        async with DhtNode(identity, bootstrap=[self.dht.address], client_only=True) as node:
+            assert await publish(node, self.project, announcement) > 0
 
     async def _start_web(self) -> None:
         self._server = await serve(self._telemetry, "127.0.0.1", self.port, process_request=self._access)

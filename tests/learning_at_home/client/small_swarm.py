@@ -19,7 +19,7 @@ from learning_at_home.client.swarm import Swarm
 from learning_at_home.client.tracing import Tracing
 from learning_at_home.clock import SystemClock
 from learning_at_home.dht.records import sign_record
-from learning_at_home.directory.announcement import Announcement, Claim, layer_key, spans_of
+from learning_at_home.directory.announcement import Announcement, Claim, node_key, spans_of
 from learning_at_home.directory.directory import Directory
 from learning_at_home.errors import LearningAtHomeError
 from learning_at_home.identity import Identity
@@ -141,7 +141,7 @@ class SmallSwarm:
         )
         record = sign_record(
             identity,
-            layer_key(self.project.id, self.spec.prefix),
+            node_key(self.project.id, identity.public_key),
             announcement.to_bytes(),
             sequence=now_ms + self._sequence,
             expires_ms=now_ms + int(life_s * 1000),

@@ -1,12 +1,15 @@
 """People, a project of two layers, and records as nodes would sign them."""
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Sequence
 
 import pytest
 
-from learning_at_home.dht.exchange import Found
-from learning_at_home.dht.records import Record, newest_per_publisher, sign_record
-from learning_at_home.directory.announcement import Announcement, Claim, layer_key, spans_of
+from learning_at_home.dht.records import Record, RecordVerifier, sign_record
+from learning_at_home.dht.slot_exchange import FoundSlots, SlotAsk
+from learning_at_home.dht.slots import SlotStorage
+from learning_at_home.directory.announcement import Announcement, Claim, node_key, prefix_name, spans_of
+from learning_at_home.directory.slot_rule import AnnouncementSlots
 from learning_at_home.identity import Identity
 from learning_at_home.project import LayerSpec, ProjectRecord
 from learning_at_home.testing import ManualClock
@@ -15,20 +18,34 @@ from learning_at_home.testing import ManualClock
 class FakeDht:
     """What a directory asks of a DHT, from memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, project: ProjectRecord, clock: ManualClock) -> None:
         self.records: list[Record] = []
         self.asked: list[bytes] = []
         self.answers = 3
+        self._names = [
+            prefix_name(project.id, layer.prefix, layer.cells, indices)
+            for layer in project.layers
+            for depth in range(len(layer.grid))
+            for indices in itertools.product(*map(range, layer.grid[:depth]))
+        ]
+        self._clock = clock
 
-    async def find_many(self, keys: Iterable[bytes]) -> dict[bytes, Found]:
-        return {key: self._find(key) for key in keys}
+    async def find_slots(self, asks: Sequence[SlotAsk]) -> list[FoundSlots]:
+        now_ms = int(self._clock.wall_s() * 1000)
+        storage = SlotStorage(RecordVerifier(), AnnouncementSlots())
+        for record in self.records:
+            for name in self._names:
+                storage.put(record, name, now_ms)
+        self.asked += [ask.key for ask in asks]
+        return [self._found(storage, ask, now_ms) for ask in asks]
 
-    def _find(self, key: bytes) -> Found:
-        self.asked.append(key)
-        newest = newest_per_publisher(record for record in self.records if record.key == key).values()
-        return Found(
-            tuple(record for record in newest if not record.is_tombstone),
-            tuple(record for record in newest if record.is_tombstone),
+    def _found(self, storage: SlotStorage, ask: SlotAsk, now_ms: int) -> FoundSlots:
+        page = storage.page(ask.key, ask.first, ask.wanted, b"".join(ask.known), 1 << 20, now_ms)
+        records = [Record.from_bytes(data) for data in page.records]
+        return FoundSlots(
+            {ask.first + offset: life_s for offset, life_s in enumerate(page.lives) if life_s},
+            tuple(record for record in records if not record.is_tombstone),
+            tuple(record for record in records if record.is_tombstone),
             self.answers,
         )
 
@@ -56,12 +73,20 @@ class Swarm:
         return Announcement(**{**settings, "claims": claims, **fields})
 
     def record(
-        self, person: Identity, cells: set[int], *, prefix: str = "ffn0", life_s: float = 60, tombstone=False, **fields
+        self,
+        person: Identity,
+        cells: set[int] | dict[str, set[int]],
+        *,
+        life_s: float = 60,
+        tombstone: bool = False,
+        **fields,
     ) -> Record:
+        """Of what this person announces; `cells`: those of ffn0, or of each layer."""
         now_ms = int(self.clock.wall_s() * 1000)
-        value = b"" if tombstone else self.announcement({prefix: cells}, **fields).to_bytes()
+        of_layer = cells if isinstance(cells, dict) else {"ffn0": cells}
+        value = b"" if tombstone else self.announcement(of_layer, **fields).to_bytes()
         expires_ms = now_ms + int(life_s * 1000)
-        return sign_record(person, layer_key("digits", prefix), value, sequence=now_ms, expires_ms=expires_ms)
+        return sign_record(person, node_key("digits", person.public_key), value, sequence=now_ms, expires_ms=expires_ms)
 
 
 @pytest.fixture
@@ -75,5 +100,5 @@ def swarm(clock: ManualClock) -> Swarm:
 
 
 @pytest.fixture
-def fake_dht() -> FakeDht:
-    return FakeDht()
+def fake_dht(swarm: Swarm, clock: ManualClock) -> FakeDht:
+    return FakeDht(swarm.project, clock)

@@ -1,14 +1,17 @@
 """The announcement's codec: strangers write it."""
 
 import itertools
+import random
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learning_at_home.directory.announcement import Announcement, Claim, layer_key, project_key, spans_of
+from learning_at_home.dht.records import key_of
+from learning_at_home.directory.announcement import Announcement, Claim, node_key, prefix_name, project_key, spans_of
 from learning_at_home.errors import WireError
+from learning_at_home.expert_uid import Grid
 
 ANNOUNCEMENT = Announcement(
     project="digits",
@@ -60,7 +63,7 @@ def test_garbage_is_a_wire_error(data):
         {"claims": (Claim("ffn0", ((-1, 4),), 0),)},
         {"claims": (Claim("ffn0", ((0, 1),), -1),)},
         {"claims": (Claim("p" * 33, ((0, 1),), 0),)},
-        {"claims": (Claim("ffn0", ((0, 1),) * 129, 0),)},
+        {"claims": (Claim("ffn0", spans_of(range(0, 2_050, 2)), 0),)},
         {"claims": (Claim("ffn0", ((0, 4), (3, 8)), 0),)},  # walked twice: see MAX_CLAIMED_CELLS
         {"claims": (Claim("ffn0", ((0, 4),), 0), Claim("ffn0", ((2, 3),), 9))},
         {"claims": (Claim("ffn0", ((0, 5_000),), 0), Claim("ffn1", ((0, 5_000),), 0))},
@@ -80,6 +83,18 @@ def test_spans_name_every_cell_once(cells):
 
 
 def test_keys_of_different_things_differ():
-    keys = {layer_key("digits", "ffn0"), layer_key("digits", "ffn1"), layer_key("other", "ffn0"), project_key("digits")}
+    alice, bob = b"a" * 32, b"b" * 32
+    keys = {node_key("digits", alice), node_key("digits", bob), node_key("other", alice), project_key("digits")}
+    places = [((64, 64), ()), ((64, 64), (3,)), ((64, 32), ()), ((8, 8, 8), (3,)), ((8, 8, 8), (3, 0))]
+    keys |= {key_of(prefix_name("digits", "ffn0", Grid(shape), indices)) for shape, indices in places}
+    keys.add(key_of(prefix_name("digits", "ffn1", Grid((64, 64)), ())))
 
-    assert len(keys) == 4
+    assert len(keys) == 10
+
+
+def test_a_node_with_512_scattered_cells_has_room_in_one_record():
+    cells = random.Random(1).sample(range(64 * 64), 512)
+    scattered = msgspec.structs.replace(ANNOUNCEMENT, claims=(Claim("ffn0", spans_of(cells), 1_700_000_000_000),))
+
+    assert Announcement.from_bytes(scattered.to_bytes()) == scattered
+    assert len(scattered.to_bytes()) < 1_500

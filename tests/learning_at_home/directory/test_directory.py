@@ -133,7 +133,7 @@ def test_a_node_without_an_endpoint_cannot_be_called_and_so_is_not_alive(directo
 def test_what_is_forged_foreign_or_malformed_changes_nothing(directory, swarm, clock):
     good = swarm.record(swarm.alice, {0})
     forged = msgspec.structs.replace(good, publisher=swarm.bob.public_key)
-    elsewhere = swarm.record(swarm.alice, {0}, prefix="other")
+    elsewhere = sign_record(swarm.alice, b"k" * 20, good.value, sequence=good.sequence, expires_ms=good.expires_ms)
     foreign = swarm.record(swarm.alice, {0}, project="other")
     expired = swarm.record(swarm.alice, {0}, life_s=-20)
 
@@ -153,10 +153,8 @@ def test_a_claim_of_the_same_cells_over_and_over_is_refused_unwalked(directory, 
     assert directory.num_malformed == 1
 
 
-def test_all_announcements_join_what_a_node_claims_in_every_layer(directory, swarm, clock):
-    directory.feed(swarm.record(swarm.alice, {0, 1}, prefix="ffn0"))
-    clock.advance(1)
-    directory.feed(swarm.record(swarm.alice, {3}, prefix="ffn1"))
+def test_an_announcement_tells_what_a_node_claims_in_every_layer(directory, swarm, clock):
+    directory.feed(swarm.record(swarm.alice, {"ffn0": {0, 1}, "ffn1": {3}}))
 
     (announced,) = directory.all_announcements()
 
@@ -232,16 +230,16 @@ def test_unknown_layers_and_uids_outside_the_grid_are_named(directory):
 
 
 async def test_a_refresh_asks_every_layer_and_tells_what_changed(directory, swarm, clock, fake_dht):
-    fake_dht.records = [swarm.record(swarm.alice, {0}), swarm.record(swarm.alice, {1}, prefix="ffn1")]
+    fake_dht.records = [swarm.record(swarm.alice, {"ffn0": {0}, "ffn1": {1}})]
 
     assert await directory.refresh(fake_dht) == {"ffn0", "ffn1"}
     clock.advance(2)
-    fake_dht.records.append(swarm.record(swarm.bob, {2}, prefix="ffn1"))
+    fake_dht.records.append(swarm.record(swarm.bob, {"ffn1": {2}}))
     assert await directory.refresh(fake_dht, ["ffn1"]) == {"ffn1"}
 
     now = clock.monotonic_s()
     assert (directory.layer("ffn0").age_s(now), directory.layer("ffn1").age_s(now)) == (2, 0)
-    assert len(fake_dht.asked) == 3
+    assert len(fake_dht.asked) == 4  # ffn0, ffn0.0, ffn1, and ffn1 again
 
 
 async def test_a_refresh_learns_of_withdrawals(directory, swarm, clock, fake_dht):

@@ -25,7 +25,7 @@ async def test_changes_of_any_cause_are_told_once(swarm, clock, fake_dht, monkey
     monkeypatch.setattr(keeper, "TICK_S", 0.001)
     directory = Directory(swarm.project, clock)
     told: asyncio.Queue[frozenset[str]] = asyncio.Queue()
-    fake_dht.records = [swarm.record(swarm.alice, {0}), swarm.record(swarm.alice, {0}, prefix="ffn1")]
+    fake_dht.records = [swarm.record(swarm.alice, {"ffn0": {0}, "ffn1": {0}})]
     async with asyncio.timeout(10):
         keeping = asyncio.create_task(
             keep_fresh(directory, fake_dht, ["ffn0"], clock, told.put_nowait, policy=RefreshPolicy(0.002, 0.002))

@@ -9,9 +9,11 @@ from collections.abc import AsyncIterator
 import pytest
 
 from learning_at_home.dht.node import DhtNode
-from learning_at_home.directory.announcement import project_key
+from learning_at_home.dht.slot_exchange import SlotAsk
+from learning_at_home.directory.announcement import Announcement, node_key, project_key
 from learning_at_home.directory.directory import Directory
 from learning_at_home.directory.publisher import fetch_project, publish, publish_project, withdraw
+from learning_at_home.directory.slot_rule import AnnouncementSlots
 from learning_at_home.errors import AmbiguousProject, RecordRefused, UnknownProject
 from learning_at_home.identity import Identity
 from learning_at_home.project import LayerSpec, ProjectRecord
@@ -23,7 +25,13 @@ async def peers(*identities: Identity) -> AsyncIterator[list[DhtNode]]:
         nodes: list[DhtNode] = []
         for identity in identities:
             nodes.append(
-                await stack.enter_async_context(DhtNode(identity, bootstrap=[nodes[0].address] if nodes else []))
+                await stack.enter_async_context(
+                    DhtNode(
+                        identity,
+                        bootstrap=[nodes[0].address] if nodes else [],
+                        slot_rule=AnnouncementSlots(),
+                    )
+                )
             )
         yield nodes
 
@@ -33,7 +41,7 @@ async def test_what_a_node_publishes_every_peer_s_directory_finds(swarm):
         directory = Directory(swarm.project, bob.clock)
         announcement = swarm.announcement({"ffn0": {0, 5}, "ffn1": {1}}, name="otter")
 
-        assert await publish(alice, announcement) == 2
+        assert await publish(alice, swarm.project, announcement) == 2
         assert await directory.refresh(bob) == {"ffn0", "ffn1"}
 
         address = directory.find("ffn0.1.2")
@@ -47,10 +55,10 @@ async def test_what_it_withdraws_is_gone_at_the_next_refresh(swarm):
     async with peers(swarm.alice, swarm.bob) as (alice, bob):
         directory = Directory(swarm.project, bob.clock)
         announcement = swarm.announcement({"ffn0": {0}, "ffn1": {1}})
-        await publish(alice, announcement)
+        await publish(alice, swarm.project, announcement)
         await directory.refresh(bob)
 
-        await withdraw(alice, announcement)
+        await withdraw(alice, swarm.project, announcement)
 
         assert await directory.refresh(bob) == {"ffn0", "ffn1"}
         assert directory.all_announcements() == ()
@@ -59,23 +67,27 @@ async def test_what_it_withdraws_is_gone_at_the_next_refresh(swarm):
 async def test_a_layer_that_a_node_no_longer_serves_is_withdrawn_with_the_next_announcement(swarm):
     async with peers(swarm.alice, swarm.bob) as (alice, bob):
         directory = Directory(swarm.project, bob.clock)
-        await publish(alice, swarm.announcement({"ffn0": {0}, "ffn1": {1}}))
+        both = swarm.announcement({"ffn0": {0}, "ffn1": {1}})
+        await publish(alice, swarm.project, both)
         await directory.refresh(bob)
 
-        await publish(alice, swarm.announcement({"ffn1": {1}}), dropped=["ffn0"])
+        await publish(alice, swarm.project, swarm.announcement({"ffn1": {1}}), before=both)
 
         assert await directory.refresh(bob) == {"ffn0"}
         assert (directory.layer("ffn0").num_alive, directory.layer("ffn1").num_alive) == (0, 1)
 
 
-async def test_an_announcement_without_claims_has_nothing_to_publish(swarm):
-    async with peers(swarm.alice) as (alice,):
-        assert await publish(alice, swarm.announcement({})) == 0
+async def test_a_node_that_serves_nothing_is_known_under_its_own_key_alone(swarm):
+    async with peers(swarm.alice, swarm.bob) as (alice, bob):
+        assert await publish(alice, swarm.project, swarm.announcement({})) == 2
+
+        (found,) = await bob.find_slots([SlotAsk(node_key("digits", swarm.alice.public_key))])
+        assert [Announcement.from_bytes(record.value).claims for record in found.records] == [()]
 
 
 async def test_a_clean_stop_without_any_peer_raises_nothing(swarm):
     async with DhtNode(swarm.alice, client_only=True) as alice:
-        await withdraw(alice, swarm.announcement({"ffn0": {0}}))
+        await withdraw(alice, swarm.project, swarm.announcement({"ffn0": {0}}))
 
 
 async def test_a_project_is_fetched_as_it_was_published_with_its_coordinator_s_key(swarm):

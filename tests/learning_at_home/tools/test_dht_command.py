@@ -17,6 +17,7 @@ import pytest
 from learning_at_home.dht.node import DhtNode
 from learning_at_home.directory.announcement import Announcement, Claim
 from learning_at_home.directory.publisher import publish, publish_project
+from learning_at_home.directory.slot_rule import AnnouncementSlots
 from learning_at_home.identity import Identity
 from learning_at_home.project import LayerSpec, ProjectRecord
 from learning_at_home.tools.dht_command import main
@@ -30,8 +31,8 @@ PROJECT = ProjectRecord(id="digits", layers=(LayerSpec(prefix="ffn0", grid=(2, 3
 async def two_peers() -> AsyncIterator[tuple[DhtNode, DhtNode]]:
     async with (
         asyncio.timeout(40),
-        DhtNode(Identity.generate()) as alice,
-        DhtNode(Identity.generate(), bootstrap=[alice.address]) as bob,
+        DhtNode(Identity.generate(), slot_rule=AnnouncementSlots()) as alice,
+        DhtNode(Identity.generate(), bootstrap=[alice.address], slot_rule=AnnouncementSlots()) as bob,
     ):
         yield alice, bob
 
@@ -150,7 +151,7 @@ def test_that_nobody_answers_is_another_thing(capsys, free_udp_port: int, argume
 async def test_an_expert_is_told_with_who_serves_it(capsys, asked: str, cells: list[str] | None, num_served: int):
     async with two_peers() as (alice, bob):
         await publish_project(alice, PROJECT)
-        await publish(bob, announcement((0, 1), (4, 6)))
+        await publish(bob, PROJECT, announcement((0, 1), (4, 6)))
         arguments = ["get", asked, "--project", "digits", "--bootstrap", alice.address]
 
         assert await lah_dht(*arguments) == 0
@@ -171,7 +172,7 @@ async def test_an_expert_is_told_with_who_serves_it(capsys, asked: str, cells: l
 async def test_a_vacant_cell_is_held_by_nobody(capsys):
     async with two_peers() as (alice, bob):
         await publish_project(alice, PROJECT)
-        await publish(bob, announcement((0, 1)))
+        await publish(bob, PROJECT, announcement((0, 1)))
 
         assert await lah_dht("get", "ffn0.1.2", "--project", "digits", "--bootstrap", alice.address) == 1
     assert capsys.readouterr().out.splitlines()[0] == "nobody holds ffn0.1.2 of project digits"
@@ -206,7 +207,7 @@ async def test_a_uid_that_the_project_does_not_have_is_told(capsys, asked: str, 
 async def test_a_strangers_name_cannot_steer_the_terminal(capsys):
     async with two_peers() as (alice, bob):
         await publish_project(alice, PROJECT)
-        await publish(bob, announcement((0, 1), name="\x1b[2J"))
+        await publish(bob, PROJECT, announcement((0, 1), name="\x1b[2J"))
 
         assert await lah_dht("get", "ffn0.0.0", "--project", "digits", "--bootstrap", alice.address) == 0
     assert "\x1b" not in capsys.readouterr().out

@@ -1,0 +1,185 @@
+"""Bring a record into the slots of many keys, and read slots. Async.
+
+Verifies all records that it reads. What a key's holders say of its slots' lives is not signed: a slot counts as living
+when more than a quarter of those who answered say so, so that a few liars can neither invent nor hide one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from learning_at_home.clock import Clock
+from learning_at_home.dht.contacts import Contact
+from learning_at_home.dht.exchange import MAX_PAGES, READ_K, Exchange, Held, K
+from learning_at_home.dht.lookup import SPARE, Lookup, run_lookups
+from learning_at_home.dht.messages import MAX_KNOWN, MAX_NAMES, MAX_NAMES_BYTES, MAX_SLOT_PAGE_BYTES
+from learning_at_home.dht.protocol import DhtProtocol
+from learning_at_home.dht.records import Record, key_of, newest_per_publisher
+from learning_at_home.dht.slots import SlotStorage
+
+
+@dataclass(frozen=True, slots=True)
+class SlotAsk:
+    """What is asked of a key: the lives of 1,024 slots from `first` on, and the records in the slots `wanted`, most
+    wanted first (None: in all; none: no records). Those whose tags are in `known` need not come.
+    """
+
+    key: bytes
+    wanted: tuple[int, ...] | None = None
+    known: tuple[bytes, ...] = ()
+    first: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FoundSlots:
+    """What the holders of a key say."""
+
+    lives_s: dict[int, int]  # slot -> seconds that it lives at least, without a renewal; living ones only
+    records: tuple[Record, ...]  # every publisher's newest, without tombstones and without what was known
+    tombstones: tuple[Record, ...]
+    num_answered: int  # other peers; when nobody answered, nothing means nothing
+
+
+@dataclass(slots=True)
+class _Reading:
+    """What came in on one key."""
+
+    ask: SlotAsk
+    records: dict[bytes, Record] = field(default_factory=dict)  # by tag
+    lives: list[bytes] = field(default_factory=list)
+
+    def known(self) -> bytes:
+        tags = [*self.records, *self.ask.known]
+        return b"".join(tags[:MAX_KNOWN])
+
+    def found(self, num_answered: int) -> FoundSlots:
+        newest = sorted(newest_per_publisher(self.records.values()).values(), key=lambda record: record.publisher)
+        return FoundSlots(
+            lives_s=_agreed(self.lives, self.ask.first),
+            records=tuple(record for record in newest if not record.is_tombstone),
+            tombstones=tuple(record for record in newest if record.is_tombstone),
+            num_answered=num_answered,
+        )
+
+
+class SlotExchange:
+    """`holds_records`: see Exchange."""
+
+    def __init__(
+        self, protocol: DhtProtocol, storage: SlotStorage, exchange: Exchange, clock: Clock, *, holds_records: bool
+    ) -> None:
+        self._protocol = protocol
+        self._storage = storage
+        self._exchange = exchange
+        self._clock = clock
+        self._holds_records = holds_records
+
+    async def put(self, record: Record, names: Sequence[str]) -> list[Held]:
+        """Have the k closest peers of each name's key hold it, with one request to a peer for all its keys."""
+        keys = [key_of(name) for name in names]
+        closest = await self._exchange.closest_peers_of(keys)
+        of_contact: dict[Contact, list[int]] = {}  # indices of names
+        own: list[int] = []
+        for index, (key, others) in enumerate((key, closest[key]) for key in keys):
+            own_distance = Contact(self._protocol.node_id, "", 0).distance(key)
+            is_close = len(others) < K or own_distance < others[-1].distance(key)
+            if self._holds_records and (is_close or not others):
+                own.append(index)
+                others = others[: K - 1]
+            for contact in others:
+                of_contact.setdefault(contact, []).append(index)
+        holders, refusals = [0] * len(names), [Counter[str]() for _ in names]
+
+        def note(index: int, refusal: str) -> None:
+            holders[index] += not refusal
+            if refusal:
+                refusals[index][refusal] += 1
+
+        async def tell(contact: Contact, indices: list[int]) -> None:
+            answer = await self._protocol.call_store_slots(contact, record, [names[index] for index in indices])
+            for index, refusal in zip(indices, answer or (), strict=False):
+                note(index, refusal)
+
+        for index in own:
+            refused = self._storage.put(record, names[index], self._wall_ms())
+            note(index, refused.value if refused else "")
+        await asyncio.gather(
+            *(tell(contact, chunk) for contact, indices in of_contact.items() for chunk in _chunks(indices, names))
+        )
+        return [Held(num_holders, refused) for num_holders, refused in zip(holders, refusals, strict=True)]
+
+    async def find(self, asks: Sequence[SlotAsk]) -> list[FoundSlots]:
+        """What this peer and READ_K of the closest ones to each key hold, in one crawl; one answer for each."""
+        readings = list(map(self._own_reading, asks))
+        lookups = [self._exchange.start_lookup(ask.key, READ_K) for ask in asks]
+        reading_of = {id(lookup): reading for lookup, reading in zip(lookups, readings, strict=True)}
+
+        async def fetch(contact: Contact, concerned: Sequence[Lookup]) -> list[list[Contact]] | None:
+            told = await asyncio.gather(*(self._fetch(contact, reading_of[id(lookup)]) for lookup in concerned))
+            return None if all(each is None for each in told) else [(each or [])[: READ_K + SPARE] for each in told]
+
+        await run_lookups(lookups, fetch, self._clock)
+        return [reading.found(lookup.num_answered) for reading, lookup in zip(readings, lookups, strict=True)]
+
+    def _own_reading(self, ask: SlotAsk) -> _Reading:
+        reading = _Reading(ask)
+        own = self._storage.page(
+            ask.key, ask.first, ask.wanted, reading.known(), MAX_SLOT_PAGE_BYTES * MAX_PAGES, self._wall_ms()
+        )
+        if own.lives or own.records:
+            reading.lives.append(own.lives)
+            self._take(reading, own.records)
+        return reading
+
+    async def _fetch(self, contact: Contact, reading: _Reading) -> list[Contact] | None:
+        """Whom the peer told us of; None: it did not answer. Of its records come those that nobody else brought yet."""
+        ask = reading.ask
+        told: list[Contact] | None = None
+        for _ in range(MAX_PAGES):
+            known = reading.known()
+            answer = await self._protocol.call_find_slots(contact, ask.key, ask.first, ask.wanted, known)
+            if answer is None:
+                break
+            found, neighbours = answer
+            if told is None:
+                told = neighbours
+                reading.lives.append(found.lives)
+            brought = self._take(reading, found.records)
+            if not found.has_more or all(record.tag in known for record in brought):
+                break
+        return told
+
+    def _take(self, reading: _Reading, encoded: Iterable[bytes]) -> list[Record]:
+        """The valid ones."""
+        records = self._exchange.valid(encoded)
+        reading.records.update((record.tag, record) for record in records)
+        return records
+
+    def _wall_ms(self) -> int:
+        return int(self._clock.wall_s() * 1000)
+
+
+def _agreed(lives: Sequence[bytes], first: int) -> dict[int, int]:
+    """Of each slot the life that more than a quarter of these grant it."""
+    longest = max(map(len, lives), default=0)
+    padded = [each.ljust(longest, b"\0") for each in lives]
+    rank = len(padded) // 4
+    agreed = (sorted(column, reverse=True)[rank] for column in zip(*padded, strict=True))
+    return {first + offset: life_s for offset, life_s in enumerate(agreed) if life_s}
+
+
+def _chunks(indices: list[int], names: Sequence[str]) -> Iterable[list[int]]:
+    """As many names at once as a request holds."""
+    chunk: list[int] = []
+    num_bytes = 0
+    for index in indices:
+        size = len(names[index].encode()) + 3
+        if chunk and (len(chunk) == MAX_NAMES or num_bytes + size > MAX_NAMES_BYTES):
+            yield chunk
+            chunk, num_bytes = [], 0
+        chunk.append(index)
+        num_bytes += size
+    yield chunk

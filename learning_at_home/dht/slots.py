@@ -1,0 +1,265 @@
+"""Keys whose records fill slots: bounded, whoever comes. Pure: `now_ms` is passed in.
+
+One signed record is stored under many keys at once, each the hash of a name. A *slot rule* says which numbered slots of
+such a key the record fills; the DHT itself does not know what they mean. A slot has a few places: half for those who
+have been there longest and renew in time, which strangers cannot take however many they are and however often they
+come; half for the freshest, so that a newcomer is seen although the others never leave. So a key grows with the number
+of its slots, never with the number of publishers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from learning_at_home.dht.holdings import Expiries, Quota, Usage
+from learning_at_home.dht.records import SKEW_MS, TAG_BYTES, Record, RecordVerifier, Refusal, is_newer, key_of
+
+TENURE_PLACES = 2
+FRESH_PLACES = 2
+MAX_ENDED = 64  # per key: publishers that left, remembered as long as their last record, so that nothing brings it back
+SLOT_BYTES = 100  # what a filled slot counts for in a bound
+MAX_LIVES = 1_024  # slots whose lives one answer tells
+MAX_LIFE_TOLD_S = 255
+# A node with cells in all 64 lines of 8 layers, whose every key this peer holds, has 520 records of 4 kB here at most.
+QUOTA = Quota(records_per_publisher=2_048, bytes_per_publisher=4 << 20, total_bytes=64 << 20)
+
+
+class SlotRule(Protocol):
+    """Which slots a record fills; asked only about records whose signature is good."""
+
+    def slots(self, record: Record, name: str) -> Collection[int]:
+        """Slots of the key of this name, none for what does not belong there. Cheap and bounded, whoever signed it."""
+        ...
+
+
+class NoSlots:
+    """The rule of a peer that was given none."""
+
+    def slots(self, record: Record, name: str) -> Collection[int]:
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Claimant:
+    """One who wants a place in a slot. `since_ms`: when it first had one here; `fresh_ms`: when it last renewed."""
+
+    publisher: bytes
+    since_ms: int
+    fresh_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlotPage:
+    """Some of a key's records; `lives`: per slot the seconds that the longest-lived record in it has left, 0: empty."""
+
+    lives: bytes
+    records: tuple[bytes, ...]
+    has_more: bool
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A publisher's newest record under a key. Without slots: it left."""
+
+    record: Record
+    since_ms: dict[int, int]  # slot -> since when it is there
+    fresh_ms: int
+
+    @property
+    def num_bytes(self) -> int:
+        return self.record.num_bytes + SLOT_BYTES * len(self.since_ms)
+
+
+@dataclass(slots=True)
+class _Key:
+    entries: dict[bytes, _Entry] = field(default_factory=dict)
+    slots: dict[int, list[bytes]] = field(default_factory=dict)  # slot -> publishers
+    ended: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
+
+
+class SlotStorage:
+    """The records that a peer holds in slots, for others."""
+
+    def __init__(self, verifier: RecordVerifier, rule: SlotRule, quota: Quota = QUOTA) -> None:
+        self._verifier = verifier
+        self._rule = rule
+        self._usage = Usage(quota)
+        self._keys: dict[bytes, _Key] = {}
+        self._expiries = Expiries()
+        self.refusals: Counter[str] = Counter()
+
+    @property
+    def num_records(self) -> int:
+        """A record counts once under each key."""
+        return self._usage.num_records
+
+    @property
+    def num_bytes(self) -> int:
+        return self._usage.num_bytes
+
+    def put(self, record: Record, name: str, now_ms: int) -> Refusal | None:
+        """Hold the record in its slots of the name's key, or say why not. Holding it already is no refusal."""
+        refusal = self._put(record, name, now_ms)
+        if refusal is not None:
+            self.refusals[refusal.value] += 1
+        return refusal
+
+    def page(
+        self, key: bytes, first: int, wanted: tuple[int, ...] | None, known: bytes, max_bytes: int, now_ms: int
+    ) -> SlotPage:
+        """The lives of the slots from `first` on, and records of those wanted (None: of all), in that order.
+
+        With any records wanted those of publishers that left come first. Records whose tags are in `known` are left
+        out: whoever wants more asks again with the tags of those that came.
+        """
+        self.prune(now_ms)
+        here = self._keys.get(key)
+        if here is None:
+            return SlotPage(b"", (), False)
+        told = {known[start : start + TAG_BYTES] for start in range(0, len(known), TAG_BYTES)}
+        encoded: list[bytes] = []
+        num_bytes = 0
+        for entry in _wanted(here, wanted):
+            if entry.record.tag in told:
+                continue
+            told.add(entry.record.tag)
+            data = entry.record.to_bytes()
+            if encoded and num_bytes + len(data) > max_bytes:
+                return SlotPage(_lives(here, first, now_ms), tuple(encoded), True)
+            encoded.append(data)
+            num_bytes += len(data)
+        return SlotPage(_lives(here, first, now_ms), tuple(encoded), False)
+
+    def prune(self, now_ms: int) -> None:
+        """Forget what has expired."""
+        horizon = now_ms - SKEW_MS
+        for key, publisher in self._expiries.due(horizon):
+            here = self._keys.get(key)
+            entry = here.entries.get(publisher) if here else None
+            if entry is not None and entry.record.expires_ms <= horizon:
+                self._remove(key, publisher)
+
+    def _put(self, record: Record, name: str, now_ms: int) -> Refusal | None:
+        self.prune(now_ms)
+        key = key_of(name)
+        here = self._keys.get(key)
+        held = here.entries.get(record.publisher) if here else None
+        if held is not None:
+            if held.record == record:
+                return None
+            if held.record.key != record.key:  # what it withdrew elsewhere must not end what it has here
+                return Refusal.MALFORMED
+            if not is_newer(record, held.record):
+                return Refusal.OLDER
+        refusal = self._verifier.refusal(record, now_ms)
+        if refusal is not None:
+            return refusal
+        claimed = () if record.is_tombstone else self._rule.slots(record, name)
+        if not claimed and held is None:
+            return Refusal.NO_SLOT
+        more_bytes = record.num_bytes + SLOT_BYTES * len(claimed) - (held.num_bytes if held else 0)
+        refusal = self._usage.refusal(record.publisher, held is None, more_bytes)
+        if refusal is not None:
+            return refusal
+        since_ms = self._win(key, record, claimed, held.since_ms if held else {}, now_ms)
+        if not since_ms and held is None:
+            return Refusal.SLOT_FULL
+        if held is not None:
+            self._remove(key, record.publisher)
+        self._add(key, _Entry(record, since_ms, min(record.sequence, now_ms)))
+        return None
+
+    def _win(
+        self, key: bytes, record: Record, claimed: Collection[int], had_ms: dict[int, int], now_ms: int
+    ) -> dict[int, int]:
+        """Which of the claimed slots it gets, and since when it counts as there. Whom it displaces leaves."""
+        fresh_ms = min(record.sequence, now_ms)
+        won: dict[int, int] = {}
+        for slot in claimed:
+            newcomer = Claimant(record.publisher, had_ms.get(slot, now_ms), fresh_ms)
+            loser = surplus([*self._claimants(key, slot, but=record.publisher), newcomer])
+            if loser != newcomer:
+                won[slot] = newcomer.since_ms
+                if loser is not None:
+                    self._leave(key, loser.publisher, slot)
+        return won
+
+    def _claimants(self, key: bytes, slot: int, but: bytes) -> Iterator[Claimant]:
+        here = self._keys.get(key)
+        for publisher in here.slots.get(slot, ()) if here else ():
+            if here is not None and publisher != but:
+                entry = here.entries[publisher]
+                yield Claimant(publisher, entry.since_ms[slot], entry.fresh_ms)
+
+    def _leave(self, key: bytes, publisher: bytes, slot: int) -> None:
+        here = self._keys[key]
+        entry = here.entries[publisher]
+        if len(entry.since_ms) == 1:
+            self._remove(key, publisher)
+            return
+        del entry.since_ms[slot]
+        here.slots[slot].remove(publisher)
+        self._usage.add(publisher, 0, -SLOT_BYTES)
+
+    def _add(self, key: bytes, entry: _Entry) -> None:
+        here = self._keys.setdefault(key, _Key())
+        publisher = entry.record.publisher
+        here.entries[publisher] = entry
+        for slot in entry.since_ms:
+            here.slots.setdefault(slot, []).append(publisher)
+        self._usage.add(publisher, 1, entry.num_bytes)
+        if not entry.since_ms:
+            here.ended[publisher] = None
+            if len(here.ended) > MAX_ENDED:
+                self._remove(key, next(iter(here.ended)))
+        self._expiries.push(entry.record.expires_ms, key, publisher)
+        if len(self._expiries) > 2 * self.num_records + 1_000:
+            self._expiries.replace(
+                (entry.record.expires_ms, key, publisher)
+                for key, here in self._keys.items()
+                for publisher, entry in here.entries.items()
+            )
+
+    def _remove(self, key: bytes, publisher: bytes) -> None:
+        here = self._keys[key]
+        entry = here.entries.pop(publisher)
+        here.ended.pop(publisher, None)
+        for slot in entry.since_ms:
+            here.slots[slot].remove(publisher)
+            if not here.slots[slot]:
+                del here.slots[slot]
+        self._usage.add(publisher, -1, -entry.num_bytes)
+        if not here.entries:
+            del self._keys[key]
+
+
+def surplus(claimants: Collection[Claimant]) -> Claimant | None:
+    """Of those who want a slot's places the one who gets none; None while there is room. At most one too many."""
+    if len(claimants) <= TENURE_PLACES + FRESH_PLACES:
+        return None
+    by_tenure = sorted(claimants, key=lambda claimant: (claimant.since_ms, claimant.publisher))
+    return min(by_tenure[TENURE_PLACES:], key=lambda claimant: (claimant.fresh_ms, claimant.publisher))
+
+
+def _wanted(here: _Key, wanted: tuple[int, ...] | None) -> Iterator[_Entry]:
+    """The entries that a reader wants; one may come several times."""
+    if wanted == ():
+        return
+    slots: Iterable[int] = sorted(here.slots) if wanted is None else wanted
+    for publisher in here.ended:
+        yield here.entries[publisher]
+    for slot in slots:
+        for publisher in here.slots.get(slot, ()):
+            yield here.entries[publisher]
+
+
+def _lives(here: _Key, first: int, now_ms: int) -> bytes:
+    lives = bytearray(MAX_LIVES)
+    for slot, publishers in here.slots.items():
+        if first <= slot < first + MAX_LIVES:
+            left_ms = max(here.entries[publisher].record.expires_ms for publisher in publishers) - now_ms
+            lives[slot - first] = min(max(-(-left_ms // 1000), 0), MAX_LIFE_TOLD_S)
+    return bytes(lives).rstrip(b"\0")
