@@ -9,6 +9,7 @@ from backend.coordinator import Coordinator
 from backend.errors import add_error_handlers
 from backend.events import endpoints as events
 from backend.http import describe
+from backend.knocks import endpoints as knocks
 from backend.live import endpoints as live
 from backend.nodes import endpoints as nodes
 from backend.projects import endpoints as projects
@@ -32,7 +33,7 @@ def create_app(coordinator: Coordinator) -> FastAPI:
         redoc_url=None,
     )
     app.state.coordinator = coordinator
-    for feature in (projects, nodes, events, series, telemetry, live, service_health):
+    for feature in (projects, nodes, events, series, telemetry, live, knocks, service_health):
         app.include_router(feature.router)
     app.include_router(create_router(LiveSource(coordinator)))
     mount_static_files(app)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from backend.database import Database, open_database
 from backend.descriptors import max_websockets
 from backend.events.repository import EventRepository
+from backend.knocks.knocker import Knocker
 from backend.live.dht_eyes import open_eyes
 from backend.live.eyes import Eyes
 from backend.live.prober import run_prober
@@ -48,6 +49,7 @@ class Coordinator:
     eyes: Eyes
     projects: dict[str, Watched]
     sockets: OpenSockets = field(default_factory=lambda: OpenSockets(max_websockets()))
+    knocker: Knocker = field(default_factory=Knocker)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property

@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeAlias
 import msgspec
 from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
+from starlette.background import BackgroundTask
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
@@ -29,8 +30,14 @@ class Json(Response):
 
     media_type = "application/json"
 
-    def __init__(self, content: object, status_code: int = 200, headers: dict[str, str] | None = None) -> None:
-        super().__init__(content, status_code, {"Cache-Control": "no-store", **(headers or {})})
+    def __init__(
+        self,
+        content: object,
+        status_code: int = 200,
+        headers: dict[str, str] | None = None,
+        background: BackgroundTask | None = None,
+    ) -> None:
+        super().__init__(content, status_code, {"Cache-Control": "no-store", **(headers or {})}, background=background)
 
     def render(self, content: object) -> bytes:
         return msgspec.json.encode(content)

@@ -24,6 +24,7 @@ SUMMARIES = {
     "coordinator": "serve projects: their records, their health, their pages",
     "demo": "train a model on a swarm of this machine, and watch it in a browser",
     "dht": "run a bootstrap peer of the DHT, look something up in it, see who is there",
+    "doctor": "check this machine, its network and its clock, and say what to do",
     "node": "host experts on this machine",
 }
 

@@ -241,6 +241,7 @@ def _checked(access: ProjectAccess) -> ProjectAccess:
         coordinator_public_key=access.coordinator_public_key.lower(),
         bootstrap=tuple(printable(peer, 300) for peer in access.bootstrap),
         your_address=printable(access.your_address),
+        agent=printable(access.agent, 80),
         dashboard_url=dashboard_url if dashboard_url.startswith(("http://", "https://")) else "",
     )
 

@@ -126,6 +126,12 @@ class Report(msgspec.Struct, frozen=True, tag="report"):
     metrics: Annotated[dict[Name, float], msgspec.Meta(max_length=MAX_METRICS)]
 
 
+class Knocking(msgspec.Struct, frozen=True):
+    """The coordinator's answer to POST /api/v1/knock: it is bringing the token to the ports named."""
+
+    address: str  # at which it knocks
+
+
 PeerMessage = Introduction | NodeTelemetry | TrainerTelemetry | Report
 CoordinatorMessage = Challenge | Accepted | Refused
 

@@ -184,3 +184,4 @@ class ProjectAccess(msgspec.Struct, frozen=True, kw_only=True):
     your_address: str  # the address that this request came from, as the coordinator saw it
     wall_s: float  # time hint
     dashboard_url: str
+    agent: str = ""  # what the coordinator runs, as "learning-at-home/0.1.0"

@@ -9,6 +9,7 @@ from starlette.requests import Request
 
 from backend.coordinator import Coordinator
 from learning_at_home.project import ProjectAccess, ProjectRecord
+from learning_at_home.version import AGENT
 
 # Who sends the Host header chooses what it says: only what can be an address is repeated.
 _NAME = re.compile(r"(?=.{1,253}\Z)(?!-)[A-Za-z0-9_-]{1,63}(?:\.(?!-)[A-Za-z0-9_-]{1,63})*\.?")
@@ -32,6 +33,7 @@ def access_for(request: Request, coordinator: Coordinator, record: ProjectRecord
         your_address=request.client.host if request.client is not None else "",
         wall_s=coordinator.clock.wall_s(),
         dashboard_url=f"{url}/p/{record.id}",
+        agent=AGENT,
     )
 
 

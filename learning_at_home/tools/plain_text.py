@@ -30,4 +30,7 @@ def size(num_bytes: int) -> str:
     """In the unit that fits."""
     if num_bytes < 1_000:
         return f"{num_bytes} B"
-    return f"{num_bytes / 1e3:.1f} kB" if num_bytes < 1_000_000 else f"{num_bytes / 1e6:.1f} MB"
+    for unit, factor in (("kB", 1e3), ("MB", 1e6)):
+        if num_bytes < 1_000 * factor:
+            return f"{num_bytes / factor:.1f} {unit}"
+    return f"{num_bytes / 1e9:.1f} GB"
