@@ -209,7 +209,7 @@ class DeviceThread:
         """
         claimed: list[Batch[Job]] = []
         left_s = self._quick_s
-        while len(claimed) < CLAIMED_AT_ONCE:
+        while len(claimed) < CLAIMED_AT_ONCE and (self._batcher.queued_rows or self._next):
             batches, expected_s = self._look()
             if expected_s >= left_s:  # infinite when nothing is left
                 if batches and expected_s >= self._quick_s and not claimed:
