@@ -21,6 +21,7 @@ DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8765
 DATABASE_FILE = "coordinator.sqlite3"
 KEY_FILE = "coordinator.key"
+PEER_CACHE_FILE = "coordinator.peers.json"
 _ADDRESS = re.compile(r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 
 
@@ -71,6 +72,10 @@ class Settings:
     @property
     def key_file(self) -> Path:
         return self.data_dir / KEY_FILE
+
+    @property
+    def peer_cache_file(self) -> Path:
+        return self.data_dir / PEER_CACHE_FILE
 
     @property
     def own_address(self) -> str:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -90,15 +91,16 @@ class Agent:
         """Serve until stopped. Raises ConfigError and NetworkErrors while joining, NodeFailed later."""
         self._task = asyncio.current_task()
         try:
-            with open_peer_folder(self.config.data_dir or data_folder() / "node", "node") as identity:
-                await self._join_and_serve(identity)
+            folder = self.config.data_dir or data_folder() / "node"
+            with open_peer_folder(folder, "node") as identity:
+                await self._join_and_serve(identity, folder)
         except asyncio.CancelledError:
             if not self._stopping.is_set():
                 raise
         finally:
             self.state = "offline"
 
-    async def _join_and_serve(self, identity: Identity) -> None:
+    async def _join_and_serve(self, identity: Identity, folder: Path) -> None:
         config = self.config
         device = await asyncio.to_thread(find_device, config.device)
         name = config.name or identity.name
@@ -110,6 +112,7 @@ class Agent:
             clock=self.clock,
             bootstrap=invitation.bootstrap,
             slot_rule=AnnouncementSlots(),
+            peer_cache=folder / "node.peers.json",
         )
         async with dht_node as dht:
             project = await find_project(config, invitation, dht)

@@ -161,6 +161,7 @@ async def open_eyes(settings: Settings, identity: Identity, clock: Clock) -> Asy
         clock=clock,
         bootstrap=settings.bootstrap,
         slot_rule=AnnouncementSlots(),
+        peer_cache=settings.peer_cache_file,
     )
     try:
         await node.__aenter__()

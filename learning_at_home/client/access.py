@@ -8,10 +8,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from learning_at_home.client.loop_thread import LoopThread
 from learning_at_home.clock import SystemClock
 from learning_at_home.coordinator_access import Access, CoordinatorUrl, fetch_access
+from learning_at_home.data_folders import data_folder
 from learning_at_home.errors import ConfigError, CoordinatorUnreachable
 from learning_at_home.identity import PUBLIC_KEY_BYTES
 from learning_at_home.project import ProjectAccess, ProjectRecord
@@ -77,6 +79,16 @@ def wanted_project(project: str | Path | ProjectRecord | None, url: CoordinatorU
     if not project:
         raise ConfigError("which project? Give project= its id, its record or its TOML file, or connect by its address")
     return project
+
+
+def peer_cache_of(project: ProjectRecord | str, bootstrap: Sequence[str]) -> Path | None:
+    """Where the swarm's peers are remembered for the next run; None for a swarm on this machine alone, which ends with
+    it. Raises ConfigError when the data folder has no absolute path."""
+    hosts = [host.strip("[]") for host, _, _ in (address.rpartition(":") for address in bootstrap)]
+    if all(host == "localhost" or host == "::1" or host.startswith("127.") for host in hosts):
+        return None
+    name = quote(project if isinstance(project, str) else project.id, safe="")[:100]
+    return data_folder() / "trainer" / f"{name}.peers.json"
 
 
 def key_bytes(key: str | bytes | None) -> bytes | None:

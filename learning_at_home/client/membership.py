@@ -10,6 +10,7 @@ import concurrent.futures
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from learning_at_home.client.loop_thread import LoopThread
 from learning_at_home.client.reporting import LAST_WORDS_S
@@ -39,13 +40,14 @@ class Joined:
 
 @dataclass(slots=True)
 class Membership:
-    """`project`: the record, or the id under which the DHT holds it."""
+    """`project`: the record, or the id under which the DHT holds it. `peer_cache`: see DhtNode."""
 
     identity: Identity
     clock: Clock
     bootstrap: Sequence[str]
     project: ProjectRecord | str
     coordinator_key: bytes | None = None
+    peer_cache: Path | None = None
     link: Callable[[], CoordinatorLink] | None = None  # made on the loop
     _thread: LoopThread | None = None
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
@@ -83,7 +85,13 @@ class Membership:
 
     async def _live(self, joined: concurrent.futures.Future[Joined]) -> None:
         try:
-            async with DhtNode(self.identity, "0.0.0.0", 0, clock=self.clock, client_only=True) as dht:  # noqa: S104 - a client answers nobody
+            async with DhtNode(
+                self.identity,
+                "0.0.0.0",  # noqa: S104 - a client answers nobody
+                clock=self.clock,
+                client_only=True,
+                peer_cache=self.peer_cache,
+            ) as dht:
                 await dht.bootstrap(self.bootstrap, require=True)
                 record = self.project
                 if isinstance(record, str):

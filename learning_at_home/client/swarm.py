@@ -16,7 +16,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, SupportsFloat
 
-from learning_at_home.client.access import check_way_in, key_bytes, parse_project_url, reach_coordinator, wanted_project
+from learning_at_home.client.access import (
+    check_way_in,
+    key_bytes,
+    parse_project_url,
+    peer_cache_of,
+    reach_coordinator,
+    wanted_project,
+)
 from learning_at_home.client.async_calls import AsyncCalls
 from learning_at_home.client.fanout import CallContext
 from learning_at_home.client.living import POLL_S, LivingExperts
@@ -105,7 +112,7 @@ class Swarm:
         peers = tuple(dict.fromkeys([*(access.bootstrap if access else ()), *bootstrap]))
         calls_stats, reports = CallStats(), ReportQueue()
         connections = Connections(me, clock, unencrypted=unencrypted)
-        membership = Membership(me, clock, peers, wanted, key)
+        membership = Membership(me, clock, peers, wanted, key, peer_cache_of(wanted, peers))
         if address is not None:
             trainer = _TelemetrySource(calls_stats, connections, clock)
             expected = access.coordinator_public_key if access else (key.hex() if key else None)

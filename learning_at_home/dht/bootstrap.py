@@ -1,7 +1,8 @@
 """Find the first peers: bootstrap addresses, tried in parallel, and again while they are not in the table. Async.
 
-An address that has not answered is never given up: four nodes that start in the same second with one list may at first
-find each other only in pairs, and it is the later tries that make one network of them.
+The peers that the last run knew (`remembered`) are tried with the first addresses, and again only while this peer is
+alone. An address that has not answered is never given up: four nodes that start in the same second with one list may
+at first find each other only in pairs, and it is the later tries that make one network of them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import ipaddress
 import logging
 import random
 import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from learning_at_home.dht.contacts import Address, parse_address, shown_address
 from learning_at_home.dht.protocol import DhtProtocol
@@ -31,26 +32,30 @@ class Bootstrapper:
     """`on_joined` is awaited after a round in which someone answered: it makes us known to our own neighbourhood."""
 
     def __init__(
-        self, protocol: DhtProtocol, family: socket.AddressFamily, on_joined: Callable[[], Awaitable[None]]
+        self,
+        protocol: DhtProtocol,
+        family: socket.AddressFamily,
+        on_joined: Callable[[], Awaitable[None]],
+        remembered: Sequence[str] = (),
     ) -> None:
         self._protocol = protocol
         self._family = family
         self._on_joined = on_joined
+        self._remembered = tuple(remembered)
         self._wanted: dict[str, Address | None] = {}  # as written -> where it answered
         self._own: set[str] = set()
         self._news = asyncio.Event()
 
+    async def start(self, texts: Iterable[str]) -> None:
+        """Try the first addresses and the remembered peers once. Raises ConfigError for what is no address."""
+        await self._round([*self._note(texts), *self._remembered])
+
     async def try_all(self, texts: Iterable[str], *, require: bool = False) -> int:
-        """How many answered. Raises ConfigError for what is no address, BootstrapFailed if `require` and none did."""
-        texts = list(dict.fromkeys(texts))
-        for text in texts:
-            parse_address(text)
-            if len(self._wanted) < MAX_ADDRESSES:
-                self._wanted.setdefault(text, None)
-        self._news.set()
-        problems = await self._round(texts)
+        """How many answered. Raises ConfigError for what is no address, and BootstrapFailed if `require`, none did and
+        no other peer is known."""
+        problems = await self._round(self._note(texts))
         num_answered = sum(problem is None for problem in problems.values())
-        if require and num_answered == 0:
+        if require and num_answered == 0 and not self._protocol.neighbourhood.contacts():
             listed = "; ".join(f"{text} {problem}" for text, problem in problems.items()) or "no address was given"
             raise BootstrapFailed(f"no bootstrap peer can be used: {listed}")
         return num_answered
@@ -65,8 +70,9 @@ class Bootstrapper:
                     await self._news.wait()
                 delay_s = FIRST_RETRY_S
             except TimeoutError:
-                await self._round(self.unanswered())
-                most_s = MAX_RETRY_S if self._protocol.neighbourhood.contacts() else MAX_RETRY_ALONE_S
+                is_alone = not self._protocol.neighbourhood.contacts()
+                await self._round([*self.unanswered(), *(self._remembered if is_alone else ())])
+                most_s = MAX_RETRY_ALONE_S if is_alone else MAX_RETRY_S
                 delay_s = min(2 * delay_s, most_s)
 
     def unanswered(self) -> tuple[str, ...]:
@@ -76,9 +82,18 @@ class Bootstrapper:
             text for text, address in self._wanted.items() if address not in in_table and text not in self._own
         )
 
+    def _note(self, texts: Iterable[str]) -> list[str]:
+        texts = list(dict.fromkeys(texts))
+        for text in texts:
+            parse_address(text)
+            if len(self._wanted) < MAX_ADDRESSES:
+                self._wanted.setdefault(text, None)
+        self._news.set()
+        return texts
+
     async def _round(self, texts: Iterable[str]) -> dict[str, str | None]:
         """address -> what is wrong with it, or None when it answered."""
-        texts = list(texts)
+        texts = list(dict.fromkeys(texts))
         problems = dict(zip(texts, await asyncio.gather(*map(self._try, texts)), strict=True))
         if any(problem is None for problem in problems.values()):
             await self._on_joined()

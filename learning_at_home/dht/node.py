@@ -11,12 +11,14 @@ import socket
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 
 from learning_at_home.clock import Clock, SystemClock
 from learning_at_home.dht.bootstrap import Bootstrapper
 from learning_at_home.dht.contacts import shown_address
 from learning_at_home.dht.exchange import Exchange, Found, Held, K
+from learning_at_home.dht.peer_cache import PeerCache
 from learning_at_home.dht.protocol import WAIT_TIMEOUT_S, DhtProtocol
 from learning_at_home.dht.records import (
     KEY_BYTES,
@@ -35,6 +37,7 @@ from learning_at_home.errors import BootstrapFailed, ConfigError, RecordRefused
 from learning_at_home.identity import Identity
 
 RECEIVE_BUFFER_BYTES = 1 << 20  # a hundred full pages may arrive while the loop is busy elsewhere
+SAVE_PEERS_S = 300.0  # a peer that is killed comes back with what it knew five minutes before
 MAX_REMEMBERED = 4_096  # keys of our own whose last sequence we know; expired ones make room
 
 
@@ -72,6 +75,7 @@ class DhtNode:
     not answer are tried again in the background for as long as the node lives. Raises ConfigError when it cannot listen
     there, or for what is no address. `client_only`: asks, but holds nothing for others and is not put into their
     tables (a trainer; a peer behind NAT). `slot_rule`: which slots a record fills here; without one none (slots.py).
+    `peer_cache`: a file for the peers that it knew, tried at the next start.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class DhtNode:
         bootstrap: Sequence[str] = (),
         client_only: bool = False,
         slot_rule: SlotRule | None = None,
+        peer_cache: Path | None = None,
         wait_timeout_s: float = WAIT_TIMEOUT_S,
     ) -> None:
         self.identity = identity
@@ -91,6 +96,7 @@ class DhtNode:
         self._local_address = (host, port)
         self._first_addresses = tuple(bootstrap)
         self._client_only = client_only
+        self._peer_cache = None if peer_cache is None else PeerCache(peer_cache)
         self._verifier = RecordVerifier()
         self._storage = RecordStorage(self._verifier)
         self._slots = SlotStorage(self._verifier, slot_rule or NoSlots())
@@ -125,13 +131,14 @@ class DhtNode:
         sock: socket.socket = transport.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
         self._bound: tuple[str, int] = sock.getsockname()[:2]
-        self._bootstrapper = Bootstrapper(self._protocol, sock.family, self._upkeep.look_around)
+        remembered = [] if self._peer_cache is None else self._peer_cache.load()
+        self._bootstrapper = Bootstrapper(self._protocol, sock.family, self._upkeep.look_around, remembered)
         ready = asyncio.Event()
         # Not bare: the task is kept, ends in __aexit__, and all others are children of its TaskGroup.
-        self._background = asyncio.create_task(self._upkeep.run(ready, self._bootstrapper.run()))
+        self._background = asyncio.create_task(self._upkeep.run(ready, self._bootstrapper.run(), self._keep_peers()))
         try:
             await ready.wait()
-            await self._bootstrapper.try_all(self._first_addresses)
+            await self._bootstrapper.start(self._first_addresses)
         except BaseException:
             await self._close()
             raise
@@ -308,6 +315,19 @@ class DhtNode:
         await asyncio.wait({self._background})
         self._transport.close()
         await self._protocol.closed.wait()
+        self._save_peers()
+
+    async def _keep_peers(self) -> None:
+        while True:
+            await asyncio.sleep(SAVE_PEERS_S)
+            self._save_peers()
+
+    def _save_peers(self) -> None:
+        """On the loop: some kilobytes into the page cache take less than a thread's start."""
+        neighbourhood = self._protocol.neighbourhood
+        known = [(neighbourhood.answered_s(contact) or 0.0, contact.address) for contact in neighbourhood.contacts()]
+        if self._peer_cache is not None and known:  # who is cut off keeps what it knew before
+            self._peer_cache.save(shown_address(address) for _, address in sorted(known, reverse=True))
 
     def _remember(self, record: Record, now_ms: int) -> None:
         self._last_own[record.key] = record

@@ -52,7 +52,12 @@ async def run_peer(options: RunOptions, say: Say) -> None:
         exit_when_stdin_closes(stop)
     with open_peer_folder(options.folder, "dht") as identity:
         async with DhtNode(
-            identity, options.host, options.port, bootstrap=options.bootstrap, slot_rule=AnnouncementSlots()
+            identity,
+            options.host,
+            options.port,
+            bootstrap=options.bootstrap,
+            slot_rule=AnnouncementSlots(),
+            peer_cache=options.folder / "dht.peers.json",
         ) as node:
             for line in introduction(identity, options, node.port):
                 say(line)
