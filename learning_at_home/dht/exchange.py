@@ -19,7 +19,7 @@ from learning_at_home.dht.storage import RecordStorage
 from learning_at_home.errors import WireError
 
 K = 20  # the paper's: of 20 peers chosen by chance not all leave within an hour
-READ_K = 6  # of those 20: each of them holds what was stored lately, unless it joined since, lost the datagram or lies
+READ_K = 5  # of those 20: each of them holds what was stored lately, unless it joined since, lost the datagram or lies
 MAX_PAGES = 20  # of one peer's answer: 256 records of 400 bytes take 16 pages of 6,700
 
 

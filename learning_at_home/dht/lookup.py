@@ -23,8 +23,10 @@ from learning_at_home.clock import Clock
 from learning_at_home.dht.contacts import Contact
 
 ALPHA = 10  # at 5 % loss each way nine of ten answer at once; more would only be asked sooner, not less often
-SPARE = 2  # questions beyond the answers still needed: of eight, six come back in nearly every round trip
-PATH_WIDTH = 2  # two of each teller's nearest: one may have joined a moment ago
+SPARE = (
+    3  # questions beyond the answers still needed: where one in five is lost or dead, five of eight come nearly always
+)
+PATH_WIDTH = 2  # of each teller's nearest are asked, so that one may be dead or its answer lost
 PATH_DEATHS = 2  # of a teller's nearest may be dead before its path ends; a liar's false ones cost no more
 HOPELESS = 5  # times its patience: it was asked three times by then, and the last answer would be here
 MAX_ASKED = 128  # a lookup among a million peers asks fewer; a lying neighbourhood cannot make it endless
@@ -108,7 +110,7 @@ class Lookup:
         """
         if self.num_asked < MAX_ASKED and self._wanted(now):
             return False
-        if any(peer.is_awaited(now) for peer in self._path_ends(now)):
+        if any(peer.is_awaited(now) for peer in self._open_ends(now)):
             return False
         front = self._front(now)
         if sum(peer.has_answered for peer in front) >= self.need:
@@ -155,7 +157,7 @@ class Lookup:
 
     def _wanted(self, now: float) -> list[_Peer]:
         """Whom to ask if there is room: the paths' ends, then the closest of all until enough of them are asked."""
-        wanted = [peer for peer in self._path_ends(now) if peer.overdue_s is None]
+        wanted = [peer for peer in self._open_ends(now) if peer.overdue_s is None]
         front = self._front(now)
         missing = self.need - sum(peer.has_answered for peer in front)
         if missing > 0:
@@ -175,13 +177,15 @@ class Lookup:
                     break
         return front
 
-    def _path_ends(self, now: float) -> list[_Peer]:
-        """Of each path the nearest that may be alive and have not answered; the first of each path first."""
+    def _open_ends(self, now: float) -> list[_Peer]:
+        """Of each path where none of these has answered its nearest that may be alive; the first of each come first."""
         ends: dict[int, tuple[int, _Peer]] = {}
         for path in self._paths:
             alive = [peer for peer in path if peer.counts(now)][:PATH_WIDTH]
+            if any(peer.has_answered for peer in alive):
+                continue
             for rank, peer in enumerate(alive):
-                if not peer.has_answered and ends.get(peer.distance, (rank + 1,))[0] > rank:
+                if ends.get(peer.distance, (rank + 1,))[0] > rank:
                     ends[peer.distance] = (rank, peer)
         return [peer for _, peer in sorted(ends.values(), key=lambda end: (end[0], end[1].distance))]
 

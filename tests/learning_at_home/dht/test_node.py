@@ -96,7 +96,7 @@ async def test_many_keys_are_stored_and_found_in_one_crawl():
             **{key: [b"of " + key] for key in keys},
             KEY: [],
         }
-        assert min(answer.num_answered for answer in found.values()) >= 6
+        assert min(answer.num_answered for answer in found.values()) >= 5
         assert await nodes[7].find_many([]) == {}
         assert await nodes[7].store_many([]) == []
 
