@@ -22,7 +22,7 @@ import msgspec
 from learning_at_home.coordinator_access import CoordinatorUrl, is_loopback
 from learning_at_home.coordinator_messages import Knocking
 from learning_at_home.text import printable
-from learning_at_home.tools.checks import Check, failed, ok, warning
+from learning_at_home.tools.checks import Check, failed, ok, on_a_thread, warning
 from learning_at_home.version import AGENT
 
 ASK_TIMEOUT_S = 3.0
@@ -115,11 +115,13 @@ def judge_knock(door: Door, address: str) -> Check:
 async def ask_for_knock(url: CoordinatorUrl, token: str, tcp_port: int, udp_port: int) -> tuple[str, str]:
     """The address at which the coordinator knocks, or else why it does not."""
     ports = {name: port for name, port in (("tcp_port", tcp_port), ("udp_port", udp_port)) if port}
-    direct = httpx.AsyncHTTPTransport() if is_loopback(url.root) else None  # no proxy leads to this machine
+    # On a thread: certificates take a while to load, and round trips are being measured on this loop.
+    verify = await on_a_thread(httpx.create_ssl_context) if url.root.startswith("https:") else False
+    direct = httpx.AsyncHTTPTransport(verify=verify) if is_loopback(url.root) else None  # no proxy leads there
     try:
         async with (
             asyncio.timeout(ASK_TIMEOUT_S),
-            httpx.AsyncClient(transport=direct, timeout=None) as client,  # noqa: S113 - the deadline above
+            httpx.AsyncClient(transport=direct, verify=verify, timeout=None) as client,  # noqa: S113 - the deadline above
             client.stream(
                 "POST",
                 f"{url.root}/api/v1/knock",
@@ -136,6 +138,8 @@ async def ask_for_knock(url: CoordinatorUrl, token: str, tcp_port: int, udp_port
         return "", printable(str(error)) or type(error).__name__
     except TimeoutError:
         return "", "no answer in time"
+    if response.has_redirect_location:
+        return "", f"it leads to {printable(response.headers['location'])}: give the address that it leads to"
     if response.status_code != httpx.codes.OK:
         return "", f"status {response.status_code}: {printable(bytes(body[:200]).decode(errors='replace'))}"
     try:

@@ -4,6 +4,7 @@ Each environment is an honest `pip install 'learning-at-home[EXTRA]'` at the ver
 venv. Those with torch cost some 30 s each, which is why the tests of one extra share one environment.
 """
 
+import json
 import os
 import re
 import shutil
@@ -179,6 +180,17 @@ def test_a_command_without_its_extra_names_what_to_install(
     assert answer.returncode == 3
     assert f"pip install 'learning-at-home[{command}]'" in answer.stderr
     assert len(answer.stderr.splitlines()) == 1
+
+
+def test_the_doctor_and_the_dht_need_no_extra(installations: Callable[[str], Installation], free_udp_port: int):
+    examined = installations("").run("lah", "doctor", "--json")
+    asked = installations("").run("lah", "dht", "peers", "--bootstrap", f"127.0.0.1:{free_udp_port}")
+
+    checks = {check["name"]: check for check in json.loads(examined.stdout)["checks"]}
+    assert (examined.returncode, examined.stderr) == (0, "")
+    assert "pip install 'learning-at-home[node]'" in checks["extras"]["fix"]
+    assert checks["torch"]["seen"].startswith("not installed")
+    assert asked.returncode == 5, asked.stderr
 
 
 def test_a_trainers_environment_has_the_sdk(installations: Callable[[str], Installation]):
