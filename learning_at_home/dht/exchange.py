@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from learning_at_home.clock import Clock
 from learning_at_home.dht.contacts import Contact
+from learning_at_home.dht.empty_keys import EmptyKeys
 from learning_at_home.dht.lookup import SPARE, Lookup, run_lookups
 from learning_at_home.dht.protocol import DhtProtocol
 from learning_at_home.dht.records import Record, RecordVerifier, Refusal, newest_per_publisher
@@ -53,6 +54,7 @@ class Exchange:
         holds_records: bool,
     ) -> None:
         self.refusals: Counter[str] = Counter()  # of records that were found, not of those stored here
+        self._empty = EmptyKeys()
         self._protocol = protocol
         self._storage = storage
         self._verifier = verifier
@@ -64,8 +66,14 @@ class Exchange:
         return (await self.find_many([key]))[key]
 
     async def find_many(self, keys: Iterable[bytes]) -> dict[bytes, Found]:
-        """The same for many keys, in one crawl."""
+        """The same for many keys, in one crawl. Where enough peers had nothing a moment ago nobody is asked."""
+        now, found = self._clock.monotonic_s(), dict[bytes, Found]()
         collected = {key: self._storage.records(key, self._wall_ms()) for key in keys}
+        for key, own in list(collected.items()):
+            num_answered = self._empty.num_answered(key, now)
+            if num_answered is not None and not own:
+                found[key] = Found((), (), num_answered)
+                del collected[key]
 
         async def ask(contact: Contact, lookups: Sequence[Lookup]) -> list[list[Contact]] | None:
             fetched = await asyncio.gather(*(self._fetch_pages(contact, lookup.target) for lookup in lookups))
@@ -77,7 +85,11 @@ class Exchange:
 
         lookups = [self.start_lookup(key, READ_K) for key in collected]
         await run_lookups(lookups, ask, self._clock)
-        return {lookup.target: _found(collected[lookup.target], lookup.num_answered) for lookup in lookups}
+        for lookup in lookups:
+            found[lookup.target] = _found(collected[lookup.target], lookup.num_answered)
+            if not collected[lookup.target] and lookup.num_answered >= READ_K:
+                self._empty.note(lookup.target, lookup.num_answered, self._clock.monotonic_s())
+        return found
 
     async def put(self, record: Record) -> Held:
         """Have the k closest peers hold the record; this peer too when it is one of them, or when nobody else will."""
@@ -86,6 +98,8 @@ class Exchange:
 
     async def put_many(self, records: Sequence[Record]) -> list[Held]:
         """The same for many records, whose closest peers are found in one crawl."""
+        for record in records:
+            self._empty.forget(record.key)
         closest = await self.closest_peers_of(record.key for record in records)
         return list(await asyncio.gather(*(self._put_at(closest[record.key], record) for record in records)))
 
@@ -135,7 +149,7 @@ class Exchange:
         return Held(holders, refusals)
 
     def start_lookup(self, target: bytes, need: int) -> Lookup:
-        lookup = Lookup(target, self._protocol.node_id, K, need, self._protocol.patience_s)
+        lookup = Lookup(target, self._protocol.node_id, K, need, self._protocol.patience_s, self._protocol.limits)
         lookup.add(self._protocol.neighbourhood.closest(target, K, self._clock.monotonic_s()))
         return lookup
 

@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from learning_at_home.clock import Clock
+from learning_at_home.dht.address_blocks import BlockLimits
 from learning_at_home.dht.contacts import Contact
 
 ALPHA = 10  # at 5 % loss each way nine of ten answer at once; more would only be asked sooner, not less often
@@ -55,7 +57,7 @@ class Lookup:
     """Who is to be asked next, and who is closest, given what came back. `own_id` is never asked.
 
     `k`: how many closest peers hold what belongs under the target; `need`: how many of them must answer.
-    `patience_s`: after how long a peer is overdue.
+    `patience_s`: after how long a peer is overdue. `limits`: of one address block only a few count among the closest.
     """
 
     target: bytes
@@ -63,6 +65,7 @@ class Lookup:
     k: int
     need: int
     patience_s: Callable[[Contact], float]
+    limits: BlockLimits
     num_asked: int = 0
     _peers: dict[int, _Peer] = field(default_factory=dict)  # by distance
     _distances: list[int] = field(default_factory=list)  # the same, sorted
@@ -131,8 +134,8 @@ class Lookup:
 
     def closest(self) -> list[Contact]:
         """The k closest peers that answered, the closest first."""
-        peers = map(self._peers.__getitem__, self._distances)
-        return [peer.contact for peer in peers if peer.has_answered][: self.k]
+        peers = (peer for peer in map(self._peers.__getitem__, self._distances) if peer.has_answered)
+        return [peer.contact for peer in self._nearest(peers)]
 
     def _see(self, contact: Contact) -> _Peer | None:
         """None for oneself."""
@@ -168,14 +171,18 @@ class Lookup:
 
     def _front(self, now: float) -> list[_Peer]:
         """The k closest that may be alive."""
-        front: list[_Peer] = []
-        for distance in self._distances:
-            peer = self._peers[distance]
-            if peer.counts(now):
-                front.append(peer)
-                if len(front) == self.k:
+        return self._nearest(peer for peer in map(self._peers.__getitem__, self._distances) if peer.counts(now))
+
+    def _nearest(self, peers: Iterable[_Peer]) -> list[_Peer]:
+        """The first k of these, and of each address block only the first few."""
+        nearest: list[_Peer] = []
+        of_block: Counter[bytes] = Counter()
+        for peer in peers:
+            if self.limits.counts(peer.contact.ip, of_block):
+                nearest.append(peer)
+                if len(nearest) == self.k:
                     break
-        return front
+        return nearest
 
     def _open_ends(self, now: float) -> list[_Peer]:
         """Of each path where none of these has answered its nearest that may be alive; the first of each come first."""

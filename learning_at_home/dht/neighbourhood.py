@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from kademlia.node import Node
-from kademlia.routing import RoutingTable
+from kademlia.routing import KBucket, RoutingTable
 
+from learning_at_home.dht.address_blocks import BlockLimits
 from learning_at_home.dht.contacts import Address, Contact
 
 SILENCE_S = 5.0  # a peer that did not answer is not asked again for so long, unless it speaks first
@@ -30,9 +32,10 @@ class _Silence:
 class Neighbourhood:
     """`table` is the package's; only this class writes to it."""
 
-    def __init__(self, own_id: bytes, table: RoutingTable) -> None:
+    def __init__(self, own_id: bytes, table: RoutingTable, limits: BlockLimits) -> None:
         self._own_id = own_id
         self._table = table
+        self._limits = limits
         self._silent: OrderedDict[Address, _Silence] = OrderedDict()
         self._answered_s: OrderedDict[Address, float] = OrderedDict()
         self._listed: list[tuple[int, Contact]] | None = None  # ids as numbers; None: the table has changed
@@ -85,6 +88,8 @@ class Neighbourhood:
         known = self.find(contact.node_id)
         if contact.node_id == self._own_id or (known is not None and known != contact):
             return False  # a contact's id from elsewhere: it stays where it answered first, until it stops answering
+        if known is None and not self._has_room(contact):
+            return False
         self._table.add_contact(Node(*contact))
         if known is None:
             self._listed = None
@@ -110,6 +115,12 @@ class Neighbourhood:
         targets: list[bytes] = self._table.protocol.get_refresh_ids()
         return targets
 
+    def _has_room(self, contact: Contact) -> bool:
+        """For its address block. Who waits for a place in a full bucket counts too: nobody asks again then."""
+        buckets = self._table.buckets
+        bucket = buckets[self.bucket(contact)]
+        return self._limits.has_room(contact.ip, _ips([bucket]), _ips(buckets))
+
     def _list(self) -> list[tuple[int, Contact]]:
         if self._listed is None:
             nodes = (node for bucket in self._table.buckets for node in bucket.get_nodes())
@@ -125,3 +136,9 @@ class Neighbourhood:
         if len(self._silent) > MAX_SILENT:
             self._silent.popitem(last=False)
         return failures
+
+
+def _ips(buckets: Iterable[KBucket]) -> Iterator[str]:
+    for bucket in buckets:
+        for nodes in (bucket.nodes, bucket.replacement_nodes):
+            yield from (node.ip for node in nodes.values())

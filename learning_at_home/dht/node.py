@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from learning_at_home.clock import Clock, SystemClock
+from learning_at_home.dht.address_blocks import BlockLimits
 from learning_at_home.dht.bootstrap import Bootstrapper
 from learning_at_home.dht.contacts import shown_address
 from learning_at_home.dht.exchange import Exchange, Found, Held, K
@@ -75,7 +76,8 @@ class DhtNode:
     not answer are tried again in the background for as long as the node lives. Raises ConfigError when it cannot listen
     there, or for what is no address. `client_only`: asks, but holds nothing for others and is not put into their
     tables (a trainer; a peer behind NAT). `slot_rule`: which slots a record fills here; without one none (slots.py).
-    `peer_cache`: a file for the peers that it knew, tried at the next start.
+    `peer_cache`: a file for the peers that it knew, tried at the next start. `one_block`: all peers may share a public
+    address block, as in a laboratory; see address_blocks.py.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class DhtNode:
         client_only: bool = False,
         slot_rule: SlotRule | None = None,
         peer_cache: Path | None = None,
+        one_block: bool = False,
         wait_timeout_s: float = WAIT_TIMEOUT_S,
     ) -> None:
         self.identity = identity
@@ -97,6 +100,7 @@ class DhtNode:
         self._first_addresses = tuple(bootstrap)
         self._client_only = client_only
         self._peer_cache = None if peer_cache is None else PeerCache(peer_cache)
+        limits = BlockLimits(one_block)
         self._verifier = RecordVerifier()
         self._storage = RecordStorage(self._verifier)
         self._slots = SlotStorage(self._verifier, slot_rule or NoSlots())
@@ -110,6 +114,7 @@ class DhtNode:
             client_only=client_only,
             spawn=lambda work: self._upkeep.spawn(work),
             on_new_contact=lambda contact: self._upkeep.welcome(contact),
+            limits=limits,
             wait_timeout_s=wait_timeout_s,
         )
         self._exchange = Exchange(

@@ -20,6 +20,7 @@ from kademlia.node import Node
 from kademlia.protocol import KademliaProtocol
 
 from learning_at_home.clock import Clock
+from learning_at_home.dht.address_blocks import BlockLimits
 from learning_at_home.dht.contacts import Address, Contact, is_worth_asking
 from learning_at_home.dht.messages import (
     MAX_NEIGHBOURS,
@@ -76,6 +77,7 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         client_only: bool,
         spawn: Callable[[Coroutine[Any, Any, None]], None],
         on_new_contact: Callable[[Contact], None],
+        limits: BlockLimits,
         wait_timeout_s: float = WAIT_TIMEOUT_S,
     ) -> None:
         super().__init__(Node(node_id), storage, k)
@@ -83,7 +85,8 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         self.records = storage
         self.slots = slots
         self.counters: Counter[str] = Counter()  # bad_datagrams, timeouts, requests, resent
-        self.neighbourhood = Neighbourhood(node_id, self.router)
+        self.neighbourhood = Neighbourhood(node_id, self.router, limits)
+        self.limits = limits
         self.closed = asyncio.Event()
         self._clock = clock
         self._k = k

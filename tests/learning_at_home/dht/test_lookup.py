@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
+from learning_at_home.dht.address_blocks import BlockLimits
 from learning_at_home.dht.contacts import Contact
 from learning_at_home.dht.lookup import ALPHA, HOPELESS, MAX_ASKED, SPARE, Lookup, run_lookups
 from learning_at_home.testing import ManualClock
@@ -17,7 +18,7 @@ def contact(distance: int) -> Contact:
 
 
 def lookup_of(*distances: int, k: int = 20, need: int = 20, target: bytes = TARGET) -> Lookup:
-    lookup = Lookup(target, OWN_ID, k, need, lambda _: PATIENCE_S)
+    lookup = Lookup(target, OWN_ID, k, need, lambda _: PATIENCE_S, BlockLimits())
     lookup.add(contact(distance) for distance in distances)
     return lookup
 

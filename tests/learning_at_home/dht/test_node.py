@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from learning_at_home.dht.contacts import Contact
+from learning_at_home.dht.empty_keys import EMPTY_S
 from learning_at_home.dht.node import DhtNode
 from learning_at_home.dht.records import SKEW_MS, Record, sign_record
 from learning_at_home.errors import BootstrapFailed, ConfigError, RecordRefused
@@ -108,6 +109,26 @@ async def test_any_of_thirty_peers_finds_what_any_stored():
 
         for node in nodes[::4]:
             assert values(await node.get(KEY)) == [b"value"]
+
+
+async def test_a_key_found_empty_is_not_asked_for_again_for_a_moment_unless_something_is_stored():
+    clock = ManualClock()
+    async with network(8, clock=clock) as (alice, bob, *others):
+        requests = lambda: sum(node._protocol.counters["requests"] for node in (bob, *others))  # noqa: E731
+        asked = (await alice.find(KEY)).num_answered
+        assert asked >= 5
+
+        before = requests()
+        assert (await alice.find(KEY)).num_answered == asked
+        assert requests() == before
+
+        await alice.store(KEY, b"of alice", 60)
+        assert values(await alice.get(KEY)) == [b"of alice"]
+
+        assert values(await bob.get(b"e" * 20)) == []
+        await alice.store(b"e" * 20, b"of alice", 60)
+        clock.advance(EMPTY_S)
+        assert values(await bob.get(b"e" * 20)) == [b"of alice"]
 
 
 async def test_a_newer_value_wins_even_where_most_peers_hold_the_older():
