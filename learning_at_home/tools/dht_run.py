@@ -61,7 +61,7 @@ async def run_peer(options: RunOptions, say: Say) -> None:
         ) as node:
             for line in introduction(identity, options, node.port):
                 say(line)
-            if options.bootstrap:
+            if options.bootstrap or node.num_peers:  # also those of the peer cache
                 silent = _silent(node.status())
                 say(f"joined: {counted(node.num_peers, 'peer')}; bootstrap addresses without an answer: {silent}")
             while not await _is_over(stopping, options.report_every_s):

@@ -28,6 +28,7 @@ from learning_at_home.version import AGENT
 ASK_TIMEOUT_S = 3.0
 KNOCK_TIMEOUT_S = 2.5  # after the coordinator said that it knocks
 MAX_ANSWER_BYTES = 10_000
+ANY_V4, ANY_V6 = "0.0.0.0", "::"  # noqa: S104 - a node is there to be reached
 
 
 @dataclass(slots=True)
@@ -39,6 +40,7 @@ class Door:
     purpose: str
     wanted_port: int  # 0: any
     port: int = 0
+    is_v6: bool = False
     problem: str = ""
     taken: bool = False
     knocked: asyncio.Event = field(default_factory=asyncio.Event)
@@ -57,12 +59,15 @@ async def open_doors(host: str, tcp_port: int, udp_port: int, token: str) -> Asy
         with _noting_problems(tcp):
             server = await asyncio.start_server(_tcp_guest(tcp, token), host or None, tcp_port)
             stack.callback(server.close)
-            tcp.port = server.sockets[0].getsockname()[1]
+            tcp.port, tcp.is_v6 = server.sockets[0].getsockname()[1], ":" in server.sockets[0].getsockname()[0]
         with _noting_problems(udp):
             loop = asyncio.get_running_loop()
             transport, _ = await loop.create_datagram_endpoint(lambda: _UdpGuest(udp, token), (host, udp_port))
             stack.callback(transport.close)
-            udp.port = transport.get_extra_info("sockname")[1]
+            udp.port, udp.is_v6 = (
+                transport.get_extra_info("sockname")[1],
+                ":" in transport.get_extra_info("sockname")[0],
+            )
         yield tcp, udp
 
 
@@ -100,6 +105,10 @@ def judge_knock(door: Door, address: str) -> Check:
     name = f"{door.kind} reached"
     if not door.port:
         return _not_known(door, "the port could not be opened, so nothing could be tried there", "see its own check")
+    if (":" in address) != door.is_v6:
+        seen, here = ("IPv4", "IPv6") if door.is_v6 else ("IPv6", "IPv4")
+        why = f"the coordinator sees this machine by {seen}, and the port is open for {here} only"
+        return _not_known(door, why, f"try it by --host {ANY_V4 if door.is_v6 else ANY_V6}")
     where = f"[{address}]" if ":" in address else address
     if door.knocked.is_set():
         seen = f"the coordinator reaches {where}:{door.port}"

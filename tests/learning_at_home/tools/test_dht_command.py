@@ -90,6 +90,19 @@ def test_another_peer_bootstraps_from_it_and_a_restart_keeps_its_id(tmp_path: Pa
 
 
 @pytest.mark.slow
+def test_a_restart_needs_no_bootstrap_address(tmp_path: Path):
+    with dht_peer(tmp_path / "alice") as alice:
+        with dht_peer(tmp_path / "bob", "--bootstrap", alice.address) as bob:
+            joined = read_line(bob.process)
+            bob.process.send_signal(signal.SIGTERM)
+            assert bob.process.wait(STOP_TIMEOUT_S) == 0
+        with dht_peer(tmp_path / "bob") as again:
+            joined_again = read_line(again.process)
+
+    assert joined == joined_again == "joined: 1 peer; bootstrap addresses without an answer: none"
+
+
+@pytest.mark.slow
 def test_two_peers_cannot_share_a_folder(tmp_path: Path, capsys):
     with dht_peer(tmp_path):
         assert main(["run", "--host", "127.0.0.1", "--port", "0", "--data-dir", str(tmp_path)]) == 4

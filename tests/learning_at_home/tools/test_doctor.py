@@ -15,19 +15,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from learning_at_home.clock import SystemClock
 from learning_at_home.coordinator_access import CoordinatorUrl
 from learning_at_home.dht.node import DhtNode
 from learning_at_home.identity import Identity
-from learning_at_home.project import LayerSpec, ProjectRecord
+from learning_at_home.project import LayerSpec, ProjectAccess, ProjectRecord
 from learning_at_home.tools import machine_checks
 from learning_at_home.tools.checks import Check, Status
 from learning_at_home.tools.doctor import Patient, examine_network, is_healthy
 from learning_at_home.tools.doctor_command import lines, main
 from learning_at_home.tools.network_checks import check_clock, series
 from learning_at_home.tools.reachability import Door, judge_knock
+from learning_at_home.version import AGENT
 from tests.learning_at_home.client.small_coordinator import SmallCoordinator
 
 LIMIT_S = 10.0  # of the whole, when nothing answers
@@ -184,6 +186,25 @@ async def test_the_coordinators_peers_are_asked_too_and_what_cannot_be_known_is_
     )
 
 
+async def test_a_coordinator_of_another_series_is_told_with_both_versions(tmp_path, coordinator):
+    access = ProjectAccess(
+        record=PROJECT,
+        coordinator_public_key=coordinator.identity.public_key.hex(),
+        bootstrap=(),
+        your_address="127.0.0.1",
+        wall_s=time.time(),
+        dashboard_url="",
+        agent="learning-at-home/9.8.7",
+    )
+    coordinator.body = msgspec.json.encode(access)
+
+    check = (await network_checks_of(tmp_path, coordinator=CoordinatorUrl.parse(coordinator.url)))["coordinator"]
+
+    assert check.status is Status.WARNING
+    assert f"it runs learning-at-home/9.8.7, this machine {AGENT}" in check.seen
+    assert "pip install --upgrade learning-at-home" in check.fix
+
+
 async def test_a_project_that_the_coordinator_does_not_have_is_told(tmp_path, coordinator):
     url = CoordinatorUrl.parse(coordinator.url.replace("digits", "letters"))
 
@@ -233,6 +254,14 @@ def test_a_knock_that_did_not_arrive_fails_only_a_port_that_was_named():
     assert named.seen == "the coordinator knocked at 203.0.113.7:4321, and nothing arrived"
     assert "forward TCP port 4321 to this machine" in named.fix
     assert "trainers need not be reached" in any_port.fix
+
+
+def test_a_knock_by_the_other_kind_of_address_says_nothing():
+    check = judge_knock(Door("TCP", "--port", "expert calls", 4321, port=4321), "2001:db8::1")
+
+    assert check.status is Status.WARNING
+    assert check.seen.endswith("sees this machine by IPv6, and the port is open for IPv4 only")
+    assert check.fix == "try it by --host ::"
 
 
 def test_a_knock_from_nearby_proves_nothing_of_elsewhere():
