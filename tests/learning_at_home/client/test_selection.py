@@ -1,5 +1,6 @@
 """The choice of experts against brute force, on grids of one to three dimensions."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,6 +44,33 @@ def test_the_chosen_cells_equal_brute_force(problem: tuple[tuple[int, ...], Tens
     chosen_RK = best_cells(lines_RL, CellIndex.of(grid, living), k)
 
     assert chosen_RK.tolist() == [brute_force(lines, grid, living, k) for lines in lines_RL]
+
+
+@pytest.mark.parametrize("stretch", [1, 2, 3, 5])
+@given(problem=problems())
+def test_cells_compared_by_the_best_of_their_stretch_are_chosen_alike(
+    stretch: int, problem: tuple[tuple[int, ...], Tensor, list[int], int]
+):
+    grid, lines_RL, living, k = problem
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "STRETCH", stretch)
+        chosen_RK = best_cells(lines_RL, CellIndex.of(grid, living), k)
+
+    assert chosen_RK.tolist() == [brute_force(lines, grid, living, k) for lines in lines_RL]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_best_of_4096_cells_with_dead_ones_and_ties_are_exact(dtype: torch.dtype):
+    generator = torch.Generator().manual_seed(0)
+    lines_RL = torch.randint(-20, 20, (256, 128), generator=generator).to(dtype)  # every row has many ties
+    living = (torch.rand(4096, generator=generator) > 0.1).nonzero().squeeze(1).tolist()
+
+    chosen_RK = best_cells(lines_RL, CellIndex.of((64, 64), living), 4)
+
+    all_RN = lines_RL[:, :64, None] + lines_RL[:, None, 64:]
+    by_score = all_RN.flatten(1)[:, living].sort(dim=1, descending=True, stable=True).indices[:, :4]
+    assert torch.equal(chosen_RK, torch.tensor(living)[by_score])
 
 
 @given(problems())
