@@ -176,7 +176,7 @@ async def test_telemetry_counts_the_work_that_was_done(agent_of, caller):
 
 async def test_a_node_whose_device_thread_dies_ends_with_the_cause(agent_of, caller, monkeypatch, caplog):
     agent = agent_of("alice", "ffn0.0.0")
-    monkeypatch.setattr("node_agent.runtime.device_thread.device_still_works", lambda device: False)
+    monkeypatch.setattr("node_agent.runtime.batch_runner.device_still_works", lambda device: False)
     x = torch.full((1, 8), 1e305, dtype=torch.float64)
     async with asyncio.timeout(TIMEOUT_S):
         running = asyncio.ensure_future(agent.run())
