@@ -85,14 +85,16 @@ class RemoteExpert(torch.nn.Module):
         if not torch.is_grad_enabled():
             return self.call("forward", (x,), holder)
         if torch._C._are_functorch_transforms_active():
-            _apply(x, self._anchor, self, holder)  # raises: it cannot be transformed
+            _apply(x, self._anchor, self, holder, None)  # raises: it cannot be transformed
         recorded: list[Tensor] = []
 
         def record() -> None:
             # What `apply` does for functorch's transforms, of which there are none now, is a third of an empty call.
-            recorded.append(_apply_plainly(x, self._anchor, self, holder))
+            recorded.append(_apply_plainly(x, self._anchor, self, holder, None))
 
         answer = self.call("forward", (x,), holder, record)
+        if not recorded:
+            return _apply_plainly(x, self._anchor, self, holder, (answer,))
         y = recorded[0]
         y.data = answer
         return y
@@ -121,13 +123,13 @@ class RemoteExpert(torch.nn.Module):
     ) -> Tensor:
         """One request to a host of the expert, without autograd. Raises what RemoteExpert's docstring lists.
 
-        `meanwhile` is called once, when the request has left.
+        `meanwhile` is called when the request has left; not where many threads call, since others compute meanwhile.
         """
         tracing = self._calls.tracing
         if tracing.current is None:
             x = tensors[0]
             if x.nbytes <= COPIED_BYTES and x.is_cpu and self._swarm.asynchronous.crowded:
-                return self._call_shared(operation, tensors, holder, meanwhile)
+                return self._call_shared(operation, tensors, holder)
             return self._call(operation, tensors, holder, meanwhile, None)
         with tracing.round(self._name, operation, tensors[0].shape[0]) as traced:
             return self._call(operation, tensors, holder, meanwhile, traced)
@@ -153,18 +155,10 @@ class RemoteExpert(torch.nn.Module):
         y = self.tensor_of(result)
         return y if tensors[0].is_cpu else y.to(tensors[0].device)
 
-    def _call_shared(
-        self,
-        operation: Operation,
-        tensors: tuple[Tensor, ...],
-        holder: PeerAddress,
-        meanwhile: Callable[[], None] | None,
-    ) -> Tensor:
+    def _call_shared(self, operation: Operation, tensors: tuple[Tensor, ...], holder: PeerAddress) -> Tensor:
         """The same on the loop that many threads share."""
         task = self.task(operation, tensors, holder)
         waiting = self._swarm.asynchronous.share(task, self.deadline_s, self.compression)
-        if meanwhile is not None:
-            meanwhile()
         result = waiting.wait(self.deadline_s + 1.0)
         if result is None:
             raise CallTimeout(f"{self.uid}: no answer in {self.deadline_s:g} s")
@@ -238,23 +232,32 @@ class _SavedCall(FunctionCtx):
 
 
 class _RemoteCall(torch.autograd.Function):
-    """A forward's place in the graph: made while its answer is under way, of which only the shape is known then."""
+    """A forward's place in the graph. Without an answer: made while that is under way, and only its shape is known."""
 
     @staticmethod
-    def forward(ctx: _SavedCall, x: Tensor, anchor: Tensor, expert: RemoteExpert, holder: PeerAddress) -> Tensor:
+    def forward(
+        ctx: _SavedCall,
+        x: Tensor,
+        anchor: Tensor,
+        expert: RemoteExpert,
+        holder: PeerAddress,
+        answer: tuple[Tensor] | None,  # in a tuple, so that it is no input
+    ) -> Tensor:
         ctx.expert, ctx.holder = expert, holder
         ctx.save_for_backward(x)
+        if answer is not None:
+            return answer[0]
         return torch.empty_strided(x.shape, (0,) * x.dim(), dtype=x.dtype, device=x.device)  # memory for one number
 
     @staticmethod
-    def backward(ctx: _SavedCall, gradient: Tensor) -> tuple[Tensor | None, None, None, None]:
+    def backward(ctx: _SavedCall, gradient: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         name = ctx.expert._name
         check_first_order(name)
         check_gradient(name, gradient)
         (x,) = ctx.saved_tensors
         # Never to another host that serves the expert by now: its weights are others, and so is their gradient.
         x_gradient = ctx.expert.call("backward", (x, gradient), ctx.holder)
-        return x_gradient if ctx.needs_input_grad[0] else None, None, None, None
+        return x_gradient if ctx.needs_input_grad[0] else None, None, None, None, None
 
 
 _apply: Callable[..., Tensor] = _RemoteCall.apply
