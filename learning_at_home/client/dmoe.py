@@ -157,6 +157,7 @@ class _FanOutToExperts(torch.autograd.Function):
     def forward(ctx: _SavedRound, x: Tensor, anchor: Tensor, plan: _Plan) -> tuple[Tensor, Tensor]:
         terms = plan.terms
         deadline = plan.calls.clock.monotonic_s() + terms.deadline_s
+        plan.living.look_for(plan.lines_RL, plan.k_best, deadline)
         view, index = plan.living.at_least(terms.k_min, deadline)
         if len(index) < terms.k_min:
             raise not_enough(terms.layer.prefix, len(x), len(x), terms.k_min, {})

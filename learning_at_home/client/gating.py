@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from learning_at_home.client.swarm import Swarm
 
 
+LOOK_TIMEOUT_S = 5.0  # for the best experts of a layer that is too large to be known whole
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Chosen:
     """The experts that a gate chose, the best first: differentiable `scores` [R, K], `cells` [R, K] as flat indices."""
@@ -102,10 +105,12 @@ class GatingFunction(torch.nn.Module):
         if self._swarm is None or self._prefix is None:
             raise ConfigError("this gate has no swarm: make it with swarm= and layer= to let it choose experts")
         check_rows(f"layer {self._prefix}", self._swarm.project.layer(self._prefix), x)
-        _, index = self._swarm.living(self._prefix).now()
+        lines_RL = self.line_scores(x)
+        living = self._swarm.living(self._prefix)
+        living.look_for(lines_RL.detach(), self.k_best, self._swarm.calls.clock.monotonic_s() + LOOK_TIMEOUT_S)
+        _, index = living.now()
         if not len(index):
             raise NotEnoughExperts(f"layer {self._prefix}: no expert is alive; swarm.wait_until_alive() waits for them")
-        lines_RL = self.line_scores(x)
         cells_RK = best_cells(lines_RL, index, self.k_best)
         return Chosen(self._prefix, cell_scores(lines_RL, self.grid.shape, cells_RK), cells_RK, self._swarm)
 

@@ -17,6 +17,7 @@ from learning_at_home.client.reporting import LAST_WORDS_S
 from learning_at_home.clock import Clock
 from learning_at_home.coordinator_link import CoordinatorLink
 from learning_at_home.dht.node import DhtNode
+from learning_at_home.directory.beam_search import LineScores
 from learning_at_home.directory.directory import Directory
 from learning_at_home.directory.keeper import keep_fresh
 from learning_at_home.directory.publisher import fetch_project
@@ -52,6 +53,7 @@ class Membership:
     _thread: LoopThread | None = None
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
     _life: concurrent.futures.Future[None] | None = None
+    _joined: tuple[DhtNode, Directory] | None = None  # while it lives
 
     def start(self, timeout_s: float) -> Joined:
         """Join; returns when the directory was asked for the first time. Raises BootstrapFailed, UnknownProject ..."""
@@ -69,6 +71,19 @@ class Membership:
         except BaseException:
             self.close()
             raise
+
+    def explore(self, prefix: str, scores: LineScores, width: int, timeout_s: float) -> None:
+        """Have the directory look for the best experts of these rows: see Directory.explore. Waits at most so long."""
+        thread, joined = self._thread, self._joined
+        if thread is None or joined is None or thread.runs_here:
+            return
+        dht, directory = joined
+        looking = thread.submit(directory.explore(dht, prefix, scores, width))
+        try:
+            looking.result(timeout_s)
+        except TimeoutError:
+            looking.cancel()
+            log.warning("layer %s: the DHT did not tell the best experts within %.1f s", prefix, timeout_s)
 
     def close(self) -> None:
         """Leave. May be called twice. Waits a moment for reports that are on their way."""
@@ -98,8 +113,12 @@ class Membership:
                     record, _ = await fetch_project(dht, record, self.coordinator_key)
                 directory = Directory(record, self.clock)
                 await directory.refresh(dht)
+                self._joined = dht, directory
                 joined.set_result(Joined(record, directory))
-                await self._stay(dht, directory)
+                try:
+                    await self._stay(dht, directory)
+                finally:
+                    self._joined = None
         except (LearningAtHomeError, OSError) as error:
             if joined.done():
                 raise

@@ -73,7 +73,8 @@ class Swarm:
         self.dashboard_url = dashboard_url
         self.asynchronous = AsyncCalls(calls)
         self._reports = reports or ReportQueue()
-        self._living = {layer.prefix: LivingExperts(calls, layer) for layer in project.layers}
+        explore = membership.explore if membership else None
+        self._living = {layer.prefix: LivingExperts(calls, layer, explore) for layer in project.layers}
         # Weak, because experts keep their swarm alive and not the other way round.
         self._experts: weakref.WeakValueDictionary[ExpertUid, RemoteExpert] = weakref.WeakValueDictionary()
         self._finalizer = weakref.finalize(self, _close, membership, self.asynchronous, calls.connections, os.getpid())

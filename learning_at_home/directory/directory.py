@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from learning_at_home.clock import Clock
 from learning_at_home.dht.records import Record, RecordVerifier
 from learning_at_home.directory.announcement import Announcement, node_key
+from learning_at_home.directory.beam_search import BeamSearch, LineScores
 from learning_at_home.directory.layer_claims import Entry, LayerClaims, RivalClaim, outranks
-from learning_at_home.directory.layer_walk import SlotSource, walk_layer
+from learning_at_home.directory.layer_walk import PrefixReader, SlotSource, walk_layer
 from learning_at_home.directory.suspicions import Suspicion, Suspicions
 from learning_at_home.errors import WireError
 from learning_at_home.expert_uid import ExpertUid
@@ -37,6 +38,7 @@ class LayerView:
     holders: tuple[PeerAddress | None, ...]  # one per cell, in flat order; None: nobody that is alive
     num_alive: int
     updated_s: float | None  # monotonic time of the last refresh that reached a peer; None: never
+    is_whole: bool = False  # whether that refresh read all of it; a layer too large for that is explored
 
     def age_s(self, now: float) -> float:
         """Seconds since the DHT was last asked and answered; infinite if never."""
@@ -69,6 +71,7 @@ class Directory:
         self._views = {
             prefix: LayerView(prefix, 0, (None,) * claims.num_cells, 0, None) for prefix, claims in self._claims.items()
         }
+        self._searches = {prefix: BeamSearch(claims.grid, clock) for prefix, claims in self._claims.items()}
         self._changes_at_s = dict.fromkeys(self._claims, FOREVER)  # when time alone makes a view untrue
 
     # -- written on the loop's thread
@@ -79,20 +82,23 @@ class Directory:
         changed: set[str] = set()
 
         async def read(prefix: str) -> None:
-            answered = await walk_layer(
-                dht,
-                self.project.id,
-                self.project.layer(prefix),
-                self._claims[prefix].tags_below,
-                lambda records: changed.update(self._take_all(records)),
-            )
+            answered, is_whole = await walk_layer(self._reader(dht, prefix, changed))
             if answered:
                 with self._lock:
-                    self._views[prefix] = replace(self._views[prefix], updated_s=self._clock.monotonic_s())
+                    now = self._clock.monotonic_s()
+                    self._views[prefix] = replace(self._views[prefix], updated_s=now, is_whole=is_whole)
 
         await asyncio.gather(*map(read, wanted))
         with self._lock:
             return frozenset(prefix for prefix in wanted if self._rebuild(prefix) or prefix in changed)
+
+    async def explore(self, dht: SlotSource, prefix: str, scores: LineScores, width: int) -> bool:
+        """Read what is alive of the best experts for some rows, by a beam search; whether the DHT had to be asked.
+
+        For layers that no refresh can read whole. Raises UnknownLayer.
+        """
+        self.project.layer(prefix)
+        return await self._searches[prefix].run(self._reader(dht, prefix, set()), scores, width)
 
     def feed(self, record: Record) -> bool:
         """Whether this record changed a view. It is verified here; what is invalid, foreign or old is ignored."""
@@ -175,6 +181,16 @@ class Directory:
         self.project.layer(prefix)
         with self._lock:
             return self._claims[prefix].strongest_rivals(cells, public_key, self._clock.wall_s() * 1000)
+
+    def _reader(self, dht: SlotSource, prefix: str, changed: set[str]) -> PrefixReader:
+        """`changed` is told the layers whose view what it reads changes."""
+        return PrefixReader(
+            dht,
+            self.project.id,
+            self.project.layer(prefix),
+            self._claims[prefix].tags_below,
+            lambda records: changed.update(self._take_all(records)),
+        )
 
     def _take_all(self, records: Iterable[Record]) -> frozenset[str]:
         """Take verified records: the prefixes whose view changed."""

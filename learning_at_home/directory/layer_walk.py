@@ -1,4 +1,4 @@
-"""Read all announcements of a layer from the DHT: down its prefixes, one round of lookups per dimension. Async.
+"""Read the announcements of a layer from the DHT: down its prefixes, one round of lookups per dimension. Async.
 
 The first prefix's key tells which first indices live, and has up to four announcements of each; the keys of those
 indices have the rest. What the reader holds already does not travel again.
@@ -7,7 +7,8 @@ indices have the rest. What the reader holds already does not travel again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 from learning_at_home.dht.records import Record, key_of
 from learning_at_home.dht.slot_exchange import FoundSlots, SlotAsk
@@ -17,6 +18,8 @@ from learning_at_home.project import LayerSpec
 
 MAX_WALKED = 1_024  # keys per round: a larger grid is for the mirror, or for a beam search
 
+Indices = tuple[int, ...]  # the first of a uid
+
 
 class SlotSource(Protocol):
     """What a directory asks of a DHT: DhtNode has it, and so have the tests' fakes."""
@@ -24,31 +27,58 @@ class SlotSource(Protocol):
     async def find_slots(self, asks: Sequence[SlotAsk]) -> list[FoundSlots]: ...
 
 
-async def walk_layer(
-    source: SlotSource,
-    project: str,
-    layer: LayerSpec,
-    known: Callable[[tuple[int, ...]], tuple[bytes, ...]],
-    take: Callable[[Iterable[Record]], None],
-) -> bool:
-    """Whether any peer answered. `known`: tags of what the reader holds of cells below these indices."""
-    grid = layer.cells
-    prefixes: list[tuple[int, ...]] = [()]
-    answered = False
-    for depth, size in enumerate(grid.shape):
+class Walked(NamedTuple):
+    """`answered`: whether any peer did. `whole`: whether all living prefixes were read."""
+
+    answered: bool
+    whole: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixReader:
+    """Reads prefixes' keys of one layer. `known`: tags of what the reader holds of cells below these indices."""
+
+    source: SlotSource
+    project: str
+    layer: LayerSpec
+    known: Callable[[Indices], tuple[bytes, ...]]
+    take: Callable[[Iterable[Record]], None]
+
+    async def read(
+        self, prefixes: Sequence[Indices], wanted: Callable[[Indices], tuple[int, ...] | None]
+    ) -> tuple[dict[Indices, list[int]], bool]:
+        """Which indices live after each of these, all of one length, and whether any peer answered; one crawl.
+
+        The records come in on the way: those in the slots that are `wanted`, None: all.
+        """
+        grid = self.layer.cells
         asks: list[SlotAsk] = []
-        asked: list[tuple[int, ...]] = []
-        is_last = depth == len(grid.shape) - 1
+        asked: list[Indices] = []
         for indices in prefixes:
-            key = key_of(prefix_name(project, layer.prefix, grid, indices))
-            asks.append(SlotAsk(key, known=known(indices)))
-            if not is_last:
+            size = grid.shape[len(indices)]
+            key = key_of(prefix_name(self.project, self.layer.prefix, grid, indices))
+            asks.append(SlotAsk(key, wanted=wanted(indices), known=self.known(indices)))
+            if len(indices) < len(grid.shape) - 1:
                 asks += (SlotAsk(key, wanted=(), first=first) for first in range(MAX_LIVES, size, MAX_LIVES))
             asked += [indices] * (len(asks) - len(asked))
-        prefixes = []
-        for indices, found in zip(asked, await source.find_slots(asks), strict=True):
+        living: dict[Indices, list[int]] = {indices: [] for indices in prefixes}
+        answered = False
+        for indices, found in zip(asked, await self.source.find_slots(asks), strict=True):
             answered = answered or found.num_answered > 0
-            take((*found.records, *found.tombstones))
-            prefixes += ((*indices, index) for index in sorted(found.lives_s) if index < size)
-        del prefixes[MAX_WALKED:]
-    return answered
+            self.take((*found.records, *found.tombstones))
+            living[indices] += (index for index in sorted(found.lives_s) if index < grid.shape[len(indices)])
+        return living, answered
+
+
+async def walk_layer(reader: PrefixReader) -> Walked:
+    """Read all that lives, at most MAX_WALKED keys per dimension."""
+    prefixes: list[Indices] = [()]
+    answered, whole = False, True
+    for _ in reader.layer.grid:
+        living, any_answered = await reader.read(prefixes, lambda indices: None)
+        answered = answered or any_answered
+        prefixes = [(*indices, index) for indices, following in living.items() for index in following]
+        if len(next(iter(prefixes), ())) < len(reader.layer.grid):
+            whole = whole and len(prefixes) <= MAX_WALKED
+            del prefixes[MAX_WALKED:]
+    return Walked(answered, whole)

@@ -19,7 +19,9 @@ from learning_at_home.client.dmoe import DMoE
 from learning_at_home.client.reporting import ReportQueue
 from learning_at_home.client.swarm import Swarm
 from learning_at_home.coordinator_messages import Introduction, Report, TrainerTelemetry
+from learning_at_home.directory import directory
 from learning_at_home.directory.announcement import Announcement, Claim
+from learning_at_home.directory.layer_walk import PrefixReader, Walked
 from learning_at_home.errors import (
     BootstrapFailed,
     ConfigError,
@@ -105,6 +107,18 @@ def test_by_bootstrap_peers_and_a_record_or_its_file(coordinator, tmp_path):
     for project in (PROJECT, file, str(file)):
         with Swarm.connect(bootstrap=[coordinator.bootstrap], project=project) as swarm:
             assert swarm.project.id == "test"
+
+
+def test_of_a_layer_too_large_to_be_read_whole_the_best_experts_are_looked_for(coordinator, alice, monkeypatch):
+    async def read_nothing(reader: PrefixReader) -> Walked:
+        return Walked(answered=True, whole=False)
+
+    monkeypatch.setattr(directory, "walk_layer", read_nothing)
+    with Swarm.connect(coordinator.url) as swarm:
+        x = rows()
+        assert swarm.layer("ffn0").num_alive == 0
+        torch.testing.assert_close(DMoE(swarm, layer="ffn0", k_best=2)(x), 2 * x)
+        assert swarm.layer("ffn0").num_alive == 3
 
 
 def test_two_swarms_in_one_process(coordinator, alice):
