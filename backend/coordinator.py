@@ -15,6 +15,7 @@ from backend.events.repository import EventRepository
 from backend.knocks.knocker import Knocker
 from backend.live.dht_eyes import open_eyes
 from backend.live.eyes import Eyes
+from backend.live.mirror import MirrorHub
 from backend.live.prober import run_prober
 from backend.live.recorder import Recorder
 from backend.live.rollups import BEAT_HOURS, HOUR_S
@@ -64,6 +65,7 @@ class Coordinator:
         self.stopping.set()
         for watched in self.projects.values():
             watched.hub.close()
+            watched.mirror.close()
 
     def watched(self, project_id: str) -> Watched:
         """Raises UnknownProject."""
@@ -104,7 +106,7 @@ async def _run_tasks(
     time = SteadyTime(clock)
     async with database.writing() as session:
         await write_projects(session, settings.from_files, settings.from_flags, time.now())
-    projects = await restore(database, time.now(), settings.own_address)
+    projects = await restore(database, identity, time.now(), settings.own_address)
     coordinator = Coordinator(settings, identity, clock, time, database, eyes, projects)
     recorder = Recorder(database, lambda: [watched.swarm for watched in projects.values()], time.now)
 
@@ -139,7 +141,7 @@ async def _keep_running(name: str, job: Callable[[], Awaitable[None]]) -> None:
         await asyncio.sleep(RESTART_TASK_AFTER_S)
 
 
-async def restore(database: Database, now: float, own_address: str = "") -> dict[str, Watched]:
+async def restore(database: Database, identity: Identity, now: float, own_address: str = "") -> dict[str, Watched]:
     """All projects as the database remembers them."""
     projects: dict[str, Watched] = {}
     async with database.reading() as session:
@@ -154,5 +156,5 @@ async def restore(database: Database, now: float, own_address: str = "") -> dict
                 swarm.restore_node(node, now)
             for run in reversed(await RunRepository(session).latest(record.id)):
                 swarm.book.runs[run.trainer_id, run.name] = run
-            projects[record.id] = Watched(swarm)
+            projects[record.id] = Watched(swarm, MirrorHub(record.id, identity))
     return projects

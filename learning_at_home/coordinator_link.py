@@ -13,7 +13,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
@@ -22,11 +22,13 @@ from learning_at_home.coordinator_access import is_loopback
 from learning_at_home.coordinator_messages import (
     MAX_NAME_CHARS,
     MAX_TELEMETRY_BYTES,
+    MIRROR_VERSION,
     SIGNING_PURPOSE,
     Accepted,
     Challenge,
     Hardware,
     Introduction,
+    Mirrored,
     PeerMessage,
     Refused,
     decode_coordinator,
@@ -47,8 +49,21 @@ SEND_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 0.5  # for the coordinator's half of closing; nothing depends on it
 MIN_INTERVAL_S, MAX_INTERVAL_S = 0.05, 60.0  # of what a coordinator may ask for
 MAX_PROBLEM_CHARS = 400
+REST_PER_MESSAGE_S, REST_PER_RECORD_S = 1e-3, 1e-4  # between mirrored messages: a flood leaves the loop to others
 
 Send = Callable[[PeerMessage], Awaitable[None]]
+
+
+class MirrorListener(Protocol):
+    """What takes in the coordinator's mirror: directory.mirror.Mirror."""
+
+    def opened(self, coordinator_key: bytes) -> None: ...
+
+    def heard(self, message: Mirrored) -> None:
+        """Raises WireError when the connection is to be given up."""
+        ...
+
+    def lost(self) -> None: ...
 
 
 async def _nothing(send: Send) -> None:
@@ -73,6 +88,7 @@ class CoordinatorLink:
     hardware: Hardware = Hardware()  # noqa: RUF009 - frozen
     flush: Callable[[Send], Awaitable[None]] = _nothing  # send what else waits; called whenever the link is woken
     on_problem: Callable[[str], None] = _untold  # told once per problem, not at every attempt
+    mirror: MirrorListener | None = None
     _due: asyncio.Event = field(default_factory=asyncio.Event)
     _left: asyncio.Event = field(default_factory=asyncio.Event)  # a connection that ends is not made again
     _ended: asyncio.Event = field(default_factory=asyncio.Event)  # the last connection has
@@ -150,15 +166,23 @@ class CoordinatorLink:
             **proxy,
         ) as socket:
             async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
-                interval_s = await self._introduce(socket)
+                interval_s, key = await self._introduce(socket)
             self._socket = socket
             self._problem = ""
             log.info("reporting to the coordinator at %s", self.url)
-            await self._report(socket, interval_s)
+            if self.mirror is not None:
+                self.mirror.opened(key)
+            try:
+                await self._report(socket, interval_s)
+            finally:
+                if self.mirror is not None:
+                    self.mirror.lost()
 
-    async def _introduce(self, socket: ClientConnection) -> float:
-        """Answer the challenge: the seconds between telemetry. Raises WireError, CoordinatorUnreachable or what the
-        refusal says."""
+    async def _introduce(self, socket: ClientConnection) -> tuple[float, bytes]:
+        """Answer the challenge: the seconds between telemetry, and the coordinator's key.
+
+        Raises WireError, CoordinatorUnreachable or what the refusal says.
+        """
         challenge = decode_coordinator(await socket.recv())
         if not isinstance(challenge, Challenge):
             raise WireError("the coordinator did not begin with a challenge")
@@ -173,6 +197,7 @@ class CoordinatorLink:
             name=self.name[:MAX_NAME_CHARS],
             agent=AGENT[:MAX_NAME_CHARS],
             hardware=self.hardware,
+            mirror=MIRROR_VERSION if self.mirror is not None else 0,
         )
         await socket.send(encode(introduction))
         verdict = decode_coordinator(await socket.recv())
@@ -180,10 +205,13 @@ class CoordinatorLink:
             raise from_wire(verdict.code, verdict.message, peer="the coordinator")
         if not isinstance(verdict, Accepted):
             raise WireError("the coordinator answered an introduction with something else")
-        return min(MAX_INTERVAL_S, max(MIN_INTERVAL_S, verdict.interval_s))
+        return min(MAX_INTERVAL_S, max(MIN_INTERVAL_S, verdict.interval_s)), bytes.fromhex(key)
 
     async def _report(self, socket: ClientConnection, interval_s: float) -> None:
-        """Send until the connection ends, or the last word is said. Raises CoordinatorUnreachable when it was cut."""
+        """Send until the connection ends, or the last word is said.
+
+        Raises CoordinatorUnreachable when it was cut, WireError when the coordinator's mirror cannot be right.
+        """
         loop = asyncio.get_running_loop()
 
         async def send(message: PeerMessage) -> None:
@@ -205,6 +233,7 @@ class CoordinatorLink:
                 if closing:
                     return
                 await _wait(self._due, next_telemetry_s - loop.time())
+            reader.result()
             if not self._left.is_set():
                 raise CoordinatorUnreachable(f"the connection ended ({socket.close_code} {socket.close_reason or ''})")
         finally:
@@ -212,11 +241,13 @@ class CoordinatorLink:
             await asyncio.gather(reader, return_exceptions=True)
 
     async def _read(self, socket: ClientConnection) -> None:
-        """Read and drop what the coordinator says until the connection ends; then wake the sender."""
+        """Hand over the mirror, drop whatever else is said, until the connection ends; then wake the sender."""
         try:
             with contextlib.suppress(ConnectionClosed):
-                async for _ in socket:
-                    pass
+                async for data in socket:
+                    if self.mirror is not None and isinstance(message := decode_coordinator(data), Mirrored):
+                        self.mirror.heard(message)
+                        await asyncio.sleep(REST_PER_MESSAGE_S + REST_PER_RECORD_S * len(message.records))
         finally:
             self._due.set()
 

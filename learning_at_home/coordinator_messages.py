@@ -4,6 +4,7 @@ The address is `/api/v1/projects/{id}/telemetry`.
 
     coordinator: Challenge      peer: Introduction (signed)      coordinator: Accepted or Refused
     then, for as long as the socket lives:     node: NodeTelemetry          trainer: TrainerTelemetry, Report
+    coordinator, to a trainer that wants it:   Mirrored: first all that it knows, then what is new
 
 Counters are totals since the process started (`started_s` tells a restart): a lost message loses nothing.
 What a node says of itself is *reported*, never verified; the coordinator labels it so.
@@ -21,6 +22,9 @@ from learning_at_home.expert_uid import MAX_CELLS
 TELEMETRY_INTERVAL_S = 5.0  # also at once on a change of state
 SILENCE_S = 8.0  # a node whose socket says nothing for so long is probed at once
 MAX_TELEMETRY_BYTES = 1 << 20
+MIRROR_VERSION = 1
+MIRROR_HEARTBEAT_S = 2.0  # nothing new is told, too: a mirror that says nothing may be behind a dead connection
+MAX_MIRRORED_RECORDS = 128  # of one message: 700 kB as base64 when each is as large as a record may be
 MAX_NAME_CHARS = 80  # of a name, a run, a metric
 MAX_METRICS = 16  # of one report
 SIGNING_PURPOSE = "telemetry"
@@ -60,6 +64,7 @@ class Introduction(msgspec.Struct, frozen=True, tag="introduction"):
     name: Name
     agent: Name
     hardware: Hardware = Hardware()
+    mirror: Count = 0  # the version of Mirrored that a trainer wants to be sent; 0: none
 
 
 class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
@@ -132,8 +137,20 @@ class Knocking(msgspec.Struct, frozen=True):
     address: str  # at which it knocks
 
 
+class Mirrored(msgspec.Struct, frozen=True, tag="mirrored"):
+    """DHT records: nodes' announcements and their ends, this coordinator's suspicions and their ends. Each is signed.
+
+    Of all that was said before nothing is taken back but by a newer record, or by the end of its life.
+    """
+
+    sequence: Count  # from 0 on every connection; one that is missing means: connect again
+    complete: bool  # all that the coordinator knows has been said by now; the first messages are parts of a snapshot
+    age_s: Amount  # since the coordinator last had the DHT's word
+    records: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=MAX_MIRRORED_RECORDS)] = ()
+
+
 PeerMessage = Introduction | NodeTelemetry | TrainerTelemetry | Report
-CoordinatorMessage = Challenge | Accepted | Refused
+CoordinatorMessage = Challenge | Accepted | Refused | Mirrored
 
 _peer_decoder: msgspec.json.Decoder[PeerMessage] = msgspec.json.Decoder(PeerMessage)
 _coordinator_decoder: msgspec.json.Decoder[CoordinatorMessage] = msgspec.json.Decoder(CoordinatorMessage)

@@ -17,6 +17,7 @@ from backend.live.swarm import SeenAnnouncement
 from backend.settings import Settings
 from learning_at_home.clock import Clock
 from learning_at_home.dht.node import DhtNode
+from learning_at_home.dht.records import Record
 from learning_at_home.directory.directory import Directory
 from learning_at_home.directory.publisher import publish_project
 from learning_at_home.directory.slot_rule import AnnouncementSlots
@@ -60,6 +61,10 @@ class DhtEyes:
             for each in directory.all_announcements()
             if each.announcement.project == record.id
         ]
+
+    def records(self, project_id: str) -> Sequence[Record]:
+        directory = self._directories.get(project_id)
+        return directory.records() if directory is not None else ()
 
     async def publish(self, record: ProjectRecord) -> int:
         return await publish_project(self._dht, record)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from backend.live.swarm import SeenAnnouncement
+from learning_at_home.dht.records import Record
 from learning_at_home.peer_address import PeerAddress
 from learning_at_home.project import LayerSpec, ProjectRecord
 
@@ -35,6 +36,10 @@ class Eyes(Protocol):
 
     async def look(self, record: ProjectRecord) -> list[SeenAnnouncement]:
         """Ask the DHT who serves the project's layers."""
+        ...
+
+    def records(self, project_id: str) -> Sequence[Record]:
+        """What the last look found: every node's newest record, also those by which nodes withdrew."""
         ...
 
     async def publish(self, record: ProjectRecord) -> int:

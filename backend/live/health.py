@@ -37,6 +37,7 @@ class NodeEvidence:
     withdrawn: bool = False  # it said goodbye
     answered_s: float | None = None  # last probe that was answered
     failures: int = 0  # probes unanswered since
+    failed_s: float = 0.0  # last of these
 
 
 def node_health(evidence: NodeEvidence, now: float) -> NodeHealth:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from backend.live.admission import MAX_NODES, MAX_STRANGERS, count_strangers, is_forgettable, make_room
 from backend.live.curves import RecentChart
 from backend.live.events import EventBudgets, EventWriter
-from backend.live.health import expert_health, is_slow_or_failing, median_p95_ms, node_health
+from backend.live.health import FAILURES_THAT_DECIDE, expert_health, is_slow_or_failing, median_p95_ms, node_health
 from backend.live.hosts import choose_hosts
 from backend.live.node_memory import CellKey, NodeMemory
 from backend.live.rates import Counters
@@ -128,7 +128,7 @@ class ProjectSwarm:
             message.state == "draining" and node.evidence.withdrawn
         )
         news = before is None or before.state != message.state or num_told != len(message.experts)
-        if news and message.state != "offline":
+        if news:  # one that leaves has a last record in the DHT, or soon will
             self._ask_directory(node, now)
         if node.evidence.failures:
             node.schedule.hurry(now)  # it lives; whether it answers is asked soon
@@ -203,6 +203,7 @@ class ProjectSwarm:
             self.rehost |= node.denies(cell, not hosts_it)
         else:
             evidence.failures += 1
+            evidence.failed_s = now
         node.schedule.finish(now, answered=answered, failures=evidence.failures, jitter=jitter)
         self.dirty = True
 
@@ -271,6 +272,16 @@ class ProjectSwarm:
             if waits and node.num_told > (len(node.cells) if announced else 0):
                 return True
         return False
+
+    def vanished(self, now: float) -> dict[bytes, float]:
+        """Nodes that still are announced and do not answer, by public key, and when they last did not."""
+        return {
+            node.public_key: node.evidence.failed_s
+            for node in self.nodes.values()
+            if node.evidence.failures >= FAILURES_THAT_DECIDE
+            and node.evidence.expires_s is not None
+            and now < node.evidence.expires_s
+        }
 
     @property
     def experts_total(self) -> int:

@@ -15,6 +15,7 @@ from backend.live.curves import CHART_EVERY_S
 from backend.live.eyes import Eyes
 from backend.live.figures import sample
 from backend.live.hub import Hub
+from backend.live.mirror import MirrorHub
 from backend.live.portrait import view
 from backend.live.swarm import ProjectSwarm
 from backend.live.token_bucket import TokenBucket
@@ -41,6 +42,7 @@ class Watched:
     """One project, its readers, and when what was done last."""
 
     swarm: ProjectSwarm
+    mirror: MirrorHub
     hub: Hub = field(default_factory=Hub)
     advanced_s: float = 0.0
     sampled_s: float = 0.0
@@ -61,6 +63,7 @@ class Watched:
 
     def advance(self, now: float) -> None:
         self.swarm.advance(now)
+        self.mirror.suspect(self.swarm.vanished(now), now)
         self.advanced_s = now
 
     def tick(self, public_url: str, now: float) -> None:
@@ -118,6 +121,7 @@ async def run_looks(eyes: Eyes, projects: Projects, now: Callable[[], float]) ->
             log.info("the DHT cannot be asked about project %s: %s", watched.swarm.record.id, error)
             return
         watched.swarm.directory_seen(seen, now())
+        watched.mirror.seen(eyes.records(watched.swarm.record.id), now())
 
     while True:
         due = [watched for watched in projects() if watched.wants_look(now())]

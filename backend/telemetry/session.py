@@ -17,8 +17,10 @@ from backend.coordinator import Coordinator
 from backend.live.reachability import is_local
 from backend.live.swarm import ProjectSwarm
 from backend.live.token_bucket import TokenBucket
+from backend.live.watcher import Watched
 from backend.telemetry.gate import address_of
 from backend.telemetry.introductions import check_introduction, new_challenge
+from backend.telemetry.mirroring import mirrored_to
 from backend.telemetry.plausibility import checked, introduced
 from backend.telemetry.sockets import Allowance, Speaker
 from learning_at_home.coordinator_messages import (
@@ -48,7 +50,8 @@ async def serve_peer(websocket: WebSocket, coordinator: Coordinator, project_id:
     """Speak with one node or trainer until either side ends it. Whatever the peer sends, nothing is raised."""
     await websocket.accept()
     try:
-        swarm = coordinator.watched(project_id).swarm
+        watched = coordinator.watched(project_id)
+        swarm = watched.swarm
         challenge = new_challenge(coordinator.public_key, coordinator.clock.wall_s())
         await websocket.send_text(encode(challenge))
         introduction = await _introduction(websocket)
@@ -59,7 +62,7 @@ async def serve_peer(websocket: WebSocket, coordinator: Coordinator, project_id:
             if introduction.role == "node":
                 await _serve_node(websocket, coordinator, swarm, public_key, introduction, speaker)
             else:
-                await _serve_trainer(websocket, coordinator, swarm, public_key, introduction, speaker)
+                await _serve_trainer(websocket, coordinator, watched, public_key, introduction, speaker)
     except WebSocketDisconnect:
         pass
     except LearningAtHomeError as error:
@@ -103,22 +106,23 @@ async def _serve_node(
 async def _serve_trainer(
     websocket: WebSocket,
     coordinator: Coordinator,
-    swarm: ProjectSwarm,
+    watched: Watched,
     public_key: bytes,
     introduction: Introduction,
     speaker: Speaker,
 ) -> None:
-    now = coordinator.now
+    now, swarm = coordinator.now, watched.swarm
     trainer = swarm.trainer_introduced(public_key, introduction.name, now())
     try:
         await websocket.send_text(encode(Accepted()))
-        async for message in _messages(websocket, coordinator, speaker):
-            if isinstance(message, Report):
-                swarm.trainer_reported(trainer, message, now())
-            elif isinstance(message, TrainerTelemetry):
-                swarm.trainer_told(trainer, message, now())
-            else:
-                raise WireError("a trainer sends its telemetry and reports, and nothing else")
+        async with mirrored_to(websocket, watched.mirror, now, introduction.mirror):
+            async for message in _messages(websocket, coordinator, speaker):
+                if isinstance(message, Report):
+                    swarm.trainer_reported(trainer, message, now())
+                elif isinstance(message, TrainerTelemetry):
+                    swarm.trainer_told(trainer, message, now())
+                else:
+                    raise WireError("a trainer sends its telemetry and reports, and nothing else")
     finally:
         if not speaker.replaced:
             swarm.trainer_socket_lost(trainer, now())

@@ -20,6 +20,7 @@ from learning_at_home.dht.node import DhtNode
 from learning_at_home.directory.beam_search import LineScores
 from learning_at_home.directory.directory import Directory
 from learning_at_home.directory.keeper import keep_fresh
+from learning_at_home.directory.mirror import Mirror
 from learning_at_home.directory.publisher import fetch_project
 from learning_at_home.errors import BootstrapFailed, LearningAtHomeError
 from learning_at_home.identity import Identity
@@ -37,6 +38,7 @@ class Joined:
 
     record: ProjectRecord
     directory: Directory
+    mirror: Mirror
 
 
 @dataclass(slots=True)
@@ -113,10 +115,11 @@ class Membership:
                     record, _ = await fetch_project(dht, record, self.coordinator_key)
                 directory = Directory(record, self.clock)
                 await directory.refresh(dht)
+                mirror = Mirror(directory, self.clock)
                 self._joined = dht, directory
-                joined.set_result(Joined(record, directory))
+                joined.set_result(Joined(record, directory, mirror))
                 try:
-                    await self._stay(dht, directory)
+                    await self._stay(dht, directory, mirror)
                 finally:
                     self._joined = None
         except (LearningAtHomeError, OSError) as error:
@@ -130,11 +133,12 @@ class Membership:
                 log.exception("the swarm's background work ended; experts are still called, discovery is not")
             raise
 
-    async def _stay(self, dht: DhtNode, directory: Directory) -> None:
+    async def _stay(self, dht: DhtNode, directory: Directory, mirror: Mirror) -> None:
         async with asyncio.TaskGroup() as tasks:
-            background = [tasks.create_task(self._keep_fresh(dht, directory))]
+            background = [tasks.create_task(self._keep_fresh(dht, directory, mirror))]
             link = self.link() if self.link else None
             if link is not None:
+                link.mirror = mirror
                 background.append(tasks.create_task(link.run()))
             await self._stop.wait()
             if link is not None:
@@ -142,10 +146,10 @@ class Membership:
             for task in background:
                 task.cancel()
 
-    async def _keep_fresh(self, dht: DhtNode, directory: Directory) -> None:
+    async def _keep_fresh(self, dht: DhtNode, directory: Directory, mirror: Mirror) -> None:
         while True:
             try:
-                await keep_fresh(directory, dht, None, self.clock, lambda prefixes: None)
+                await keep_fresh(directory, dht, None, self.clock, lambda prefixes: None, is_mirrored=mirror.is_live)
             except Exception:  # the task's outermost edge: without it a trainer would never see a node again
                 log.exception("the directory's keeper failed; it starts again")
             await asyncio.sleep(RESTART_PAUSE_S)

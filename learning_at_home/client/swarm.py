@@ -28,6 +28,7 @@ from learning_at_home.client.async_calls import AsyncCalls
 from learning_at_home.client.fanout import CallContext
 from learning_at_home.client.living import POLL_S, LivingExperts
 from learning_at_home.client.membership import Membership
+from learning_at_home.client.probing import Prober
 from learning_at_home.client.remote_expert import RemoteExpert
 from learning_at_home.client.reporting import ReportQueue, link_of_trainer
 from learning_at_home.client.stats import CallStats, SwarmStats
@@ -35,6 +36,7 @@ from learning_at_home.client.tracing import MAX_SPANS, Trace, Tracing
 from learning_at_home.clock import SystemClock
 from learning_at_home.coordinator_messages import MAX_METRICS, MAX_NAME_CHARS, Report, TrainerTelemetry
 from learning_at_home.directory.directory import LayerView
+from learning_at_home.directory.mirror import DirectorySource, Mirror
 from learning_at_home.errors import NotEnoughExperts, UsageError
 from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.identity import Identity
@@ -63,6 +65,7 @@ class Swarm:
         run: str | None = None,
         reports: ReportQueue | None = None,
         membership: Membership | None = None,
+        mirror: Mirror | None = None,
         dashboard_url: str | None = None,
     ) -> None:
         """For `connect` and for tests. Takes over `calls` and `membership`: closing the swarm closes them."""
@@ -72,6 +75,8 @@ class Swarm:
         self.run = (run or identity.name)[:MAX_NAME_CHARS]
         self.dashboard_url = dashboard_url
         self.asynchronous = AsyncCalls(calls)
+        self._mirror = mirror or Mirror(calls.directory, calls.clock)
+        self._mirror.on_suspicion = Prober(calls, self.asynchronous).suspected
         self._reports = reports or ReportQueue()
         explore = membership.explore if membership else None
         self._living = {layer.prefix: LivingExperts(calls, layer, explore) for layer in project.layers}
@@ -127,7 +132,14 @@ class Swarm:
         calls = CallContext(joined.record.id, connections, joined.directory, calls_stats, clock, Tracing(clock))
         dashboard_url = access.dashboard_url if access else None
         swarm = cls(
-            joined.record, calls, me, run=run, reports=reports, membership=membership, dashboard_url=dashboard_url
+            joined.record,
+            calls,
+            me,
+            run=run,
+            reports=reports,
+            membership=membership,
+            mirror=joined.mirror,
+            dashboard_url=dashboard_url,
         )
         log.info("joined project %s as %s; live page: %s", joined.record.id, me.name, dashboard_url or "none")
         return swarm
@@ -141,6 +153,10 @@ class Swarm:
         """Who serves a layer now, as far as this process knows. Raises UnknownLayer."""
         self.project.layer(prefix)
         return self.calls.directory.layer(prefix)
+
+    def directory_source(self) -> DirectorySource:
+        """Where what this process knows of the nodes comes from, "mirror" or "dht", and how many seconds old it is."""
+        return self._mirror.source(self.calls.clock.monotonic_s())
 
     def living(self, prefix: str) -> LivingExperts:
         """The layer's living experts, for gates. Raises UnknownLayer."""

@@ -13,12 +13,12 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from learning_at_home.clock import Clock
-from learning_at_home.dht.records import Record, RecordVerifier
+from learning_at_home.dht.records import Record, RecordVerifier, Refusal
 from learning_at_home.directory.announcement import Announcement, node_key
 from learning_at_home.directory.beam_search import BeamSearch, LineScores
-from learning_at_home.directory.layer_claims import Entry, LayerClaims, RivalClaim, outranks
+from learning_at_home.directory.layer_claims import Entry, LayerClaims, RivalClaim, claimed_cells, outranks
 from learning_at_home.directory.layer_walk import PrefixReader, SlotSource, walk_layer
-from learning_at_home.directory.suspicions import Suspicion, Suspicions
+from learning_at_home.directory.suspicions import Suspicion, Suspicions, ToldSuspicion
 from learning_at_home.errors import WireError
 from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.peer_address import PeerAddress
@@ -37,11 +37,11 @@ class LayerView:
     version: int
     holders: tuple[PeerAddress | None, ...]  # one per cell, in flat order; None: nobody that is alive
     num_alive: int
-    updated_s: float | None  # monotonic time of the last refresh that reached a peer; None: never
-    is_whole: bool = False  # whether that refresh read all of it; a layer too large for that is explored
+    updated_s: float | None  # monotonic time at which it was known to be so, by the DHT or the mirror; None: never
+    is_whole: bool = False  # whether the DHT's last answers told all of it; a layer too large for that is explored
 
     def age_s(self, now: float) -> float:
-        """Seconds since the DHT was last asked and answered; infinite if never."""
+        """Seconds since the DHT was last asked and answered, or the mirror was last true; infinite if never."""
         return FOREVER if self.updated_s is None else max(0.0, now - self.updated_s)
 
 
@@ -66,6 +66,8 @@ class Directory:
         self._verifier = RecordVerifier()
         self._lock = threading.Lock()
         self._suspicions = Suspicions()
+        self._told: dict[bytes, ToldSuspicion] = {}  # by public key
+        self._answered_s: dict[bytes, float] = {}  # public key -> when it last answered a call of this process
         self._nodes: dict[bytes, Entry] = {}  # by public key
         self._claims = {layer.prefix: LayerClaims(layer.prefix, layer.cells) for layer in project.layers}
         self._views = {
@@ -100,17 +102,63 @@ class Directory:
         self.project.layer(prefix)
         return await self._searches[prefix].run(self._reader(dht, prefix, set()), scores, width)
 
+    def refusal(self, record: Record) -> Refusal | None:
+        """Why `feed` would ignore this record, whatever is known: its signature, size or times."""
+        return self._verifier.refusal(record, int(self._clock.wall_s() * 1000))
+
     def feed(self, record: Record) -> bool:
         """Whether this record changed a view. It is verified here; what is invalid, foreign or old is ignored."""
-        if self._verifier.refusal(record, int(self._clock.wall_s() * 1000)) is not None:
+        return self.refusal(record) is None and bool(self._take_all([record]))
+
+    def suspect(self, public_key: bytes, since_ms: int, until_ms: int) -> bool:
+        """A coordinator's probes could not reach this peer: out of the views until it announces itself anew.
+
+        Whether that counts: a call of ours that it answered after the coordinator's verdict counts for more, whether
+        before this is told or after.
+        """
+        now, wall_ms = self._clock.monotonic_s(), self._clock.wall_s() * 1000
+        answered_s = self._answered_s.get(public_key, -FOREVER)
+        if (now - answered_s) * 1000 < wall_ms - since_ms:
             return False
-        return bool(self._take_all([record]))
+        with self._lock:
+            self._told[public_key] = ToldSuspicion(since_ms, until_ms)
+            self._rebuild_layers_of(public_key)
+        return True
+
+    def absolve(self, public_key: bytes) -> None:
+        """The coordinator suspects it no more."""
+        with self._lock:
+            if self._told.pop(public_key, None) is not None:
+                self._rebuild_layers_of(public_key)
+
+    def freshened(self, as_of_s: float) -> None:
+        """All layers are known as they were at this monotonic time."""
+        with self._lock:
+            for prefix, view in self._views.items():
+                if view.updated_s is None or view.updated_s < as_of_s:
+                    self._views[prefix] = replace(view, updated_s=as_of_s)
+
+    def knows(self, public_key: bytes) -> bool:
+        """Whether there is a record of this node."""
+        return public_key in self._nodes
+
+    @property
+    def num_nodes(self) -> int:
+        """Of whom there is a record that has not expired, or not been pruned."""
+        return len(self._nodes)
+
+    def is_of_node(self, record: Record) -> bool:
+        """Whether it stands under its publisher's own key in this project, as announcements and their ends do."""
+        return record.key == node_key(self.project.id, record.publisher)
 
     def prune(self) -> frozenset[str]:
         """Forget what expired; the prefixes whose view changed by that."""
         with self._lock:
             self._suspicions.prune(self._clock.monotonic_s())
             wall_ms = self._clock.wall_s() * 1000
+            self._told = {key: told for key, told in self._told.items() if wall_ms < told.until_ms}
+            for key in set(self._answered_s) - self._nodes.keys():
+                del self._answered_s[key]
             for key in [key for key, entry in self._nodes.items() if wall_ms >= entry.expires_ms]:
                 del self._nodes[key]
                 for claims in self._claims.values():
@@ -134,25 +182,34 @@ class Directory:
         cell = self.project.layer(uid.prefix).cells.cell(uid)
         return self.layer(uid.prefix).holders[cell]
 
+    def announced_cell(self, public_key: bytes) -> tuple[ExpertUid, PeerAddress] | None:
+        """One expert that this node announces, whoever suspects it, and how to reach it; None: it serves none."""
+        entry = self._nodes.get(public_key)
+        if entry is None or not entry.is_serving(self._clock.wall_s() * 1000):
+            return None
+        for prefix, claims in self._claims.items():
+            for cell, _ in claimed_cells(entry.claims, prefix, claims.num_cells):
+                return claims.grid.uid(prefix, cell), entry.address
+        return None
+
     def report_failure(self, public_key: bytes, now: float) -> None:
         """A call to this peer timed out or its connection broke: out of the views for 1 s, then 2, 4 ... 30.
 
         Further failures while it is out count once: they are of calls that were already under way.
         """
         with self._lock:
-            theirs = self._layers_of(public_key)
-            if theirs and self._suspicions.fail(public_key, now):
-                for prefix in theirs:
-                    self._rebuild(prefix)
+            if self._layers_of(public_key) and self._suspicions.fail(public_key, now):
+                self._rebuild_layers_of(public_key)
 
     def report_success(self, public_key: bytes) -> None:
-        """This peer answered: it is back in the views, and its next failure costs 1 s again."""
-        if public_key not in self._suspicions.by_key:  # nearly always; no lock on the way of every call
+        """This peer answered: it is back in the views whoever suspects it, and its next failure costs 1 s again."""
+        self._answered_s[public_key] = self._clock.monotonic_s()
+        # Nearly always so; no lock on the way of every call.
+        if public_key not in self._suspicions.by_key and public_key not in self._told:
             return
         with self._lock:
-            if self._suspicions.clear(public_key):
-                for prefix in self._layers_of(public_key):
-                    self._rebuild(prefix)
+            if self._suspicions.clear(public_key) | (self._told.pop(public_key, None) is not None):
+                self._rebuild_layers_of(public_key)
 
     def suspected(self, now: float) -> tuple[Suspicion, ...]:
         """Peers that are out of the views now because of failures reported here."""
@@ -175,6 +232,12 @@ class Directory:
                 for key, entry in sorted(self._nodes.items())
                 if entry.announcement is not None and wall_ms < entry.expires_ms
             )
+
+    def records(self) -> tuple[Record, ...]:
+        """Every node's newest record that has not expired, also those by which nodes withdrew."""
+        wall_ms = self._clock.wall_s() * 1000
+        with self._lock:
+            return tuple(entry.record for entry in self._nodes.values() if wall_ms < entry.expires_ms)
 
     def strongest_rivals(self, prefix: str, cells: Collection[int], public_key: bytes) -> dict[int, RivalClaim]:
         """The strongest claim of anybody else, who is online, to each of these cells; see `outranks`."""
@@ -202,7 +265,7 @@ class Directory:
 
     def _take(self, record: Record) -> frozenset[str]:
         """The layers that this record may change."""
-        if record.key != node_key(self.project.id, record.publisher):
+        if not self.is_of_node(record):
             return frozenset()
         held = self._nodes.get(record.publisher)
         if held is not None and held.sequence >= record.sequence:
@@ -233,6 +296,11 @@ class Directory:
         now, wall_ms = self._clock.monotonic_s(), self._clock.wall_s() * 1000
         claims, old = self._claims[prefix], self._views[prefix]
         back_at_s = {suspicion.public_key: suspicion.until_s for suspicion in self._suspicions.active(now)}
+        for key, told in self._told.items():
+            entry = claims.entries.get(key)
+            if entry is not None and entry.sequence <= told.since_ms and wall_ms < told.until_ms:
+                until_s = now + (told.until_ms - wall_ms) / 1000
+                back_at_s[key] = max(until_s, back_at_s.get(key, until_s))
         holders = claims.holders(wall_ms, frozenset(back_at_s))
         if holders != old.holders:
             num_alive = len(holders) - holders.count(None)
@@ -246,6 +314,10 @@ class Directory:
             (back_at_s.get(key, at_s) for key, at_s in expiries_s.items()), default=FOREVER
         )
         return holders != old.holders
+
+    def _rebuild_layers_of(self, public_key: bytes) -> None:
+        for prefix in self._layers_of(public_key):
+            self._rebuild(prefix)
 
     def _layers_of(self, public_key: bytes) -> list[str]:
         return [prefix for prefix, claims in self._claims.items() if public_key in claims.entries]

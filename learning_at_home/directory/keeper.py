@@ -19,15 +19,19 @@ class RefreshPolicy:
 
     Unsettled (the first 30 s, 30 s after any change of a view, while a peer is suspected, while a layer has nobody):
     every 3 s, so that a new node is seen soon. Settled: each wait half as long again as the last, up to 10 s, half
-    of an announcement's refresh. Vacant cells do not unsettle: a grid may be half empty for months.
+    of an announcement's refresh. Vacant cells do not unsettle: a grid may be half empty for months. While a live mirror
+    tells all that happens, the DHT is asked now and then, in case the coordinator keeps something to itself.
     """
 
     quick_s: float = 3.0
     calm_s: float = 10.0
     growth: float = 1.5
     settles_after_s: float = 30.0
+    mirrored_s: float = 60.0
 
-    def next_wait_s(self, last_wait_s: float, *, unsettled: bool) -> float:
+    def next_wait_s(self, last_wait_s: float, *, unsettled: bool, mirrored: bool = False) -> float:
+        if mirrored:
+            return self.mirrored_s
         return self.quick_s if unsettled else min(max(last_wait_s, self.quick_s) * self.growth, self.calm_s)
 
 
@@ -39,9 +43,11 @@ async def keep_fresh(
     on_change: Callable[[frozenset[str]], None],
     *,
     policy: RefreshPolicy | None = None,
+    is_mirrored: Callable[[float], bool] = lambda now: False,
 ) -> None:
     """Runs until cancelled. `on_change(prefixes)` is called on the loop's thread when views changed, for any reason.
 
+    `is_mirrored(now)`: whether a mirror is live; as soon as it is not the DHT is asked.
     `prefixes` None: all layers of the project. Raises UnknownLayer at once for one that it does not have.
     """
     policy = policy or RefreshPolicy()
@@ -67,10 +73,14 @@ async def keep_fresh(
             or bool(directory.suspected(now))
             or any(directory.layer(prefix).num_alive == 0 for prefix in watched)
         )
-        wait_s = policy.next_wait_s(wait_s, unsettled=unsettled)
+        mirrored = is_mirrored(now)
+        wait_s = policy.next_wait_s(wait_s, unsettled=unsettled, mirrored=mirrored)
         remaining_s = wait_s * random.uniform(0.9, 1.1)  # readers that start together must not ask together for ever
         while remaining_s > 0:
             await asyncio.sleep(min(TICK_S, remaining_s))
             remaining_s -= TICK_S
             directory.prune()
             tell_changes()
+            if mirrored and not is_mirrored(clock.monotonic_s()):
+                wait_s = policy.quick_s
+                break

@@ -36,13 +36,15 @@ class Entry:
     announcement: Announcement | None
     address: PeerAddress
     node_id: bytes
+    record: Record
 
     @classmethod
     def of(cls, record: Record, announcement: Announcement | None) -> Entry:
         endpoints = announcement.endpoints if announcement else ()
         name = "".join(c if c.isprintable() else "?" for c in announcement.name) if announcement else ""
         address = PeerAddress(record.publisher, endpoints, name)
-        return cls(record.tag, record.sequence, record.expires_ms, announcement, address, peer_id(record.publisher))
+        node_id = peer_id(record.publisher)
+        return cls(record.tag, record.sequence, record.expires_ms, announcement, address, node_id, record)
 
     @property
     def claims(self) -> tuple[Claim, ...]:

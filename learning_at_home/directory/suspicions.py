@@ -1,4 +1,6 @@
-"""Peers that our own calls could not reach, and for how long they are left alone. Pure: `now` is passed in."""
+"""Peers that do not answer, and for how long they are left alone: those that our own calls could not reach, and those
+that a coordinator could not. Pure: `now` is passed in.
+"""
 
 from __future__ import annotations
 
@@ -49,3 +51,11 @@ class Suspicions:
     def prune(self, now: float) -> None:
         """Forget failures so old that the next one is a new story."""
         self.by_key = {key: known for key, known in self.by_key.items() if now < known.until_s + FORGET_AFTER_S}
+
+
+@dataclass(frozen=True, slots=True)
+class ToldSuspicion:
+    """A peer that a coordinator's probes could not reach. Whatever it announces later is a sign of life."""
+
+    since_ms: int  # UTC
+    until_ms: int  # UTC

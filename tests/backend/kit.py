@@ -39,6 +39,7 @@ from learning_at_home.coordinator_messages import (
     encode,
     introduction_bytes,
 )
+from learning_at_home.dht.records import Record
 from learning_at_home.directory.announcement import Announcement, Claim
 from learning_at_home.identity import Identity
 from learning_at_home.project import LayerSpec, ProjectRecord
@@ -133,10 +134,14 @@ class FakeEyes:
     announcements: list[SeenAnnouncement] = field(default_factory=list)
     dead: set[bytes] = field(default_factory=set)
     published: list[ProjectRecord] = field(default_factory=list)
+    found: list[Record] = field(default_factory=list)
     dht_port: int = 4_711
 
     async def look(self, record: ProjectRecord) -> list[SeenAnnouncement]:
         return [each for each in self.announcements if each.announcement.project == record.id]
+
+    def records(self, project_id: str) -> list[Record]:
+        return self.found
 
     async def publish(self, record: ProjectRecord) -> int:
         self.published.append(record)

@@ -54,6 +54,9 @@ class Processes:
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
             )
 
+    def pid(self, name: str) -> int:
+        return self._running[name].pid
+
     def kill(self, name: str) -> None:
         process = self._running.pop(name)
         process.kill()

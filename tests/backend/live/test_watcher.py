@@ -1,4 +1,5 @@
 from backend.live.figures import sample
+from backend.live.mirror import MirrorHub
 from backend.live.watcher import (
     EARLY_LOOKS_BURST,
     EARLY_LOOKS_PER_S,
@@ -11,6 +12,7 @@ from backend.live.watcher import (
 from learning_at_home.identity import Identity
 from tests.backend.kit import (
     ALICE,
+    CAROL,
     NOW,
     announced,
     answer_probes,
@@ -26,7 +28,7 @@ URL = "http://here"
 
 def watched_since(now: float) -> Watched:
     """A swarm with one reader, quiet and drawn at `now`; how long the drawing took does not matter here."""
-    watched = Watched(serving_swarm(now))
+    watched = Watched(serving_swarm(now), MirrorHub("digits", CAROL))
     watched.swarm.advance(now)
     sample(watched.swarm, now)
     watched.sampled_s = watched.advanced_s = now
@@ -88,7 +90,7 @@ def looks_within(seconds: float, watched: Watched, change) -> int:
 
 
 def test_a_node_that_appears_has_the_dht_asked_at_once():
-    watched = Watched(new_swarm())
+    watched = Watched(new_swarm(), MirrorHub("digits", CAROL))
     watched.looked_s, watched.swarm.wants_directory = NOW - 1, False
     assert not watched.wants_look(NOW)
     introduce(watched.swarm, ALICE, NOW)
@@ -107,7 +109,7 @@ def test_a_node_that_changes_its_mind_all_the_time_does_not_have_the_dht_crawled
 
 
 def test_a_node_that_never_announces_what_it_tells_of_is_looked_for_often_only_at_first():
-    watched = Watched(new_swarm())
+    watched = Watched(new_swarm(), MirrorHub("digits", CAROL))
     node = introduce(watched.swarm, ALICE, NOW)
 
     def change(_tenth: int, now: float) -> None:
@@ -117,7 +119,7 @@ def test_a_node_that_never_announces_what_it_tells_of_is_looked_for_often_only_a
 
 
 def test_many_strangers_together_have_the_dht_asked_no_more_often_than_a_project_may():
-    watched = Watched(new_swarm())
+    watched = Watched(new_swarm(), MirrorHub("digits", CAROL))
 
     def change(tenth: int, now: float) -> None:
         introduce(watched.swarm, Identity(tenth.to_bytes(32, "big")), now)

@@ -18,9 +18,10 @@ from learning_at_home.client import reporting
 from learning_at_home.client.dmoe import DMoE
 from learning_at_home.client.reporting import ReportQueue
 from learning_at_home.client.swarm import Swarm
-from learning_at_home.coordinator_messages import Introduction, Report, TrainerTelemetry
+from learning_at_home.coordinator_messages import Introduction, Mirrored, Report, TrainerTelemetry
 from learning_at_home.directory import directory
 from learning_at_home.directory.announcement import Announcement, Claim
+from learning_at_home.directory.coordinator_suspicion import sign_suspicion
 from learning_at_home.directory.layer_walk import PrefixReader, Walked
 from learning_at_home.errors import (
     BootstrapFailed,
@@ -119,6 +120,20 @@ def test_of_a_layer_too_large_to_be_read_whole_the_best_experts_are_looked_for(c
         assert swarm.layer("ffn0").num_alive == 0
         torch.testing.assert_close(DMoE(swarm, layer="ffn0", k_best=2)(x), 2 * x)
         assert swarm.layer("ffn0").num_alive == 3
+
+
+def test_a_node_that_answers_is_back_though_the_coordinator_suspects_it(coordinator, alice):
+    with Swarm.connect(coordinator.url) as swarm:
+        (announced,) = swarm.calls.directory.all_announcements()
+        now_ms = int(time.time() * 1000)
+        suspicion = sign_suspicion(
+            coordinator.identity, "test", announced.public_key, now_ms + 5_000, sequence=now_ms
+        )  # later than the announcement and than any answer until now
+        swarm._mirror.opened(coordinator.identity.public_key)
+        swarm._mirror.heard(Mirrored(0, True, 0.0, (suspicion.to_bytes(),)))
+
+        assert swarm.wait_until_alive("ffn0", 3, timeout_s=10) == 3
+        assert [work.operation for work in alice.seen] == ["forward"]
 
 
 def test_two_swarms_in_one_process(coordinator, alice):
