@@ -14,7 +14,11 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 import zmq.utils.z85
-from nacl.bindings import crypto_sign_ed25519_pk_to_curve25519, crypto_sign_ed25519_sk_to_curve25519
+from nacl.bindings import (
+    crypto_scalarmult,
+    crypto_sign_ed25519_pk_to_curve25519,
+    crypto_sign_ed25519_sk_to_curve25519,
+)
 from nacl.exceptions import BadSignatureError, CryptoError
 from nacl.signing import SigningKey, VerifyKey
 
@@ -121,6 +125,15 @@ class Identity:
     @cached_property
     def curve_secret(self) -> bytes:
         return crypto_sign_ed25519_sk_to_curve25519(bytes(self._signing_key) + self.public_key)
+
+    def pair_key(self, public_key: bytes, purpose: str) -> bytes:
+        """32 bytes that this peer and the holder of that key can make, and nobody else; for this purpose only.
+
+        The same on either side. Takes about 0.1 ms. Raises WireError when it is no key. Source: X25519, RFC 7748.
+        """
+        shared = crypto_scalarmult(self.curve_secret, curve_public_key(public_key))
+        both = min(self.public_key, public_key) + max(self.public_key, public_key)
+        return hashlib.blake2b(_tagged(purpose, both), key=shared, digest_size=32).digest()
 
     def sign(self, purpose: str, message: bytes) -> bytes:
         """64 bytes that only this key can make, for this purpose only."""

@@ -8,7 +8,7 @@ import ipaddress
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
-from learning_at_home.dht.contacts import Contact, is_worth_asking
+from learning_at_home.dht.contacts import is_worth_asking
 
 _ANYBODY = "8.8.8.8"  # stands for a teller somewhere on the internet: what is public may be called whoever says so
 MAX_ENDPOINTS = 3  # of one node, the best first: a probe tries all of them
@@ -20,8 +20,8 @@ def worth_calling(endpoints: Iterable[str], met_at: Iterable[str]) -> tuple[str,
     found = []
     for endpoint in endpoints:
         parts = urlsplit(endpoint)
-        contact = Contact(b"", _number(parts.hostname or ""), parts.port or 0)
-        if any(is_worth_asking(contact, (ip, 0)) for ip in (*tellers, _ANYBODY)):
+        address = (_number(parts.hostname or ""), parts.port or 0)
+        if any(is_worth_asking(address, (ip, 0)) for ip in (*tellers, _ANYBODY)):
             found.append(endpoint)
     return tuple(found[:MAX_ENDPOINTS])
 

@@ -104,10 +104,10 @@ class Bootstrapper:
             address = await self._resolve(*parse_address(text))
         except (OSError, UnicodeError) as error:  # UnicodeError: a name that no DNS label can hold
             return f"cannot be resolved ({getattr(error, 'strerror', None) or error})"
-        pong = await self._protocol.ping_address(address)
-        if pong is None:
+        contact = await self._protocol.greet(address)
+        if contact is None:
             return f"does not answer at {shown_address(address)}, UDP"
-        if pong.node_id == self._protocol.node_id:
+        if contact.node_id == self._protocol.node_id:
             self._own.add(text)
             return ITSELF
         if text in self._wanted:

@@ -1,4 +1,4 @@
-"""Where a peer of the DHT is: its id and its UDP address. Pure."""
+"""Who a peer of the DHT is and where: its public key and its UDP address. Pure."""
 
 from __future__ import annotations
 
@@ -8,16 +8,31 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from learning_at_home.errors import ConfigError
+from learning_at_home.identity import PUBLIC_KEY_BYTES, peer_id
 
 Address = tuple[str, int]  # a numeric IP address and a UDP port
 
 
-class Contact(NamedTuple):
-    """A peer and its place. The id is the hash of its public key; nothing proves that yet: issue 4's handshake."""
+_PORT_BYTES = 2
+PACKED_BYTES = (PUBLIC_KEY_BYTES + 4 + _PORT_BYTES, PUBLIC_KEY_BYTES + 16 + _PORT_BYTES)  # IPv4, IPv6
 
-    node_id: bytes
+
+class _Fields(NamedTuple):
+    public_key: bytes
     ip: str
     port: int
+    node_id: bytes  # follows from the key; kept, since lookups ask for it all the time
+    number: int  # the id as a number
+
+
+class Contact(_Fields):
+    """A peer and its place. Its id is the hash of its public key."""
+
+    __slots__ = ()
+
+    def __new__(cls, public_key: bytes, ip: str, port: int) -> Contact:
+        node_id = peer_id(public_key)
+        return super().__new__(cls, public_key, ip, port, node_id, int.from_bytes(node_id, "big"))
 
     @property
     def address(self) -> Address:
@@ -25,16 +40,29 @@ class Contact(NamedTuple):
 
     def distance(self, target: bytes) -> int:
         """Kademlia's XOR metric."""
-        return int.from_bytes(self.node_id, "big") ^ int.from_bytes(target, "big")
+        return self.number ^ int.from_bytes(target, "big")
 
 
-def is_worth_asking(contact: Contact, relayed_by: Address) -> bool:
-    """Whether a contact that a peer told us of may be sent datagrams: an address that the teller could reach itself.
+@lru_cache(maxsize=16_384)  # the contacts of thousands of neighbours come again and again
+def packed_contact(contact: Contact) -> bytes:
+    """Its public key, its address (4 or 16 bytes) and its port."""
+    return contact.public_key + ipaddress.ip_address(contact.ip).packed + contact.port.to_bytes(_PORT_BYTES, "big")
+
+
+@lru_cache(maxsize=16_384)
+def unpacked_contact(data: bytes) -> Contact:
+    """The contrary, for as many bytes as PACKED_BYTES says."""
+    ip = ipaddress.ip_address(data[PUBLIC_KEY_BYTES:-_PORT_BYTES])
+    return Contact(data[:PUBLIC_KEY_BYTES], str(ip), int.from_bytes(data[-_PORT_BYTES:], "big"))
+
+
+def is_worth_asking(address: Address, relayed_by: Address) -> bool:
+    """Whether an address that a peer told us of may be sent datagrams: one that the teller could reach itself.
 
     A stranger must not aim our datagrams at this machine, at our home network, or at names that have to be resolved.
     """
-    place, tellers = _place_of(contact.ip), _place_of(relayed_by[0])
-    if place is None or tellers is None or not 1 <= contact.port <= 65_535:
+    place, tellers = _place_of(address[0]), _place_of(relayed_by[0])
+    if place is None or tellers is None or not 1 <= address[1] <= 65_535:
         return False
     return place is _Place.INTERNET or tellers is _Place.MACHINE or place is tellers
 
@@ -73,6 +101,8 @@ def _place_of(ip: str) -> _Place | None:
     except ValueError:
         return None
     if "%" in ip:  # an IPv6 zone means something on the teller's machine only
+        return None
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:  # another name of an IPv4 address
         return None
     if address.is_loopback:
         return _Place.MACHINE

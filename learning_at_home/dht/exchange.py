@@ -121,10 +121,10 @@ class Exchange:
 
     async def hand_over(self, newcomer: Contact, max_records: int) -> None:
         """Give a new contact the records that it should hold and whose closest holder, as far as we know, we are."""
-        own_id, now = self._protocol.node_id, self._clock.monotonic_s()
+        now = self._clock.monotonic_s()
         for record in list(self._storage)[:max_records]:
             closest = self._protocol.neighbourhood.closest(record.key, K + 1, now)
-            own_distance = Contact(own_id, "", 0).distance(record.key)
+            own_distance = self._protocol.distance(record.key)
             is_ours = all(own_distance < other.distance(record.key) for other in closest if other != newcomer)
             if not is_ours or newcomer not in closest[:K]:
                 continue
@@ -132,7 +132,7 @@ class Exchange:
                 return  # gone already
 
     async def _put_at(self, others: list[Contact], record: Record) -> Held:
-        own_distance = Contact(self._protocol.node_id, "", 0).distance(record.key)
+        own_distance = self._protocol.distance(record.key)
         is_close = len(others) < K or own_distance < others[-1].distance(record.key)
         if is_close and self._holds_records:
             others = others[: K - 1]

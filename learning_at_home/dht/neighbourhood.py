@@ -6,7 +6,6 @@ exact order by distance, and silence, so that a dead contact costs one timeout a
 
 from __future__ import annotations
 
-import heapq
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,6 +20,14 @@ SILENCE_S = 5.0  # a peer that did not answer is not asked again for so long, un
 FAILURES_TO_REMOVE = 2  # in a row; one may be a stall of the peer or of this process
 MAX_SILENT = 4_096
 MAX_ANSWERED = 4_096
+
+
+class _Entry(Node):  # type: ignore[misc]  # the package has no types
+    """A contact in the package's table."""
+
+    def __init__(self, contact: Contact) -> None:
+        super().__init__(contact.node_id, contact.ip, contact.port)
+        self.contact = contact
 
 
 @dataclass(slots=True)
@@ -38,27 +45,29 @@ class Neighbourhood:
         self._limits = limits
         self._silent: OrderedDict[Address, _Silence] = OrderedDict()
         self._answered_s: OrderedDict[Address, float] = OrderedDict()
-        self._listed: list[tuple[int, Contact]] | None = None  # ids as numbers; None: the table has changed
+        self._listed: dict[int, Contact] | None = None  # by their ids as numbers; None: the table has changed
 
     def contacts(self) -> list[Contact]:
         """Everyone in the table."""
-        return [contact for _, contact in self._list()]
+        return list(self._list().values())
 
     def closest(self, target: bytes, count: int, now: float) -> list[Contact]:
         """The contacts nearest to a target; those that are silent now only when there are no others.
 
         The package's `find_neighbors` takes buckets left and right in turn, which is not the order of the XOR metric.
         """
-        place = int.from_bytes(target, "big")
-        entries = self._list()
+        listed = self._list()
+        numbers: Iterable[int] = listed
         if self._silent:
-            entries = [entry for entry in entries if not self.is_silent(entry[1].address, now)] or entries
-        return [contact for _, contact in heapq.nsmallest(count, entries, key=lambda entry: entry[0] ^ place)]
+            speaking = [number for number, contact in listed.items() if not self.is_silent(contact.address, now)]
+            numbers = speaking or listed
+        nearest_first = sorted(numbers, key=int.from_bytes(target, "big").__xor__)
+        return [listed[number] for number in nearest_first[:count]]
 
     def find(self, node_id: bytes) -> Contact | None:
         """The contact of this id."""
-        node = self._table.buckets[self._table.get_bucket_for(Node(node_id))][node_id]
-        return None if node is None else Contact(node.id, node.ip, node.port)
+        entry: _Entry | None = self._table.buckets[self._table.get_bucket_for(Node(node_id))][node_id]
+        return None if entry is None else entry.contact
 
     def is_silent(self, address: Address, now: float) -> bool:
         """Whether this peer failed to answer a moment ago: asking it again would likely cost another timeout."""
@@ -71,7 +80,7 @@ class Neighbourhood:
 
     def bucket(self, contact: Contact) -> int:
         """The place of its bucket in the table, those of the least ids first."""
-        place: int = self._table.get_bucket_for(Node(contact.node_id))
+        place: int = self._table.get_bucket_for(_Entry(contact))
         return place
 
     def answered_s(self, contact: Contact) -> float | None:
@@ -90,7 +99,7 @@ class Neighbourhood:
             return False  # a contact's id from elsewhere: it stays where it answered first, until it stops answering
         if known is None and not self._has_room(contact):
             return False
-        self._table.add_contact(Node(*contact))
+        self._table.add_contact(_Entry(contact))
         if known is None:
             self._listed = None
         return known is None and self.find(contact.node_id) is not None
@@ -107,7 +116,7 @@ class Neighbourhood:
         self._hush(address, now, failures=0)
 
     def remove(self, contact: Contact) -> None:
-        self._table.remove_contact(Node(*contact))
+        self._table.remove_contact(_Entry(contact))
         self._listed = None
 
     def refresh_targets(self) -> list[bytes]:
@@ -121,10 +130,10 @@ class Neighbourhood:
         bucket = buckets[self.bucket(contact)]
         return self._limits.has_room(contact.ip, _ips([bucket]), _ips(buckets))
 
-    def _list(self) -> list[tuple[int, Contact]]:
+    def _list(self) -> dict[int, Contact]:
         if self._listed is None:
-            nodes = (node for bucket in self._table.buckets for node in bucket.get_nodes())
-            self._listed = [(node.long_id, Contact(node.id, node.ip, node.port)) for node in nodes]
+            contacts = (entry.contact for bucket in self._table.buckets for entry in bucket.get_nodes())
+            self._listed = {contact.number: contact for contact in contacts}
         return self._listed
 
     def _hush(self, address: Address, now: float, failures: int) -> int:

@@ -1,7 +1,7 @@
 """A peer of the DHT: what the rest of Learning@home asks of it. Async; lives on one event loop.
 
-Knows nothing of experts: keys and signed records. Known limits until issue 4: node ids are claimed, not proven; senders
-are not rate-limited. See docs/decisions/0002-dht-on-kademlia.md.
+Knows nothing of experts: keys and signed records. Known limit: senders are not rate-limited.
+See docs/decisions/0002-dht-on-kademlia.md.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class DhtNode:
         self._slots = SlotStorage(self._verifier, slot_rule or NoSlots())
         self._last_own: dict[bytes, Record] = {}  # key -> what we signed last
         self._protocol = DhtProtocol(
-            identity.peer_id,
+            identity,
             self._storage,
             self._slots,
             self.clock,

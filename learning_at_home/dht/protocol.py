@@ -3,8 +3,8 @@
 Of `kademlia` and `rpcudp` this keeps the framing, the names and the routing table. A datagram is decoded and answered
 in one synchronous step, without a task of its own: garbage is counted and dropped, it cannot raise into the loop.
 
-A peer becomes a contact only after it answered a request of ours under the id that it claims, so that a datagram with
-a forged sender puts nobody into the table. That the id is the hash of a key which the peer holds is *not* proven yet.
+A peer becomes a contact only after it answered a request of ours, with a MAC that only the holder of its key can make:
+its id is the hash of that key, and a datagram with a forged sender puts nobody into the table.
 """
 
 from __future__ import annotations
@@ -22,16 +22,24 @@ from kademlia.protocol import KademliaProtocol
 from learning_at_home.clock import Clock
 from learning_at_home.dht.address_blocks import BlockLimits
 from learning_at_home.dht.contacts import Address, Contact, is_worth_asking
+from learning_at_home.dht.datagrams import (
+    ANSWER,
+    CLIENT_ONLY,
+    REQUEST,
+    Datagram,
+    claims_proof,
+    is_genuine,
+    read,
+    sealed,
+)
 from learning_at_home.dht.messages import (
     MAX_NEIGHBOURS,
     MAX_PAGE_BYTES,
     MAX_SLOT_PAGE_BYTES,
-    REQUEST,
     Answer,
     FindNode,
     FindSlots,
     FindValue,
-    Neighbour,
     Nodes,
     Ping,
     Pong,
@@ -45,15 +53,17 @@ from learning_at_home.dht.messages import (
     contacts_of,
     decode_request,
     encode_answer,
-    split_datagram,
+    neighbours_of,
 )
 from learning_at_home.dht.neighbourhood import Neighbourhood
-from learning_at_home.dht.questions import Questions
+from learning_at_home.dht.pair_keys import PairKeys
+from learning_at_home.dht.questions import Questions, Reply
 from learning_at_home.dht.records import Record, Refusal
 from learning_at_home.dht.round_trips import RoundTrips
 from learning_at_home.dht.slots import SlotStorage
 from learning_at_home.dht.storage import RecordStorage
 from learning_at_home.errors import WireError
+from learning_at_home.identity import Identity, peer_id
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +78,7 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
 
     def __init__(
         self,
-        node_id: bytes,
+        identity: Identity,
         storage: RecordStorage,
         slots: SlotStorage,
         clock: Clock,
@@ -80,12 +90,12 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         limits: BlockLimits,
         wait_timeout_s: float = WAIT_TIMEOUT_S,
     ) -> None:
-        super().__init__(Node(node_id), storage, k)
-        self.node_id = node_id
+        self.node_id = identity.peer_id
+        super().__init__(Node(self.node_id), storage, k)
         self.records = storage
         self.slots = slots
-        self.counters: Counter[str] = Counter()  # bad_datagrams, timeouts, requests, resent
-        self.neighbourhood = Neighbourhood(node_id, self.router, limits)
+        self.counters: Counter[str] = Counter()  # bad_datagrams, bad_macs, timeouts, requests, resent
+        self.neighbourhood = Neighbourhood(self.node_id, self.router, limits)
         self.limits = limits
         self.closed = asyncio.Event()
         self._clock = clock
@@ -94,9 +104,18 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         self._spawn = spawn
         self._on_new_contact = on_new_contact
         self._round_trips = RoundTrips()
-        self._questions = Questions(self._send, self, self._round_trips, self.counters, wait_timeout_s)
+        self._pair_keys = PairKeys(identity)
+        request_kind = REQUEST | CLIENT_ONLY if client_only else REQUEST
+        self._questions = Questions(
+            self._send, self, self._pair_keys, request_kind, self._round_trips, self.counters, wait_timeout_s
+        )
         self._checks: set[Address] = set()
         self._clock_offsets_ms: OrderedDict[Address, int] = OrderedDict()
+
+    def distance(self, target: bytes) -> int:
+        """Of this peer's own id."""
+        own: int = self.source_node.long_id
+        return own ^ int.from_bytes(target, "big")
 
     def __getattr__(self, name: str) -> Any:
         """rpcudp makes a remote call of every unknown attribute; here a typing error stays one."""
@@ -107,16 +126,14 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
     def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
         sender: Address = (addr[0], addr[1])  # an IPv6 address has two more elements
         try:
-            kind, message_id, payload = split_datagram(data)
-            if kind == REQUEST:
-                if not self._client_only:
-                    self._answer_request(sender, message_id, decode_request(payload))
-                return
+            datagram = read(data)
+            if datagram.is_answer:
+                self._questions.on_answer(datagram, data)
+            elif not self._client_only:
+                self._on_request(sender, datagram, data)
         except WireError as error:
             self.counters["bad_datagrams"] += 1
             log.debug("dropped a datagram of %d bytes from %s: %s", len(data), sender, error)
-            return
-        self._questions.on_payload(message_id, payload)
 
     def error_received(self, exc: OSError) -> None:
         log.debug("the DHT's socket: %s", exc)  # an ICMP "port unreachable" of some peer; its request times out
@@ -127,41 +144,52 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
 
     # -- what other peers ask
 
-    def _answer_request(self, sender: Address, message_id: bytes, request: Request) -> None:
+    def _on_request(self, address: Address, datagram: Datagram, data: bytes) -> None:
+        """Answer it, if it comes from the peer that it names; a ping proves nothing and need not. Raises WireError."""
+        pair_key = self._pair_keys.of(datagram.sender)
+        is_proven = claims_proof(data)
+        if is_proven and not is_genuine(data, pair_key):
+            self.counters["bad_macs"] += 1
+            return
+        request = decode_request(datagram.message)
+        if not is_proven and not isinstance(request, Ping):
+            raise WireError("a DHT request without a proof of its sender")
         self.counters["requests"] += 1
+        asker = Contact(datagram.sender, *address)
+        if is_proven and not datagram.kind & CLIENT_ONLY:
+            self._heard_from(asker)
+        if self.transport.get_write_buffer_size() < MAX_UNSENT_BYTES:
+            answer = encode_answer(self._answer(asker, request))
+            own_key = self._pair_keys.own_public_key
+            self.transport.sendto(sealed(Datagram(ANSWER, datagram.message_id, own_key, answer), pair_key), address)
+
+    def _answer(self, asker: Contact, request: Request) -> Answer:
         match request:
             case Ping():
-                answer: Answer = self.rpc_ping(sender, request.sender)
+                return self.rpc_ping()
             case FindNode():
-                answer = self.rpc_find_node(sender, request.sender, request.target)
+                return self.rpc_find_node(asker, request.target)
             case FindValue():
-                answer = self.rpc_find_value(sender, request.sender, request.key, request.after)
+                return self.rpc_find_value(asker, request.key, request.after)
             case Store():
-                answer = self.rpc_store(sender, request.sender, request.key, request.record)
+                return self.rpc_store(request.key, request.record)
             case StoreSlots():
-                answer = self.rpc_store_slots(sender, request)
+                return self.rpc_store_slots(request)
             case FindSlots():
-                answer = self.rpc_find_slots(sender, request)
-        if self.transport.get_write_buffer_size() < MAX_UNSENT_BYTES:
-            self.transport.sendto(encode_answer(message_id, answer), sender)
+                return self.rpc_find_slots(asker, request)
 
-    def rpc_ping(self, sender: Address, nodeid: bytes) -> Pong:
-        self._heard_from(sender, nodeid)
-        return Pong(self.node_id, self._wall_ms())
+    def rpc_ping(self) -> Pong:
+        return Pong(self._wall_ms())
 
-    def rpc_find_node(self, sender: Address, nodeid: bytes, key: bytes) -> Nodes:
-        self._heard_from(sender, nodeid)
-        return Nodes(self.node_id, self._neighbours(sender, nodeid, key))
+    def rpc_find_node(self, asker: Contact, key: bytes) -> Nodes:
+        return Nodes(self._neighbours(asker, key))
 
-    def rpc_find_value(self, sender: Address, nodeid: bytes, key: bytes, after: bytes) -> Values:
+    def rpc_find_value(self, asker: Contact, key: bytes, after: bytes) -> Values:
         """A page of the records after the publisher `after`; with the first page also who is closer to the key."""
-        self._heard_from(sender, nodeid)
         page = self.records.page(key, after, MAX_PAGE_BYTES, self._wall_ms())
-        neighbours = () if after else self._neighbours(sender, nodeid, key)
-        return Values(self.node_id, page.records, page.more, neighbours)
+        return Values(page.records, page.more, () if after else self._neighbours(asker, key))
 
-    def rpc_store(self, sender: Address, nodeid: bytes, key: bytes, value: bytes) -> Stored:
-        self._heard_from(sender, nodeid)
+    def rpc_store(self, key: bytes, value: bytes) -> Stored:
         now_ms = self._wall_ms()
         try:
             record = Record.from_bytes(value)
@@ -169,83 +197,82 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
             record = None
         if record is None or record.key != key:
             self.records.refusals[Refusal.MALFORMED.value] += 1
-            return Stored(self.node_id, Refusal.MALFORMED.value, now_ms)
+            return Stored(Refusal.MALFORMED.value, now_ms)
         refusal = self.records.put(record, now_ms)
-        return Stored(self.node_id, refusal.value if refusal else "", now_ms)
+        return Stored(refusal.value if refusal else "", now_ms)
 
-    def rpc_store_slots(self, sender: Address, request: StoreSlots) -> SlotsStored:
+    def rpc_store_slots(self, request: StoreSlots) -> SlotsStored:
         """Under each of the names a refusal, or nothing."""
-        self._heard_from(sender, request.sender)
         now_ms = self._wall_ms()
         try:
             record = Record.from_bytes(request.record)
         except WireError:
             self.slots.refusals[Refusal.MALFORMED.value] += 1
-            return SlotsStored(self.node_id, (Refusal.MALFORMED.value,) * len(request.names), now_ms)
+            return SlotsStored((Refusal.MALFORMED.value,) * len(request.names), now_ms)
         refusals = (self.slots.put(record, name, now_ms) for name in request.names)
-        return SlotsStored(self.node_id, tuple(refusal.value if refusal else "" for refusal in refusals), now_ms)
+        return SlotsStored(tuple(refusal.value if refusal else "" for refusal in refusals), now_ms)
 
-    def rpc_find_slots(self, sender: Address, request: FindSlots) -> SlotsFound:
-        self._heard_from(sender, request.sender)
+    def rpc_find_slots(self, asker: Contact, request: FindSlots) -> SlotsFound:
         page = self.slots.page(
             request.key, request.first, request.wanted, request.known, MAX_SLOT_PAGE_BYTES, self._wall_ms()
         )
-        neighbours = self._neighbours(sender, request.sender, request.key)
-        return SlotsFound(self.node_id, page.lives, page.records, page.has_more, neighbours)
+        return SlotsFound(page.lives, page.records, page.has_more, self._neighbours(asker, request.key))
 
-    def _neighbours(self, sender: Address, nodeid: bytes, key: bytes) -> tuple[Neighbour, ...]:
+    def _neighbours(self, asker: Contact, key: bytes) -> tuple[bytes, ...]:
         closest = self.neighbourhood.closest(key, self._k + 1, self._clock.monotonic_s())
-        others = [contact for contact in closest if contact.node_id != nodeid and contact.address != sender]
-        return tuple((contact.node_id, contact.ip, contact.port) for contact in others[:MAX_NEIGHBOURS])
+        others = [contact for contact in closest if contact.number != asker.number and contact.address != asker.address]
+        return neighbours_of(others[:MAX_NEIGHBOURS])
 
     # -- what we ask
 
-    async def ping_address(self, address: Address, expected_id: bytes | None = None) -> Pong | None:
-        answer = await self._questions.ask(address, Ping(self._sender), Pong, expected_id)
-        if answer is not None:
-            self._note_clock(address, answer.wall_ms)
-        return answer
+    async def greet(self, address: Address) -> Contact | None:
+        """Whoever answers at an address."""
+        reply = await self._ping(address, None)
+        return None if reply is None else reply.contact
 
     async def call_find_node(self, contact: Contact, target: bytes) -> list[Contact] | None:
-        answer = await self._questions.ask(contact.address, FindNode(self._sender, target), Nodes, contact.node_id)
-        return None if answer is None else self._told(answer.neighbours, contact.address)
+        reply = await self._questions.ask(contact.address, contact.public_key, FindNode(target), Nodes)
+        return None if reply is None else self._told(reply.answer.neighbours, contact.address)
 
     async def call_find_value(self, contact: Contact, key: bytes, after: bytes) -> tuple[Values, list[Contact]] | None:
-        answer = await self._questions.ask(
-            contact.address, FindValue(self._sender, key, after), Values, contact.node_id
-        )
-        return None if answer is None else (answer, self._told(answer.neighbours, contact.address))
+        reply = await self._questions.ask(contact.address, contact.public_key, FindValue(key, after), Values)
+        return None if reply is None else (reply.answer, self._told(reply.answer.neighbours, contact.address))
 
     async def call_store(self, contact: Contact, record: Record) -> str | None:
         """Empty when the peer holds the record now, else its reason; None when it did not answer."""
-        request = Store(self._sender, record.key, record.to_bytes())
-        answer = await self._questions.ask(contact.address, request, Stored, contact.node_id)
-        if answer is None:
+        request = Store(record.key, record.to_bytes())
+        reply = await self._questions.ask(contact.address, contact.public_key, request, Stored)
+        if reply is None:
             return None
-        self._note_clock(contact.address, answer.wall_ms)
-        return answer.refusal
+        self._note_clock(contact.address, reply.answer.wall_ms)
+        return reply.answer.refusal
 
     async def call_store_slots(self, contact: Contact, record: Record, names: Sequence[str]) -> tuple[str, ...] | None:
         """For each name what call_store gives; None when the peer did not answer."""
-        request = StoreSlots(self._sender, record.to_bytes(), tuple(names))
-        answer = await self._questions.ask(contact.address, request, SlotsStored, contact.node_id)
-        if answer is None or len(answer.refusals) != len(names):
+        request = StoreSlots(record.to_bytes(), tuple(names))
+        reply = await self._questions.ask(contact.address, contact.public_key, request, SlotsStored)
+        if reply is None or len(reply.answer.refusals) != len(names):
             return None
-        self._note_clock(contact.address, answer.wall_ms)
-        return answer.refusals
+        self._note_clock(contact.address, reply.answer.wall_ms)
+        return reply.answer.refusals
 
     async def call_find_slots(
         self, contact: Contact, key: bytes, first: int, wanted: tuple[int, ...] | None, known: bytes
     ) -> tuple[SlotsFound, list[Contact]] | None:
-        request = FindSlots(self._sender, key, first, wanted, known)
-        answer = await self._questions.ask(contact.address, request, SlotsFound, contact.node_id)
-        return None if answer is None else (answer, self._told(answer.neighbours, contact.address))
+        request = FindSlots(key, first, wanted, known)
+        reply = await self._questions.ask(contact.address, contact.public_key, request, SlotsFound)
+        return None if reply is None else (reply.answer, self._told(reply.answer.neighbours, contact.address))
 
-    def on_answer(self, address: Address, expected_id: bytes | None, answer: Answer) -> None:
+    async def _ping(self, address: Address, public_key: bytes | None) -> Reply[Pong] | None:
+        reply = await self._questions.ask(address, public_key, Ping(), Pong)
+        if reply is not None:
+            self._note_clock(address, reply.answer.wall_ms)
+        return reply
+
+    def on_answer(self, contact: Contact, expected_key: bytes | None) -> None:
         """A peer answered a question of ours."""
-        if expected_id is not None and answer.node_id != expected_id:  # another peer has this address now
-            self.neighbourhood.remove(Contact(expected_id, *address))
-        contact = Contact(answer.node_id, *address)
+        if expected_key not in (None, contact.public_key):  # another peer has this address now
+            self.neighbourhood.remove(Contact(expected_key, *contact.address))
         if self.neighbourhood.answered(contact, self._clock.monotonic_s()):
             self._on_new_contact(contact)
 
@@ -253,8 +280,9 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         """A peer was asked for the last time, and may still answer."""
         self.neighbourhood.overdue(address, self._clock.monotonic_s())
 
-    def on_silence(self, address: Address, expected_id: bytes | None) -> None:
+    def on_silence(self, address: Address, expected_key: bytes | None) -> None:
         """A peer did not answer a question of ours, or answered garbage."""
+        expected_id = None if expected_key is None else peer_id(expected_key)
         self.neighbourhood.failed(address, expected_id, self._clock.monotonic_s())
 
     def patience_s(self, contact: Contact) -> float:
@@ -271,13 +299,13 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         self.transport.sendto(datagram, address)
         return True
 
-    def _told(self, neighbours: tuple[Neighbour, ...], teller: Address) -> list[Contact]:
+    def _told(self, neighbours: tuple[bytes, ...], teller: Address) -> list[Contact]:
         """Who of those that a peer told us of is worth a question now."""
         now = self._clock.monotonic_s()
         return [
             contact
             for contact in contacts_of(neighbours)
-            if is_worth_asking(contact, teller) and not self.neighbourhood.is_silent(contact.address, now)
+            if is_worth_asking(contact.address, teller) and not self.neighbourhood.is_silent(contact.address, now)
         ]
 
     # -- strangers, clocks
@@ -287,20 +315,20 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
 
         It hands what it gets to `ensure_future` and forgets it: hence a future that is done, and a ping of our own.
         """
-        self._check(Contact(node.id, node.ip, node.port), None)
+        self._check(node.contact, None)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         done.set_result(None)
         return done
 
-    def _heard_from(self, sender: Address, node_id: bytes) -> None:
-        """A request came in under this id: note that a contact lives, ping a stranger back."""
-        if not node_id or node_id == self.node_id:
+    def _heard_from(self, asker: Contact) -> None:
+        """A peer proved to have sent this: note that a contact lives, ping a stranger back."""
+        if asker.node_id == self.node_id:
             return
-        known = self.neighbourhood.find(node_id)
-        if known is not None and known.address == sender:
-            self.neighbourhood.spoke(sender)
-        elif not self.neighbourhood.is_silent(sender, self._clock.monotonic_s()):
-            self._check(known, Contact(node_id, *sender))
+        known = self.neighbourhood.find(asker.node_id)
+        if known == asker:
+            self.neighbourhood.spoke(asker.address)
+        elif not self.neighbourhood.is_silent(asker.address, self._clock.monotonic_s()):
+            self._check(known, asker)
 
     def _check(self, known: Contact | None, stranger: Contact | None) -> None:
         asked = stranger or known
@@ -311,12 +339,12 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
     async def _ping_back(self, asked: Address, known: Contact | None, stranger: Contact | None) -> None:
         """Let a stranger into the table if it answers; one that has a contact's id only if that contact is gone."""
         try:
-            if known is not None and await self.ping_address(known.address, known.node_id) is not None:
+            if known is not None and await self._ping(known.address, known.public_key) is not None:
                 return
             if stranger is not None:
                 if known is not None:
                     self.neighbourhood.remove(known)
-                await self.ping_address(stranger.address, stranger.node_id)
+                await self._ping(stranger.address, stranger.public_key)
         finally:
             self._checks.discard(asked)
 
@@ -332,7 +360,3 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
 
     def _wall_ms(self) -> int:
         return int(self._clock.wall_s() * 1000)
-
-    @property
-    def _sender(self) -> bytes:
-        return b"" if self._client_only else self.node_id

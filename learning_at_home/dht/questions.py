@@ -11,57 +11,83 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Generic, Protocol
 
-from learning_at_home.dht.contacts import Address
-from learning_at_home.dht.messages import ID_BYTES, Answer, AnswerT, Request, decode_answer, encode_request
+from learning_at_home.dht.contacts import Address, Contact
+from learning_at_home.dht.datagrams import ID_BYTES, Datagram, is_genuine, sealed
+from learning_at_home.dht.messages import Answer, AnswerT, Request, decode_answer, encode_request
+from learning_at_home.dht.pair_keys import PairKeys
 from learning_at_home.dht.round_trips import RoundTrips
 from learning_at_home.errors import WireError
 
 MAX_OUTSTANDING = 1_024  # those of the dead stay for the whole timeout; the others wait for their turn
 MAX_SENT = 3  # of one request; at 5 % loss each way one in a thousand then finds a living peer silent
+MAX_FORGED = 3  # answers with a wrong MAC that are looked at per question: each may cost a Diffie-Hellman
 STALL_S = 0.1  # a timer this late means that we were not looking: the answer may lie unread in the socket
+
+
+@dataclass(frozen=True, slots=True)
+class Reply(Generic[AnswerT]):
+    """An answer, and who proved to have given it."""
+
+    contact: Contact
+    answer: AnswerT
 
 
 class Listener(Protocol):
     """Who is told what became of a question, whether or not somebody still waits."""
 
-    def on_answer(self, address: Address, expected_id: bytes | None, answer: Answer) -> None: ...
+    def on_answer(self, contact: Contact, expected_key: bytes | None) -> None: ...
 
     def on_overdue(self, address: Address) -> None: ...
 
-    def on_silence(self, address: Address, expected_id: bytes | None) -> None: ...
+    def on_silence(self, address: Address, expected_key: bytes | None) -> None: ...
 
 
 class _Question(Generic[AnswerT]):
-    __slots__ = ("address", "answer", "datagram", "expected_id", "first_sent_s", "kind", "num_sent", "stalled", "timer")
+    __slots__ = (
+        "address",
+        "answer",
+        "datagram",
+        "expected_key",
+        "first_sent_s",
+        "kind",
+        "num_forged",
+        "num_sent",
+        "stalled",
+        "timer",
+    )
 
     def __init__(
         self,
         address: Address,
         datagram: bytes,
         kind: type[AnswerT],
-        expected_id: bytes | None,
-        answer: asyncio.Future[AnswerT | None],
+        expected_key: bytes | None,
+        answer: asyncio.Future[Reply[AnswerT] | None],
     ) -> None:
         self.address = address
         self.datagram = datagram
         self.kind = kind
-        self.expected_id = expected_id
+        self.expected_key = expected_key
         self.answer = answer
         self.num_sent = 0
+        self.num_forged = 0
         self.first_sent_s = 0.0
         self.stalled = False
         self.timer: asyncio.TimerHandle | None = None
 
 
 class Questions:
-    """`counters`: timeouts, resent and bad_datagrams are counted there."""
+    """`request_kind`: see datagrams.py. `counters`: timeouts, resent, bad_macs and bad_datagrams are counted there."""
 
     def __init__(
         self,
         send: Callable[[bytes, Address], bool],
         listener: Listener,
+        pair_keys: PairKeys,
+        request_kind: int,
         round_trips: RoundTrips,
         counters: Counter[str],
         timeout_s: float,
@@ -69,6 +95,8 @@ class Questions:
         """`send` returns whether the socket is open."""
         self._send = send
         self._listener = listener
+        self._pair_keys = pair_keys
+        self._request_kind = request_kind
         self._round_trips = round_trips
         self._counters = counters
         self._timeout_s = timeout_s
@@ -76,35 +104,55 @@ class Questions:
         self._slots = asyncio.Semaphore(MAX_OUTSTANDING)
 
     async def ask(
-        self, address: Address, request: Request, kind: type[AnswerT], expected_id: bytes | None
-    ) -> AnswerT | None:
-        """The peer's answer; None when there was none in time, none that makes sense, or another peer's."""
+        self, address: Address, public_key: bytes | None, request: Request, kind: type[AnswerT]
+    ) -> Reply[AnswerT] | None:
+        """The answer of the peer there; None when there was none in time, none that makes sense, or another peer's.
+
+        Without a public key whoever is there may answer. Only a ping may be sent so, for it proves nothing of us.
+        """
+        try:
+            pair_key = None if public_key is None else self._pair_keys.of(public_key)
+        except WireError:
+            self._listener.on_silence(address, public_key)
+            return None
         await self._slots.acquire()  # released by _close
         loop = asyncio.get_running_loop()
         message_id = os.urandom(ID_BYTES)
-        waiting: asyncio.Future[AnswerT | None] = loop.create_future()
-        question = _Question(address, encode_request(message_id, request), kind, expected_id, waiting)
+        waiting: asyncio.Future[Reply[AnswerT] | None] = loop.create_future()
+        asked = Datagram(self._request_kind, message_id, self._pair_keys.own_public_key, encode_request(request))
+        question = _Question(address, sealed(asked, pair_key), kind, public_key, waiting)
         question.first_sent_s = loop.time()
         self._open[message_id] = question  # type: ignore[assignment]  # an AnswerT is an Answer
         self._send_again(loop, message_id)
         return await waiting
 
-    def on_payload(self, message_id: bytes, payload: bytes) -> None:
-        """An answer came; one to no open question means nothing."""
-        question = self._open.get(message_id)  # the 20 random bytes are known to nobody but the peer asked
-        if question is None:
+    def on_answer(self, datagram: Datagram, data: bytes) -> None:
+        """An answer came; one to no open question means nothing, and neither does one with a wrong MAC."""
+        question = self._open.get(datagram.message_id)  # the random bytes are known to nobody but the peer asked
+        if question is None or question.num_forged >= MAX_FORGED:
+            return
+        if not self._is_genuine(datagram, data):
+            question.num_forged += 1
+            self._counters["bad_macs"] += 1
             return
         try:
-            answer = decode_answer(payload, question.kind)
+            answer = decode_answer(datagram.message, question.kind)
         except WireError:
             self._counters["bad_datagrams"] += 1
-            self._fail(message_id)
+            self._fail(datagram.message_id)
             return
         if question.num_sent == 1:
             self._round_trips.note(question.address, question.answer.get_loop().time() - question.first_sent_s)
-        self._close(message_id)
-        self._listener.on_answer(question.address, question.expected_id, answer)
-        _tell(question, answer if question.expected_id in (None, answer.node_id) else None)
+        self._close(datagram.message_id)
+        contact = Contact(datagram.sender, *question.address)
+        self._listener.on_answer(contact, question.expected_key)
+        _tell(question, Reply(contact, answer) if question.expected_key in (None, datagram.sender) else None)
+
+    def _is_genuine(self, datagram: Datagram, data: bytes) -> bool:
+        try:
+            return is_genuine(data, self._pair_keys.of(datagram.sender))
+        except WireError:
+            return False
 
     def close(self) -> None:
         """The socket is gone; nobody is to blame."""
@@ -147,7 +195,7 @@ class Questions:
 
     def _fail(self, message_id: bytes) -> None:
         question = self._close(message_id)
-        self._listener.on_silence(question.address, question.expected_id)
+        self._listener.on_silence(question.address, question.expected_key)
         _tell(question, None)
 
     def _close(self, message_id: bytes) -> _Question[Answer]:
@@ -158,6 +206,6 @@ class Questions:
         return question
 
 
-def _tell(question: _Question[Answer], answer: Answer | None) -> None:
+def _tell(question: _Question[Answer], reply: Reply[Answer] | None) -> None:
     if not question.answer.done():
-        question.answer.set_result(answer)
+        question.answer.set_result(reply)

@@ -84,7 +84,7 @@ class SlotExchange:
         of_contact: dict[Contact, list[int]] = {}  # indices of names
         own: list[int] = []
         for index, (key, others) in enumerate((key, closest[key]) for key in keys):
-            own_distance = Contact(self._protocol.node_id, "", 0).distance(key)
+            own_distance = self._protocol.distance(key)
             is_close = len(others) < K or own_distance < others[-1].distance(key)
             if self._holds_records and (is_close or not others):
                 own.append(index)

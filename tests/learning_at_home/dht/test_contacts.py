@@ -2,7 +2,7 @@
 
 import pytest
 
-from learning_at_home.dht.contacts import Contact, is_worth_asking, parse_address, shown_address
+from learning_at_home.dht.contacts import is_worth_asking, parse_address, shown_address
 from learning_at_home.errors import ConfigError
 
 PUBLIC, HOME, SELF = ("93.184.216.34", 1), ("192.168.1.7", 1), ("127.0.0.1", 1)
@@ -26,11 +26,13 @@ PUBLIC, HOME, SELF = ("93.184.216.34", 1), ("192.168.1.7", 1), ("127.0.0.1", 1)
         ("0.0.0.0", 7070, PUBLIC, False),
         ("example.org", 7070, PUBLIC, False),
         ("fe80::1%eth0", 7070, PUBLIC, False),
+        ("::ffff:93.184.216.35", 7070, PUBLIC, False),
+        ("::ffff:10.0.0.1", 7070, HOME, False),
         ("", 7070, PUBLIC, False),
     ],
 )
 def test_a_contact_is_asked_only_where_its_teller_could_ask_it_too(ip, port, teller, expected):
-    assert is_worth_asking(Contact(b"n" * 20, ip, port), teller) is expected
+    assert is_worth_asking((ip, port), teller) is expected
 
 
 @pytest.mark.parametrize(

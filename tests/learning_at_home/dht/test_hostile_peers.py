@@ -5,89 +5,52 @@ import logging
 import os
 import random
 import socket
-from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
 
 from learning_at_home.dht.contacts import Contact
+from learning_at_home.dht.datagrams import ANSWER, MAC_BYTES, REQUEST, Datagram, read, sealed
 from learning_at_home.dht.messages import (
+    Answer,
     FindNode,
     FindValue,
     Ping,
     Pong,
+    Request,
     Store,
     Stored,
     Values,
-    decode_answer,
-    decode_request,
     encode_answer,
     encode_request,
-    split_datagram,
+    neighbours_of,
 )
 from learning_at_home.dht.node import DhtNode
 from learning_at_home.dht.records import Record, sign_record
 from learning_at_home.identity import Identity
+from tests.learning_at_home.dht.stranger import MALLORY, Stranger
 
 KEY = b"k" * 20
-MALLORY = Identity(b"m" * 32)
-
-
-class Stranger(asyncio.DatagramProtocol):
-    """A socket that says what it likes. `answer` makes a datagram of one that came, or None."""
-
-    def __init__(self, answer: Callable[[bytes], bytes | None] = lambda datagram: None) -> None:
-        self.answer = answer
-        self.received: asyncio.Queue[bytes] = asyncio.Queue()
-        self.transport: asyncio.DatagramTransport
-
-    def connection_made(self, transport) -> None:
-        self.transport = transport
-
-    def datagram_received(self, data: bytes, addr) -> None:
-        self.received.put_nowait(data)
-        if (answer := self.answer(data)) is not None:
-            self.transport.sendto(answer, addr)
-
-    async def __aenter__(self) -> "Stranger":
-        await asyncio.get_running_loop().create_datagram_endpoint(lambda: self, local_addr=("127.0.0.1", 0))
-        return self
-
-    async def __aexit__(self, *_) -> None:
-        self.transport.close()
-        await asyncio.sleep(0)
-
-    @property
-    def contact(self) -> Contact:
-        return Contact(MALLORY.peer_id, *self.transport.get_extra_info("sockname"))
-
-    async def ask(self, node: DhtNode, request) -> bytes:
-        """The payload that the node answers."""
-        message_id = os.urandom(20)
-        self.transport.sendto(encode_request(message_id, request), ("127.0.0.1", node.port))
-        while True:
-            kind, answered_id, payload = split_datagram(await self.received.get())
-            if kind == b"\x01" and answered_id == message_id:
-                return payload
 
 
 def state_of(node: DhtNode) -> tuple[list[Record], list[Contact]]:
     return list(node._storage), sorted(node._protocol.neighbourhood.contacts())
 
 
-def hostile_datagrams(count: int) -> list[bytes]:
+def hostile_datagrams(stranger: Stranger, node: DhtNode, count: int) -> list[bytes]:
     """Garbage, valid requests with bytes changed, cut and added, and msgpack that nests without end."""
     chance = random.Random(7)
     valid = [
-        encode_request(b"i" * 20, request)
+        stranger.sealed_request(node, request)
         for request in (
-            Ping(MALLORY.peer_id),
-            FindNode(MALLORY.peer_id, KEY),
-            FindValue(MALLORY.peer_id, KEY, b""),
-            Store(b"", KEY, sign_record(MALLORY, KEY, b"v", sequence=1, expires_ms=1).to_bytes()),
+            Ping(),
+            FindNode(KEY),
+            FindValue(KEY, b""),
+            Store(KEY, sign_record(MALLORY, KEY, b"v", sequence=1, expires_ms=1).to_bytes()),
         )
     ]
-    datagrams = [b"", b"\x00" * 22, b"\x01" * 22, b"\x00" + b"i" * 20 + b"\x91" * 5_000, b"\x00" * 60_000]
+    datagrams = [b"", bytes([REQUEST]) * 90, bytes([ANSWER]) * 90, valid[0][:53] + b"\x91" * 1_000, b"\x00" * 60_000]
     for _ in range(count):
         data = bytearray(chance.choice(valid))
         match chance.randrange(4):
@@ -96,10 +59,10 @@ def hostile_datagrams(count: int) -> list[bytes]:
             case 1:
                 del data[chance.randrange(len(data)) :]
             case 2:
-                data[21:21] = chance.randbytes(chance.randrange(1, 20))
+                data[53:53] = chance.randbytes(chance.randrange(1, 20))
             case _:
                 for _ in range(chance.randrange(1, 6)):
-                    data[chance.randrange(21, len(data))] = chance.randrange(256)
+                    data[chance.randrange(len(data))] ^= chance.randrange(1, 256)
         datagrams.append(bytes(data))
     return datagrams
 
@@ -118,25 +81,25 @@ async def test_thousands_of_hostile_datagrams_change_nothing(caplog: pytest.LogC
         await bob.store(KEY, b"value", 60)
         before = state_of(alice)
 
-        for number, datagram in enumerate(hostile_datagrams(4_000)):
-            stranger.transport.sendto(datagram, ("127.0.0.1", alice.port))
+        for number, datagram in enumerate(hostile_datagrams(stranger, alice, 4_000)):
+            stranger.send(alice, datagram)
             if number % 50 == 0:  # let it read them: what the kernel drops tests nothing
-                await bob._protocol.ping_address(("127.0.0.1", alice.port))
+                await bob._protocol.greet(("127.0.0.1", alice.port))
 
         assert [record.value for record in await bob.get(KEY)] == [b"value"]
         assert state_of(alice) == before
-        assert alice.status().bad_datagrams > 1_500
+        assert alice.status().bad_datagrams + alice._protocol.counters["bad_macs"] > 3_500
     assert failures == []
     assert caplog.records == []
 
 
 async def test_answers_to_questions_never_asked_are_ignored():
     async with asyncio.timeout(10), DhtNode(Identity.generate()) as alice, Stranger() as stranger:
+        pair_key = MALLORY.pair_key(alice.identity.public_key, "dht-datagram")
         for _ in range(100):
-            stranger.transport.sendto(
-                encode_answer(os.urandom(20), Pong(MALLORY.peer_id, 1)), ("127.0.0.1", alice.port)
-            )
-        await stranger.ask(alice, Ping(b""))
+            said = Datagram(ANSWER, os.urandom(20), MALLORY.public_key, encode_answer(Pong(1)))
+            stranger.send(alice, sealed(said, pair_key))
+        await stranger.ask(alice, Ping(), Pong)
 
         assert state_of(alice) == ([], [])
 
@@ -157,57 +120,109 @@ async def test_a_record_that_is_not_right_is_refused_with_its_reason(change, rea
     async with asyncio.timeout(10), DhtNode(Identity.generate()) as alice, Stranger() as stranger:
         now_ms = alice._wall_ms()
         good = sign_record(MALLORY, KEY, b"good", sequence=now_ms, expires_ms=now_ms + 60_000)
-        payload = await stranger.ask(alice, Store(b"", KEY, good.to_bytes()))
-        assert decode_answer(payload, Stored).refusal == ""
+        assert (await stranger.ask(alice, Store(KEY, good.to_bytes()), Stored)).refusal == ""
         bad = msgspec.structs.replace(good, **{"sequence": good.sequence + 1, **change})
 
         if reason is None:  # it breaks the format already: no answer at all
-            stranger.transport.sendto(
-                encode_request(b"i" * 20, Store(b"", KEY, bad.to_bytes())), ("127.0.0.1", alice.port)
-            )
-            await stranger.ask(alice, Ping(b""))
+            stranger.send(alice, stranger.sealed_request(alice, Store(KEY, bad.to_bytes())))
+            await stranger.ask(alice, Ping(), Pong)
             assert alice.status().bad_datagrams == 1
         else:
-            payload = await stranger.ask(alice, Store(b"", KEY, bad.to_bytes()))
-            assert decode_answer(payload, Stored).refusal == reason
+            assert (await stranger.ask(alice, Store(KEY, bad.to_bytes()), Stored)).refusal == reason
             assert alice.status().refusals == {reason: 1}
 
         assert list(alice._storage) == [good]
 
 
 async def test_a_stranger_who_does_not_answer_is_in_nobody_s_table():
-    async with asyncio.timeout(10), DhtNode(Identity.generate(), wait_timeout_s=0.1) as alice, Stranger() as stranger:
-        await stranger.ask(alice, Ping(MALLORY.peer_id))
-        pinged_back = decode_request(split_datagram(await stranger.received.get())[2])
+    async with (
+        asyncio.timeout(10),
+        DhtNode(Identity.generate(), wait_timeout_s=0.1) as alice,
+        Stranger(client_only=False) as stranger,
+    ):
+        await stranger.ask(alice, Ping(), Pong)
+        pinged_back = await stranger.received.get()
 
-        assert pinged_back == Ping(alice.identity.peer_id)
+        assert not pinged_back.is_answer
+        assert pinged_back.message == encode_request(Ping())
         assert alice.num_peers == 0
 
 
-async def test_a_stranger_who_answers_under_another_id_than_it_claims_does_not_take_that_id():
-    def answer(datagram: bytes) -> bytes | None:
-        kind, message_id, _ = split_datagram(datagram)
-        return encode_answer(message_id, Pong(MALLORY.peer_id, 1)) if kind == b"\x00" else None
-
-    claimed = os.urandom(20)
-    async with asyncio.timeout(10), DhtNode(Identity.generate()) as alice, Stranger(answer) as stranger:
-        await stranger.ask(alice, Ping(claimed))
-        await stranger.received.get()  # the ping back
-        await stranger.ask(alice, Ping(b""))
-
-        assert claimed not in {contact.node_id for contact in alice._protocol.neighbourhood.contacts()}
+def rewritten(data: bytes, **changes: Any) -> bytes:
+    """The same datagram with other contents, and the MAC that it had."""
+    changed = read(data)._replace(**changes)
+    return sealed(changed, None)[:-MAC_BYTES] + data[-MAC_BYTES:]
 
 
-async def test_a_contact_s_id_cannot_be_taken_over_while_it_answers():
+async def test_requests_whose_mac_is_wrong_are_counted_and_mean_nothing():
+    """Another's key, a changed id, kind or message, no proof at all, a MAC of another pair."""
     async with (
         asyncio.timeout(10),
         DhtNode(Identity.generate()) as alice,
-        DhtNode(Identity.generate(), bootstrap=[alice.address]) as bob,
-        Stranger() as stranger,
+        DhtNode(Identity.generate()) as bob,
+        Stranger(client_only=False) as stranger,
+    ):
+        now_ms = alice._wall_ms()
+        record = sign_record(MALLORY, KEY, b"good", sequence=now_ms, expires_ms=now_ms + 60_000)
+        store = Store(KEY, record.to_bytes())
+        data = stranger.sealed_request(alice, store)
+        forged = [
+            rewritten(data, sender=bob.identity.public_key),
+            rewritten(data, message_id=b"j" * 20),
+            rewritten(data, kind=REQUEST | 0x02),
+            rewritten(data, message=encode_request(Ping())),
+            stranger.sealed_request(bob, store),
+        ]
+        for datagram in forged:
+            stranger.send(alice, datagram)
+        stranger.send(alice, sealed(read(data), None))
+        stranger.send(alice, rewritten(data, sender=bytes(32)))  # no point of the curve that anybody may use
+        await bob._protocol.greet(("127.0.0.1", alice.port))
+
+        assert state_of(alice) == ([], [])
+        assert alice._protocol.counters["bad_macs"] == len(forged)
+        assert alice.status().bad_datagrams == 2
+        assert stranger.received.empty()
+
+
+async def test_what_a_peer_sent_cannot_be_sent_back_to_it():
+    async with asyncio.timeout(10), DhtNode(Identity.generate(), wait_timeout_s=0.3) as alice, Stranger() as stranger:
+        heard: list[bytes] = []
+
+        def reflect(data: bytes, addr: tuple[str, int]) -> None:
+            heard.append(data)
+            stranger.transport.sendto(data, addr)
+            stranger.transport.sendto(rewritten(data, kind=ANSWER), addr)
+
+        stranger.datagram_received = reflect  # type: ignore[method-assign]
+        assert await alice._protocol.call_find_node(stranger.contact, KEY) is None
+        assert heard
+        assert state_of(alice) == ([], [])
+
+
+async def test_a_captured_request_that_is_sent_again_changes_nothing():
+    async with asyncio.timeout(10), DhtNode(Identity.generate()) as alice, Stranger() as stranger:
+        now_ms = alice._wall_ms()
+        record = sign_record(MALLORY, KEY, b"good", sequence=now_ms, expires_ms=now_ms + 60_000)
+        data = stranger.sealed_request(alice, Store(KEY, record.to_bytes()))
+        for _ in range(10):
+            stranger.send(alice, data)
+        await stranger.ask(alice, Ping(), Pong)
+
+        assert state_of(alice) == ([record], [])
+
+
+async def test_a_contact_s_id_cannot_be_taken_over():
+    """Who claims another's key cannot make a MAC; who sends what that key once sent is asked, and cannot answer."""
+    async with (
+        asyncio.timeout(10),
+        DhtNode(Identity.generate()) as alice,
+        DhtNode(MALLORY, bootstrap=[alice.address]) as bob,
+        Stranger(client_only=False) as stranger,
     ):
         await bob.store(KEY, b"value", 60)
-        await stranger.ask(alice, Ping(bob.identity.peer_id))
-        await stranger.ask(alice, Ping(b""))
+        stranger.send(alice, stranger.sealed_request(alice, Ping()))  # as captured from bob: it has his key
+        await alice._protocol.greet(bob._protocol.transport.get_extra_info("sockname"))
         await alice.get(KEY)
 
         assert [contact.port for contact in alice._protocol.neighbourhood.contacts()] == [bob.port]
@@ -220,27 +235,25 @@ async def test_a_lying_peer_does_not_hide_or_change_what_honest_ones_hold(kind_o
             await bob.store(KEY, b"value", 60)
             (true,) = list(alice._storage)
 
-        def lie(datagram: bytes) -> bytes | None:
-            kind, message_id, payload = split_datagram(datagram)
-            if kind != b"\x00" or not isinstance(request := decode_request(payload), FindValue):
+        def lie(request: Request) -> Answer | bytes | None:
+            if not isinstance(request, FindValue):
                 return None
             forged = msgspec.structs.replace(true, value=b"false", sequence=true.sequence + 1).to_bytes()
             after = (int.from_bytes(request.after, "big") + 1).to_bytes(32, "big")
-            return {
-                "forged": encode_answer(message_id, Values(MALLORY.peer_id, (forged,) * 10, b"", ())),
-                "garbage": b"\x01" + message_id + b"\xc1" * 100,
-                "endless": encode_answer(message_id, Values(MALLORY.peer_id, (forged,), after, ())),
-                "old": encode_answer(
-                    message_id, Values(MALLORY.peer_id, (), b"", ((MALLORY.peer_id, "127.0.0.1", 9),))
-                ),
+            lies: dict[str, Answer | bytes | None] = {
+                "forged": Values((forged,) * 10, b"", ()),
+                "garbage": b"\xc1" * 100,
+                "endless": Values((forged,), after, ()),
+                "old": Values((), b"", neighbours_of([Contact(MALLORY.public_key, "127.0.0.1", 9)])),
                 "silence": None,
-            }[kind_of_lie]
+            }
+            return lies[kind_of_lie]
 
         async with Stranger(lie) as liar:
             alice._protocol.neighbourhood.answered(liar.contact, 0.0)
 
             assert await alice.get(KEY) == [true]
-            assert liar.received.qsize() <= 40
+            assert liar.num_requests <= 40
 
 
 async def test_full_buckets_make_the_table_ask_its_oldest_contact_without_a_stray_task():
@@ -250,7 +263,6 @@ async def test_full_buckets_make_the_table_ask_its_oldest_contact_without_a_stra
             silent.bind(("127.0.0.1", 0))
             port = silent.getsockname()[1]
             before = len(asyncio.all_tasks())
-            for number in range(400):
-                node_id = (number + (1 << 159)).to_bytes(20, "big")
-                alice._protocol.neighbourhood.answered(Contact(node_id, "127.0.0.1", port), 0.0)
+            for _ in range(400):
+                alice._protocol.neighbourhood.answered(Contact(Identity.generate().public_key, "127.0.0.1", port), 0.0)
             assert len(asyncio.all_tasks()) <= before + 1

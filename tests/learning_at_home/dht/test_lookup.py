@@ -13,8 +13,13 @@ OWN_ID = b"\xff" * 20
 PATIENCE_S = 0.25
 
 
+def contact_of(node_id: bytes, port: int) -> Contact:
+    """With an id that no key has."""
+    return tuple.__new__(Contact, (node_id, "127.0.0.1", port, node_id, int.from_bytes(node_id, "big")))
+
+
 def contact(distance: int) -> Contact:
-    return Contact(distance.to_bytes(20, "big"), "127.0.0.1", distance)
+    return contact_of(distance.to_bytes(20, "big"), distance)
 
 
 def lookup_of(*distances: int, k: int = 20, need: int = 20, target: bytes = TARGET) -> Lookup:
@@ -83,7 +88,7 @@ def test_a_dead_peer_s_place_goes_to_the_next():
 def test_those_whom_others_tell_of_are_asked_once_and_oneself_never():
     lookup = lookup_of(10)
     (asked,) = lookup.next_to_ask(now=0.0)
-    lookup.answered(asked, [contact(10), contact(5), contact(5), Contact(OWN_ID, "127.0.0.1", 1)])
+    lookup.answered(asked, [contact(10), contact(5), contact(5), contact_of(OWN_ID, 1)])
 
     assert asked_by(lookup) == [5]
 
@@ -111,7 +116,7 @@ def test_a_lying_neighbourhood_cannot_make_it_endless():
         for question in questions:
             asked += 1
             nearer = int.from_bytes(question.node_id, "big") - 1
-            lookup.answered(question, [Contact(nearer.to_bytes(20, "big"), "127.0.0.1", 1)])
+            lookup.answered(question, [contact_of(nearer.to_bytes(20, "big"), 1)])
 
     assert asked == MAX_ASKED
     assert lookup.is_done(now=0.0)

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from learning_at_home.dht.contacts import Contact
+from learning_at_home.dht.datagrams import MAX_DATAGRAM_BYTES, OVERHEAD_BYTES
 from learning_at_home.dht.messages import (
-    HEADER_BYTES,
-    MAX_DATAGRAM_BYTES,
     MAX_PAGE_BYTES,
     Answer,
     FindNode,
@@ -19,65 +19,71 @@ from learning_at_home.dht.messages import (
     Store,
     Stored,
     Values,
+    contacts_of,
     decode_answer,
     decode_request,
     encode_answer,
     encode_request,
-    split_datagram,
+    neighbours_of,
 )
 from learning_at_home.dht.records import MAX_RECORD_BYTES
 from learning_at_home.errors import WireError
 
-ME, KEY, MESSAGE_ID = b"m" * 20, b"k" * 20, b"i" * 20
-NEIGHBOURS = tuple((bytes([number]) * 20, "2001:db8:1111:2222:3333:4444:5555:6666", 65_535) for number in range(20))
+KEY = b"k" * 20
+CONTACTS = [Contact(bytes([number]) * 32, "2001:db8:1111:2222:3333:4444:5555:6666", 65_535) for number in range(19)]
+CONTACTS.append(Contact(b"4" * 32, "20.0.0.1", 1))
+NEIGHBOURS = neighbours_of(CONTACTS)
 REQUESTS: list[Request] = [
-    Ping(ME),
-    Ping(b""),
-    FindNode(ME, KEY),
-    FindValue(ME, KEY, b""),
-    FindValue(ME, KEY, b"p" * 32),
-    Store(ME, KEY, b"record"),
+    Ping(),
+    FindNode(KEY),
+    FindValue(KEY, b""),
+    FindValue(KEY, b"p" * 32),
+    Store(KEY, b"record"),
 ]
 ANSWERS: list[Answer] = [
-    Pong(ME, 1),
-    Nodes(ME, NEIGHBOURS),
-    Values(ME, (b"one", b"two"), b"p" * 32, NEIGHBOURS),
-    Stored(ME, "", 1),
+    Pong(1),
+    Nodes(NEIGHBOURS),
+    Values((b"one", b"two"), b"p" * 32, NEIGHBOURS),
+    Stored("", 1),
 ]
 
 
 @pytest.mark.parametrize("request_", REQUESTS)
 def test_a_request_survives_its_bytes_and_is_garbage_when_cut_off_anywhere(request_: Request):
-    datagram = encode_request(MESSAGE_ID, request_)
-    kind, message_id, payload = split_datagram(datagram)
+    message = encode_request(request_)
 
-    assert (kind, message_id, decode_request(payload)) == (b"\x00", MESSAGE_ID, request_)
-    for end in range(len(payload)):
+    assert decode_request(message) == request_
+    for end in range(len(message)):
         with pytest.raises(WireError):
-            decode_request(payload[:end])
+            decode_request(message[:end])
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_an_answer_survives_its_bytes_and_is_garbage_when_cut_off_anywhere(answer: Answer):
-    kind, message_id, payload = split_datagram(encode_answer(MESSAGE_ID, answer))
+    message = encode_answer(answer)
 
-    assert (kind, message_id, decode_answer(payload, type(answer))) == (b"\x01", MESSAGE_ID, answer)
-    for end in range(len(payload)):
+    assert decode_answer(message, type(answer)) == answer
+    for end in range(len(message)):
         with pytest.raises(WireError):
-            decode_answer(payload[:end], type(answer))
+            decode_answer(message[:end], type(answer))
+
+
+def test_neighbours_survive_their_bytes_and_what_is_none_is_left_out():
+    assert contacts_of(NEIGHBOURS) == CONTACTS
+    assert contacts_of((b"n" * 40, *NEIGHBOURS[:1])) == CONTACTS[:1]
 
 
 def test_an_answer_may_grow():
-    grown = msgspec.msgpack.encode([ME, 5, "what a later version adds"])
+    grown = msgspec.msgpack.encode([5, "what a later version adds"])
 
-    assert decode_answer(grown, Pong) == Pong(ME, 5)
+    assert decode_answer(grown, Pong) == Pong(5)
 
 
 def test_what_is_allowed_fits_a_datagram():
-    full_page = Values(ME, (b"r" * MAX_RECORD_BYTES, b"r" * (MAX_PAGE_BYTES - MAX_RECORD_BYTES)), b"p" * 32, NEIGHBOURS)
+    full_page = Values((b"r" * MAX_RECORD_BYTES, b"r" * (MAX_PAGE_BYTES - MAX_RECORD_BYTES)), b"p" * 32, NEIGHBOURS)
 
-    assert len(encode_answer(MESSAGE_ID, full_page)) <= MAX_DATAGRAM_BYTES
-    assert len(encode_request(MESSAGE_ID, Store(ME, KEY, b"r" * MAX_RECORD_BYTES))) <= MAX_DATAGRAM_BYTES
+    assert len(encode_answer(full_page)) <= MAX_DATAGRAM_BYTES - OVERHEAD_BYTES
+    assert len(encode_request(Store(KEY, b"r" * MAX_RECORD_BYTES))) <= MAX_DATAGRAM_BYTES - OVERHEAD_BYTES
 
 
 @pytest.mark.parametrize(
@@ -86,19 +92,17 @@ def test_what_is_allowed_fits_a_datagram():
         ["stun", []],
         [msgspec.Raw(b"\xa1\xff"), []],
         [msgspec.Raw(b"\xdd\xff\xff\xff\xff")],
-        ["__init__", [ME]],
-        ["ping", []],
-        ["ping", [5]],
-        ["ping", [b"short"]],
-        ["ping", {"sender": ME}],
-        ["find_node", [ME]],
-        ["find_node", [ME, b"k" * 21]],
-        ["find_value", [ME, KEY]],
-        ["find_value", [ME, KEY, b"p" * 33]],
-        ["store", [ME, KEY, b"r" * (MAX_RECORD_BYTES + 1)]],
-        ["store", [ME, KEY, 7]],
-        ["ping", [ME], "more"],
-        [5, [ME]],
+        ["__init__", []],
+        ["ping", 5],
+        ["ping", {}],
+        ["find_node", []],
+        ["find_node", [b"k" * 21]],
+        ["find_value", [KEY]],
+        ["find_value", [KEY, b"p" * 33]],
+        ["store", [KEY, b"r" * (MAX_RECORD_BYTES + 1)]],
+        ["store", [KEY, 7]],
+        ["ping", [], "more"],
+        [5, []],
         ["ping"],
         "ping",
         None,
@@ -122,11 +126,3 @@ def test_garbage_is_a_wire_error(data):
 def test_deep_nesting_is_a_wire_error(nested):
     with pytest.raises(WireError):
         decode_request(nested)
-
-
-@pytest.mark.parametrize(
-    "datagram", [b"", b"\x00", b"\x00" * HEADER_BYTES, b"\x02" * 40, b"\x00" * (MAX_DATAGRAM_BYTES + 1)]
-)
-def test_what_is_no_datagram_of_ours_is_a_wire_error(datagram):
-    with pytest.raises(WireError):
-        split_datagram(datagram)

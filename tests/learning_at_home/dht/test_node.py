@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import inspect
-import os
 import socket
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -43,7 +42,7 @@ def silent_socket() -> Iterator[socket.socket]:
 
 
 def contact_at(silent: socket.socket) -> Contact:
-    return Contact(os.urandom(20), *silent.getsockname())
+    return Contact(Identity.generate().public_key, *silent.getsockname())
 
 
 def drained(silent: socket.socket) -> int:

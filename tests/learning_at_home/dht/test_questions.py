@@ -7,16 +7,20 @@ from typing import Any
 
 import pytest
 
-from learning_at_home.dht.contacts import Address
-from learning_at_home.dht.messages import Answer, Ping, Pong, encode_answer, split_datagram
-from learning_at_home.dht.questions import MAX_SENT, Questions
+from learning_at_home.dht.contacts import Address, Contact
+from learning_at_home.dht.datagrams import ANSWER, REQUEST, Datagram, read, sealed
+from learning_at_home.dht.messages import Ping, Pong, encode_answer
+from learning_at_home.dht.pair_keys import PairKeys
+from learning_at_home.dht.questions import MAX_FORGED, MAX_SENT, Questions, Reply
 from learning_at_home.dht.round_trips import FIRST_S, RoundTrips
+from learning_at_home.identity import Identity
 from learning_at_home.testing import run_in_virtual_time
 
 PEER: Address = ("20.0.0.1", 7_000)
-PEER_ID = b"p" * 20
+OUR_IDENTITY, PEERS_IDENTITY, MALLORY = Identity(b"o" * 32), Identity(b"p" * 32), Identity(b"m" * 32)
 TIMEOUT_S = 4.0
-PONG = Pong(PEER_ID, 0)
+PONG = Pong(0)
+PEERS_CONTACT = Contact(PEERS_IDENTITY.public_key, *PEER)
 
 
 class Setting:
@@ -30,30 +34,34 @@ class Setting:
         self.told: list[tuple[str, object]] = []
         self.counters: Counter[str] = Counter()
         self.round_trips = RoundTrips()
-        self.questions = Questions(self._send, self, self.round_trips, self.counters, TIMEOUT_S)
+        pair_keys = PairKeys(OUR_IDENTITY)
+        self.questions = Questions(self._send, self, pair_keys, REQUEST, self.round_trips, self.counters, TIMEOUT_S)
 
     def _send(self, datagram: bytes, address: Address) -> bool:
         if self.is_open:
             self.sent.append((self.loop.time() - self.began_s, datagram))
         return self.is_open
 
-    def on_answer(self, address: Address, expected_id: bytes | None, answer: Answer) -> None:
-        self.told.append(("answer", answer))
+    def on_answer(self, contact: Contact, expected_key: bytes | None) -> None:
+        self.told.append(("answer", contact))
 
     def on_overdue(self, address: Address) -> None:
         self.told.append(("overdue", address))
 
-    def on_silence(self, address: Address, expected_id: bytes | None) -> None:
+    def on_silence(self, address: Address, expected_key: bytes | None) -> None:
         self.told.append(("silence", address))
 
-    def ask(self, expected_id: bytes | None = PEER_ID) -> asyncio.Task[Pong | None]:
-        return asyncio.create_task(self.questions.ask(PEER, Ping(b""), Pong, expected_id))
+    def ask(self, public_key: bytes | None = PEERS_IDENTITY.public_key) -> asyncio.Task[Reply[Pong] | None]:
+        return asyncio.create_task(self.questions.ask(PEER, public_key, Ping(), Pong))
 
-    def answer(self, answer: Answer | bytes = PONG) -> None:
-        """To what was sent last."""
-        _, message_id, _ = split_datagram(self.sent[-1][1])
-        payload = answer if isinstance(answer, bytes) else split_datagram(encode_answer(message_id, answer))[2]
-        self.questions.on_payload(message_id, payload)
+    def answer(
+        self, message: bytes = encode_answer(PONG), *, sender: Identity = PEERS_IDENTITY, key: bytes = b""
+    ) -> None:
+        """To what was sent last. `key`: of the MAC, instead of the right one."""
+        asked = read(self.sent[-1][1])
+        said = Datagram(ANSWER, asked.message_id, sender.public_key, message)
+        data = sealed(said, key or PairKeys(sender).of(asked.sender))
+        self.questions.on_answer(read(data), data)
 
 
 def run(scenario: Coroutine[Any, Any, None]) -> None:
@@ -79,11 +87,11 @@ def test_an_answer_ends_it_and_tells_how_long_the_peer_takes():
         asked = setting.ask()
         await asyncio.sleep(0.1)
         setting.answer()
-        assert await asked == PONG
+        assert await asked == Reply(PEERS_CONTACT, PONG)
         setting.answer()  # twice: means nothing
         await asyncio.sleep(2 * TIMEOUT_S)
         assert len(setting.sent) == 1
-        assert setting.told == [("answer", PONG)]
+        assert setting.told == [("answer", PEERS_CONTACT)]
         assert setting.round_trips.patience_s(PEER) == pytest.approx(0.3)
 
     run(scenario())
@@ -95,7 +103,7 @@ def test_an_answer_after_a_second_sending_tells_nothing_of_the_way():
         asked = setting.ask()
         await asyncio.sleep(FIRST_S + 0.001)
         setting.answer()
-        assert await asked == PONG
+        assert await asked == Reply(PEERS_CONTACT, PONG)
         assert setting.round_trips.patience_s(PEER) == FIRST_S
 
     run(scenario())
@@ -111,7 +119,7 @@ def test_a_question_outlives_who_asked_it():
         await asyncio.wait({left, answered})
         setting.answer()
         await asyncio.sleep(TIMEOUT_S)
-        assert setting.told == [("answer", PONG), ("overdue", PEER), ("silence", PEER)]
+        assert setting.told == [("answer", PEERS_CONTACT), ("overdue", PEER), ("silence", PEER)]
 
     run(scenario())
 
@@ -132,11 +140,48 @@ def test_garbage_is_counted_and_is_no_answer():
 def test_another_peer_at_the_address_is_told_of_and_is_not_who_was_asked():
     async def scenario() -> None:
         setting = Setting()
-        asked = setting.ask(expected_id=b"q" * 20)
+        asked = setting.ask()
+        await asyncio.sleep(0.1)
+        setting.answer(sender=MALLORY)
+        assert await asked is None
+        assert setting.told == [("answer", Contact(MALLORY.public_key, *PEER))]
+
+    run(scenario())
+
+
+def test_where_nobody_is_expected_whoever_proves_its_key_is_told():
+    async def scenario() -> None:
+        setting = Setting()
+        asked = setting.ask(public_key=None)
         await asyncio.sleep(0.1)
         setting.answer()
-        assert await asked is None
-        assert setting.told == [("answer", PONG)]
+        assert await asked == Reply(PEERS_CONTACT, PONG)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("forgeries", [1, MAX_FORGED - 1])
+def test_an_answer_with_a_wrong_mac_is_counted_and_the_right_one_still_taken(forgeries: int):
+    async def scenario() -> None:
+        setting = Setting()
+        asked = setting.ask()
+        await asyncio.sleep(0.1)
+        for _ in range(forgeries):
+            setting.answer(key=b"x" * 32)
+        assert setting.told == []
+        setting.answer()
+        assert await asked == Reply(PEERS_CONTACT, PONG)
+        assert setting.counters["bad_macs"] == forgeries
+
+    run(scenario())
+
+
+def test_a_peer_whose_key_is_none_is_silent_at_once():
+    async def scenario() -> None:
+        setting = Setting()
+        assert await setting.ask(public_key=bytes(32)) is None
+        assert setting.sent == []
+        assert setting.told == [("silence", PEER)]
 
     run(scenario())
 
