@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import dmoe, expert_calls
+from benchmarks import dht, dmoe, expert_calls
 from benchmarks.command_line import Options
 from benchmarks.local_mixture import LocalMixture
 from benchmarks.mixture_step import Step
@@ -43,6 +43,18 @@ DMOE = [
     ("runtime-64-experts-forward-backward", "the same, with one fused optimizer step per batch", 0.4),
 ]
 
+DHT = [
+    ("get-100", "bare kademlia", 0.7),
+    ("store-100", "bare kademlia", 0.7),
+    ("get-100-10pct-dead", "ours, healthy (p95)", 0.33),
+    ("get-100-30pct-dead", "ours, healthy (p95)", 0.33),
+    ("store-100-10pct-dead", "ours, healthy (p95)", 0.1),
+    ("store-100-30pct-dead", "ours, healthy (p95)", 0.1),
+    ("store-32", "hivemind", 5),
+    ("declare-512-experts", "hivemind", 200),
+    ("store-100", "hivemind", 5),
+]
+
 
 def test_expert_calls_has_its_rows_and_bars():
     rows = expert_calls.comparisons(expert_calls.Sizes(), FULL)
@@ -54,6 +66,12 @@ def test_dmoe_has_its_rows_and_bars():
     rows = dmoe.comparisons(dmoe.Sizes(), FULL)
 
     assert [(row.bar.row, row.bar.reference, row.bar.bar) for row in rows] == DMOE
+
+
+def test_dht_has_its_rows_and_bars():
+    rows = [row.bar for row in dht.comparisons(dht.Sizes(), FULL) if not row.bar.row.endswith("-healed")]
+
+    assert [(bar.row, bar.reference, bar.bar) for bar in rows] == DHT
 
 
 @pytest.mark.parametrize("benchmark", [expert_calls, dmoe])
@@ -101,6 +119,21 @@ def test_quick_rows_of_a_small_layer_are_measured(tmp_path: Path):
     rows = json.loads(path.read_text())["rows"]
     assert [row["reference"] for row in rows] == ["hivemind", "local, 2 threads"]
     assert rows[1]["ratio"] > 0
+
+
+@pytest.mark.slow
+def test_quick_rows_of_a_few_dht_peers_are_measured(tmp_path: Path):
+    path = tmp_path / "figures.json"
+    sizes = ["--nodes", "8", "--fewer-nodes", "4", "--runs", "1"]
+    rows = ["get-8", "store-8", "get-8-30pct-dead", "declare-*"]
+
+    assert dht.main(["--quick", *sizes, "--json", str(path), "--only", *rows]) == 0
+
+    measured = {(row["row"], row["reference"]): row for row in json.loads(path.read_text())["rows"]}
+    assert measured["get-8", "bare kademlia"]["ratio"] > 0
+    assert measured["store-8", "bare kademlia"]["ratio"] > 0
+    assert measured["get-8-30pct-dead", "ours, healthy (p95)"]["ratio"] > 0
+    assert measured["declare-512-experts", "hivemind"]["ours"] > 0
 
 
 def test_a_local_mixture_is_the_same_on_a_pool_of_threads():
