@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-RATES = ("1/s", "rows/s")
+RATES = ("1/s", "rows/s", "share")  # units of which more is better
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Bar:
     row: str
     reference: str
     bar: float
-    unit: str  # "s", "bytes", or one of RATES
+    unit: str  # "s", "bytes", "round trips", or one of RATES
 
     @property
     def is_rate(self) -> bool:

@@ -46,6 +46,7 @@ class SideSpec:
     settings: Mapping[str, object] = field(hash=False)
     python: str = sys.executable
     threads: int = 1
+    ask_timeout_s: float = ASK_TIMEOUT_S
 
     @property
     def key(self) -> str:
@@ -147,7 +148,7 @@ class Side:
             self._process.stdin.flush()
         except BrokenPipeError as error:
             raise SideFailed(self._last_words("ended")) from error
-        return self._read(time.monotonic() + ASK_TIMEOUT_S)
+        return self._read(time.monotonic() + self.spec.ask_timeout_s)
 
     def _read(self, deadline: float) -> object:
         line = self._line(deadline)

@@ -6,15 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import dht, dmoe, expert_calls
+from benchmarks import dht, dht_simulation, dmoe, expert_calls
 from benchmarks.command_line import Options
 from benchmarks.local_mixture import LocalMixture
 from benchmarks.mixture_step import Step
 from benchmarks.projects import project_of
 from benchmarks.runtime_batches import Settings
+from benchmarks.simulated_gets import Scenario, simulate
 from benchmarks.worker import Work
 from benchmarks.workers.matmul_chain import MatmulChain
 from benchmarks.workers.our_runtime import OurRuntime
+from benchmarks.workers.our_simulation import slope
 
 FULL = Options(json=None, quick=False, seed=0, runs=5, only=())
 EXPERT_CALLS = [
@@ -41,6 +43,12 @@ DMOE = [
     ("dmoe-h1024-b256-forward-backward", "local, 2 threads", 0.8),
     ("runtime-64-experts-forward", "one matmul chain of the same FLOPs at the mean rows, same TF32 setting", 0.5),
     ("runtime-64-experts-forward-backward", "the same, with one fused optimizer step per batch", 0.4),
+]
+DHT_SIMULATION = [
+    ("gets-right-10000-nodes", "limit 0.999", 1),
+    ("median-round-trips-10000-nodes", "limit 3", 1),
+    ("growth", "limit 0.25", 1),
+    ("gets-right-20pct-hostile", "limit 0.99", 1),
 ]
 
 DHT = [
@@ -72,6 +80,26 @@ def test_dht_has_its_rows_and_bars():
     rows = [row.bar for row in dht.comparisons(dht.Sizes(), FULL) if not row.bar.row.endswith("-healed")]
 
     assert [(bar.row, bar.reference, bar.bar) for bar in rows] == DHT
+
+
+def test_dht_simulation_has_its_rows_and_bars():
+    rows = dht_simulation.comparisons(dht_simulation.Sizes(), FULL)
+
+    assert [(row.bar.row, row.bar.reference, row.bar.bar) for row in rows] == DHT_SIMULATION
+    assert all(row.bar.is_rate == row.bar.row.startswith("gets-right") for row in rows)
+
+
+def test_simulated_gets_are_right_in_a_few_round_trips():
+    outcome = simulate(Scenario(40, 60, num_keys=10, churn_per_min=0.2, duration_s=10.0))
+
+    assert len(outcome.round_trips) >= 50  # whoever died meanwhile does not count
+    assert outcome.right == 1.0
+    assert outcome.median_round_trips <= 3
+
+
+def test_a_slope_is_that_of_the_line_of_least_squares():
+    assert slope([(0, 1), (1, 3), (2, 5)]) == pytest.approx(2)
+    assert slope([(0, 1), (1, 0), (2, 2), (3, 1)]) == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("benchmark", [expert_calls, dmoe])

@@ -2,8 +2,12 @@
 
 import asyncio
 import random
+from typing import Any
+
+import pytest
 
 from learning_at_home.testing import SimulatedDht, SimulatedNetwork, run_in_virtual_time
+from learning_at_home.testing.liars import Lie, make_liar
 
 ROUND_TRIP_S = 0.1
 KEYS = [bytes([number]) * 20 for number in range(12)]
@@ -49,5 +53,55 @@ def test_a_peer_behind_nat_reads_and_writes_and_is_in_nobodys_table():
                 for node in nodes
                 for contact in node._protocol.neighbourhood.contacts()
             )
+
+    run_in_virtual_time(main(), network)
+
+
+async def gets(dht: SimulatedDht, count: int) -> float:
+    """The mean time of gets by anyone of what anyone stored, all right."""
+    loop, chance = asyncio.get_running_loop(), random.Random(2)
+    for key in KEYS:
+        await chance.choice(dht.living).store(key, b"of " + key, 3_600)
+    total_s = 0.0
+    for number in range(count):
+        began_s = loop.time()
+        (record,) = await chance.choice(dht.living).get(KEYS[number % len(KEYS)])
+        assert record.value == b"of " + KEYS[number % len(KEYS)]
+        total_s += loop.time() - began_s
+    return total_s / count
+
+
+def test_settled_peers_are_as_far_from_a_key_as_those_that_joined_one_by_one():
+    means_s = []
+    for start in (SimulatedDht.grow, SimulatedDht.settle):
+        network = SimulatedNetwork(one_way_s=ROUND_TRIP_S / 2, jitter=0.0, seed=3)
+
+        async def main(network: SimulatedNetwork = network, start: Any = start) -> None:
+            async with SimulatedDht(network) as dht:
+                await start(dht, 120)
+                means_s.append(await gets(dht, 60))
+
+        run_in_virtual_time(main(), network)
+    grown_s, settled_s = means_s
+    assert abs(settled_s - grown_s) <= 0.5 * ROUND_TRIP_S
+
+
+@pytest.mark.parametrize("lie", list(Lie))
+def test_a_fifth_of_liars_make_no_get_wrong(lie: Lie):
+    network = SimulatedNetwork(one_way_s=ROUND_TRIP_S / 2, seed=4)
+
+    async def main() -> None:
+        chance = random.Random(4)
+        async with SimulatedDht(network) as dht:
+            nodes = await dht.settle(60)
+            liars = nodes[::5]
+            honest = [node for node in nodes if node not in liars]
+            for liar in liars:
+                make_liar(liar, lie, liars, chance)
+            for key in KEYS:
+                publisher = chance.choice(honest)
+                await publisher.store(key, b"of " + key, 3_600)
+                found = {record.publisher: record.value for record in await chance.choice(honest).get(key)}
+                assert found[publisher.identity.public_key] == b"of " + key
 
     run_in_virtual_time(main(), network)
