@@ -61,7 +61,7 @@ class Peers:
             before = -1
             while (requests := self._num_requests()) != before:
                 before = requests
-                await asyncio.sleep(QUIET_S)  # noqa: ASYNC110 - that nothing happens sets no event
+                await asyncio.sleep(QUIET_S)
 
     def _num_requests(self) -> int:
         return sum(node._protocol.counters["requests"] for node in self.living)
