@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import dht, dht_simulation, dmoe, expert_calls
+from benchmarks import dht, dht_simulation, directory, dmoe, expert_calls
 from benchmarks.command_line import Options
 from benchmarks.local_mixture import LocalMixture
 from benchmarks.mixture_step import Step
@@ -15,6 +15,8 @@ from benchmarks.runtime_batches import Settings
 from benchmarks.simulated_gets import Scenario, simulate
 from benchmarks.worker import Work
 from benchmarks.workers.matmul_chain import MatmulChain
+from benchmarks.workers.our_directory import OurDirectory
+from benchmarks.workers.our_directory import Settings as DirectorySettings
 from benchmarks.workers.our_runtime import OurRuntime
 from benchmarks.workers.our_simulation import slope
 
@@ -43,6 +45,13 @@ DMOE = [
     ("dmoe-h1024-b256-forward-backward", "local, 2 threads", 0.8),
     ("runtime-64-experts-forward", "one matmul chain of the same FLOPs at the mean rows, same TF32 setting", 0.5),
     ("runtime-64-experts-forward-backward", "the same, with one fused optimizer step per batch", 0.4),
+]
+DIRECTORY = [
+    ("top4-of-4096-batch256-mirror", "limit 4 ms", 1),
+    ("top4-of-4096-batch16-warm", "hivemind", 50),
+    ("beam-search-cold-round-trips", "limit 4", 1),
+    ("vanished-node-out-of-mirror", "limit 12 s", 1),
+    ("killed-node-out-of-mirror", "limit 3 s", 1),
 ]
 DHT_SIMULATION = [
     ("gets-right-10000-nodes", "limit 0.999", 1),
@@ -80,6 +89,23 @@ def test_dht_has_its_rows_and_bars():
     rows = [row.bar for row in dht.comparisons(dht.Sizes(), FULL) if not row.bar.row.endswith("-healed")]
 
     assert [(bar.row, bar.reference, bar.bar) for bar in rows] == DHT
+
+
+def test_directory_has_its_rows_and_bars():
+    rows = directory.comparisons(directory.Sizes(), FULL)
+
+    assert [(row.bar.row, row.bar.reference, row.bar.bar) for row in rows] == DIRECTORY
+
+
+def test_a_trainer_chooses_and_searches_among_a_few_experts():
+    settings = DirectorySettings(grid=[4, 4], num_nodes=8, dead=0.0, k_best=2, seed=1)
+    worker = OurDirectory(settings)
+    try:
+        worker.check()
+        assert worker.measure(Work(name="top4", rows=3, budget_s=0.01)) > 0
+        assert 0 < worker.measure(Work(name="cold-round-trips")) <= 4
+    finally:
+        worker.close()
 
 
 def test_dht_simulation_has_its_rows_and_bars():
