@@ -21,6 +21,7 @@ from learning_at_home.errors import WireError
 
 K = 20  # the paper's: of 20 peers chosen by chance not all leave within an hour
 READ_K = 5  # of those 20: each of them holds what was stored lately, unless it joined since, lost the datagram or lies
+MAX_SEEDS = 3 * K  # where many just died, those nearest that others tell of are not K living ones: then these serve
 MAX_PAGES = 20  # of one peer's answer: 256 records of 400 bytes take 16 pages of 6,700
 
 
@@ -115,7 +116,7 @@ class Exchange:
             answers = await asyncio.gather(*asked)
             return None if all(told is None for told in answers) else [told or [] for told in answers]
 
-        lookups = [self.start_lookup(target, K) for target in dict.fromkeys(targets)]
+        lookups = [self.start_lookup(target, K, MAX_SEEDS) for target in dict.fromkeys(targets)]
         await run_lookups(lookups, ask, self._clock)
         return {lookup.target: lookup.closest() for lookup in lookups}
 
@@ -148,9 +149,9 @@ class Exchange:
                 refusals[refusal.value] += 1
         return Held(holders, refusals)
 
-    def start_lookup(self, target: bytes, need: int) -> Lookup:
+    def start_lookup(self, target: bytes, need: int, num_seeds: int = K) -> Lookup:
         lookup = Lookup(target, self._protocol.node_id, K, need, self._protocol.patience_s, self._protocol.limits)
-        lookup.add(self._protocol.neighbourhood.closest(target, K, self._clock.monotonic_s()))
+        lookup.add(self._protocol.neighbourhood.closest(target, num_seeds, self._clock.monotonic_s()))
         return lookup
 
     async def _fetch_pages(self, contact: Contact, key: bytes) -> tuple[list[Record], list[Contact] | None]:

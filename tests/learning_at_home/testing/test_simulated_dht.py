@@ -105,3 +105,18 @@ def test_a_fifth_of_liars_make_no_get_wrong(lie: Lie):
                 assert found[publisher.identity.public_key] == b"of " + key
 
     run_in_virtual_time(main(), network)
+
+
+def test_a_store_reaches_as_many_as_ever_though_a_third_of_the_peers_just_died():
+    """Those that others tell of are then not k living ones: further ones of the own table serve."""
+    network = SimulatedNetwork(one_way_s=ROUND_TRIP_S / 2, seed=1)
+
+    async def main() -> None:
+        chance = random.Random(6)
+        async with SimulatedDht(network) as dht:
+            for node in chance.sample(await dht.settle(90), 30):
+                await dht.kill(node)
+            stores = [chance.choice(dht.living).store(key, b"value", 60) for key in KEYS]  # at once: nobody knows yet
+            assert min(await asyncio.gather(*stores)) == 20
+
+    run_in_virtual_time(main(), network)
