@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from hivemind import DHT, get_dht_time
+from hivemind import DHT
 from hivemind.moe.client.beam_search import MoEBeamSearcher
 from hivemind.moe.server.dht_handler import declare_experts
+from hivemind.utils import get_dht_time
 
 from benchmarks.worker import Work, seconds_per_call, serve, settings_of
 

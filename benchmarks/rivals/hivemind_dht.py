@@ -8,8 +8,9 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from hivemind import DHT, get_dht_time
+from hivemind import DHT
 from hivemind.moe.server.dht_handler import declare_experts
+from hivemind.utils import get_dht_time
 
 from benchmarks.dht_work import EXPERTS_DECLARED, GRID, LIFE_S, PREFIX, VALUE_BYTES, seconds_of
 from benchmarks.worker import Work, serve, settings_of

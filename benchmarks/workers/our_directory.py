@@ -121,8 +121,9 @@ class OurDirectory:
         async def main() -> float:
             loop = asyncio.get_running_loop()
             async with SimulatedDht(network) as dht:
-                for number, node in enumerate(await dht.grow(self._settings.num_nodes)):
-                    await publish(node, self._project, self._announcement(number))
+                nodes = await dht.grow(self._settings.num_nodes)
+                told = (publish(node, self._project, self._announcement(number)) for number, node in enumerate(nodes))
+                await asyncio.gather(*told)  # one by one the first would run out before the last is there
                 trainer = await dht.join(client_only=True)
                 directory = Directory(self._project, LoopClock(loop))
                 began_s = loop.time()

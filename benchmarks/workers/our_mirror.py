@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -20,6 +21,7 @@ from learning_at_home.client.swarm import Swarm
 
 START_TIMEOUT_S = 120.0
 POLL_S = 0.02
+SETTLED_S = 6.0  # nodes speak to the coordinator every 5 s: after a stop all have done so by then
 SIDE = 4
 PROJECT = f"""
 id = "benchmark"
@@ -53,6 +55,7 @@ class OurMirror:
             root = f"http://127.0.0.1:{port}"
             _until(lambda: _is_ready(f"{root}/readyz"), "the coordinator is ready")
             self._url = f"{root}/p/benchmark"
+            self._view = f"{root}/api/v1/projects/benchmark/view"
             for line in range(SIDE):
                 self._start_node(line)
             self._swarm = opened.enter_context(Swarm.connect(self._url))
@@ -63,8 +66,17 @@ class OurMirror:
         assert self._swarm.directory_source().name == "mirror"
 
     def ready(self) -> None:
+        """After a stop of everything: until the coordinator has met all nodes again, and the trainer the mirror."""
+        _until(self._all_are_serving, "the coordinator sees all experts serve")
         self._swarm.wait_until_alive(timeout_s=START_TIMEOUT_S)
         _until(lambda: self._swarm.directory_source().name == "mirror", "the mirror is live")
+        time.sleep(SETTLED_S)
+
+    def _all_are_serving(self) -> bool:
+        with urllib.request.urlopen(self._view, timeout=5) as answer:  # noqa: S310 - of our own making
+            view = json.loads(answer.read())
+        healths = [cell[0] for layer in view["layers"] for cell in layer["cells"]]
+        return healths == ["serving"] * SIDE**2
 
     def measure(self, work: Work) -> float:
         """The first line's node goes, and is started anew."""

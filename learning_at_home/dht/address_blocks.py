@@ -53,5 +53,9 @@ class BlockLimits:
         nearer[block] += 1
         return nearer[block] <= MAX_NEAREST
 
+    def is_exempt(self, ip: str) -> bool:
+        """Whether no limit is for this address."""
+        return not self._block(ip)
+
     def _block(self, ip: str) -> bytes:
         return b"" if self.one_block else block_of(ip)

@@ -1,7 +1,6 @@
 """A peer of the DHT: what the rest of Learning@home asks of it. Async; lives on one event loop.
 
-Knows nothing of experts: keys and signed records. Known limit: senders are not rate-limited.
-See docs/decisions/0002-dht-on-kademlia.md.
+Knows nothing of experts: keys and signed records. See docs/decisions/0002-dht-on-kademlia.md.
 """
 
 from __future__ import annotations

@@ -58,6 +58,7 @@ from learning_at_home.dht.messages import (
 from learning_at_home.dht.neighbourhood import Neighbourhood
 from learning_at_home.dht.pair_keys import PairKeys
 from learning_at_home.dht.questions import Questions, Reply
+from learning_at_home.dht.rate_limits import RateLimits
 from learning_at_home.dht.records import Record, Refusal
 from learning_at_home.dht.round_trips import RoundTrips
 from learning_at_home.dht.slots import SlotStorage
@@ -94,9 +95,10 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         super().__init__(Node(self.node_id), storage, k)
         self.records = storage
         self.slots = slots
-        self.counters: Counter[str] = Counter()  # bad_datagrams, bad_macs, timeouts, requests, resent
+        self.counters: Counter[str] = Counter()  # bad_datagrams, bad_macs, limited, timeouts, requests, resent
         self.neighbourhood = Neighbourhood(self.node_id, self.router, limits)
         self.limits = limits
+        self._rate_limits = RateLimits(limits)
         self.closed = asyncio.Event()
         self._clock = clock
         self._k = k
@@ -146,6 +148,9 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
 
     def _on_request(self, address: Address, datagram: Datagram, data: bytes) -> None:
         """Answer it, if it comes from the peer that it names; a ping proves nothing and need not. Raises WireError."""
+        if not self._rate_limits.admits(address[0], self._clock.monotonic_s()):
+            self.counters["limited"] += 1
+            return
         pair_key = self._pair_keys.of(datagram.sender)
         is_proven = claims_proof(data)
         if is_proven and not is_genuine(data, pair_key):

@@ -1,15 +1,18 @@
 """Bring a record into the slots of many keys, and read slots. Async.
 
 Verifies all records that it reads. What a key's holders say of its slots' lives is not signed: a slot counts as living
-when more than a quarter of those who answered say so, so that a few liars can neither invent nor hide one.
+when more than a quarter of them say so, so that a few liars can neither invent nor hide one. Peers on the way that hold
+nothing under the key say nothing about it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from learning_at_home.clock import Clock
 from learning_at_home.dht.contacts import Contact
@@ -20,17 +23,21 @@ from learning_at_home.dht.protocol import DhtProtocol
 from learning_at_home.dht.records import Record, key_of, newest_per_publisher
 from learning_at_home.dht.slots import SlotStorage
 
+PAGES_TIMEOUT_S = 2.0  # for the pages that are left when the lookup has ended
+
 
 @dataclass(frozen=True, slots=True)
 class SlotAsk:
     """What is asked of a key: the lives of 1,024 slots from `first` on, and the records in the slots `wanted`, most
-    wanted first (None: in all; none: no records). Those whose tags are in `known` need not come.
+    wanted first (None: in all; none: no records). Those whose tags are in `known` need not come. `covered`: the slots
+    that the reader knows somebody for, given these records too; what it wants beyond that is waited for.
     """
 
     key: bytes
     wanted: tuple[int, ...] | None = None
     known: tuple[bytes, ...] = ()
     first: int = 0
+    covered: Callable[[Iterable[Record]], Collection[int]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,14 @@ class _Reading:
         tags = [*self.records, *self.ask.known]
         return b"".join(tags[:MAX_KNOWN])
 
+    def lacks(self) -> bool:
+        """Whether a further page may have what is wanted."""
+        if self.ask.wanted is None or self.ask.covered is None:
+            return True
+        covered = self.ask.covered(self.records.values())
+        living = _agreed(self.lives, self.ask.first)
+        return any(slot in living and slot not in covered for slot in self.ask.wanted)
+
     def found(self, num_answered: int) -> FoundSlots:
         newest = sorted(newest_per_publisher(self.records.values()).values(), key=lambda record: record.publisher)
         return FoundSlots(
@@ -63,6 +78,14 @@ class _Reading:
             tombstones=tuple(record for record in newest if record.is_tombstone),
             num_answered=num_answered,
         )
+
+
+class _Page(NamedTuple):
+    """One answer of one peer; its records are in the reading."""
+
+    lives: bytes
+    neighbours: list[Contact]
+    has_more: bool
 
 
 class SlotExchange:
@@ -117,11 +140,28 @@ class SlotExchange:
         lookups = [self._exchange.start_lookup(ask.key, READ_K) for ask in asks]
         reading_of = {id(lookup): reading for lookup, reading in zip(lookups, readings, strict=True)}
 
-        async def fetch(contact: Contact, concerned: Sequence[Lookup]) -> list[list[Contact]] | None:
-            told = await asyncio.gather(*(self._fetch(contact, reading_of[id(lookup)]) for lookup in concerned))
-            return None if all(each is None for each in told) else [(each or [])[: READ_K + SPARE] for each in told]
+        paging: dict[asyncio.Task[None], _Reading] = {}
 
-        await run_lookups(lookups, fetch, self._clock)
+        async def fetch_one(contact: Contact, reading: _Reading) -> list[Contact] | None:
+            page = await self._page(contact, reading)
+            if page is None:
+                return None
+            if page.has_more:
+                paging[asyncio.create_task(self._read_on(contact, reading))] = reading
+            reading.lives.append(page.lives)
+            return page.neighbours[: READ_K + SPARE]
+
+        async def fetch(contact: Contact, concerned: Sequence[Lookup]) -> list[list[Contact]] | None:
+            told = await asyncio.gather(*(fetch_one(contact, reading_of[id(lookup)]) for lookup in concerned))
+            return None if all(each is None for each in told) else [each or [] for each in told]
+
+        try:
+            await run_lookups(lookups, fetch, self._clock)
+            await _wait_for_wanted(paging)
+        finally:
+            for task in paging:
+                task.cancel()
+            await asyncio.gather(*paging, return_exceptions=True)
         return [reading.found(lookup.num_answered) for reading, lookup in zip(readings, lookups, strict=True)]
 
     def _own_reading(self, ask: SlotAsk) -> _Reading:
@@ -134,23 +174,23 @@ class SlotExchange:
             self._take(reading, own.records)
         return reading
 
-    async def _fetch(self, contact: Contact, reading: _Reading) -> list[Contact] | None:
-        """Whom the peer told us of; None: it did not answer. Of its records come those that nobody else brought yet."""
-        ask = reading.ask
-        told: list[Contact] | None = None
-        for _ in range(MAX_PAGES):
-            known = reading.known()
-            answer = await self._protocol.call_find_slots(contact, ask.key, ask.first, ask.wanted, known)
-            if answer is None:
-                break
-            found, neighbours = answer
-            if told is None:
-                told = neighbours
-                reading.lives.append(found.lives)
-            brought = self._take(reading, found.records)
-            if not found.has_more or all(record.tag in known for record in brought):
-                break
-        return told
+    async def _page(self, contact: Contact, reading: _Reading) -> _Page | None:
+        """Of this peer's records those that nobody else brought yet, as many as an answer holds; None: it is silent."""
+        ask, known = reading.ask, reading.known()
+        answer = await self._protocol.call_find_slots(contact, ask.key, ask.first, ask.wanted, known)
+        if answer is None:
+            return None
+        found, neighbours = answer
+        brought = self._take(reading, found.records)
+        has_more = found.has_more and any(record.tag not in known for record in brought)
+        return _Page(found.lives, neighbours, has_more)
+
+    async def _read_on(self, contact: Contact, reading: _Reading) -> None:
+        """Beside the lookup, which has whom it told of: further pages hold it up no more."""
+        for _ in range(MAX_PAGES - 1):
+            page = await self._page(contact, reading)
+            if page is None or not page.has_more:
+                return
 
     def _take(self, reading: _Reading, encoded: Iterable[bytes]) -> list[Record]:
         """The valid ones."""
@@ -162,10 +202,19 @@ class SlotExchange:
         return int(self._clock.wall_s() * 1000)
 
 
+async def _wait_for_wanted(paging: Mapping[asyncio.Task[None], _Reading]) -> None:
+    """Until all pages are there of those readings that lack something that is wanted and lives."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(PAGES_TIMEOUT_S):
+            while left := [task for task, reading in paging.items() if not task.done() and reading.lacks()]:
+                await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+
+
 def _agreed(lives: Sequence[bytes], first: int) -> dict[int, int]:
-    """Of each slot the life that more than a quarter of these grant it."""
-    longest = max(map(len, lives), default=0)
-    padded = [each.ljust(longest, b"\0") for each in lives]
+    """Of each slot the life that more than a quarter of those grant it who hold anything under the key."""
+    holding = [each for each in lives if any(each)]
+    longest = max(map(len, holding), default=0)
+    padded = [each.ljust(longest, b"\0") for each in holding]
     rank = len(padded) // 4
     agreed = (sorted(column, reverse=True)[rank] for column in zip(*padded, strict=True))
     return {first + offset: life_s for offset, life_s in enumerate(agreed) if life_s}

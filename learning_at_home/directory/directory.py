@@ -252,6 +252,7 @@ class Directory:
             self.project.id,
             self.project.layer(prefix),
             self._claims[prefix].tags_below,
+            self._claims[prefix].covered,
             lambda records: changed.update(self._take_all(records)),
         )
 

@@ -5,12 +5,14 @@ Of two nodes that claim a cell the one whose claim is older holds it, then the o
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from learning_at_home.dht.records import Record
 from learning_at_home.directory.announcement import Announcement, Claim
 from learning_at_home.directory.slot_rule import next_indices
+from learning_at_home.errors import WireError
 from learning_at_home.expert_uid import Grid
 from learning_at_home.identity import peer_id
 from learning_at_home.peer_address import PeerAddress
@@ -105,6 +107,15 @@ class LayerClaims:
                 next_indices(claim.spans, self.grid, indices) for claim in entry.claims if claim.prefix == self.prefix
             )
         )
+
+    def covered(self, indices: tuple[int, ...], records: Iterable[Record]) -> frozenset[int]:
+        """Which indices after these somebody claims, as far as is known here or these records say."""
+        claims = [claim for entry in self.entries.values() for claim in entry.claims]
+        for record in records:
+            with contextlib.suppress(WireError):
+                claims += Announcement.from_bytes(record.value).claims
+        spans = (claim.spans for claim in claims if claim.prefix == self.prefix)
+        return frozenset(index for of_claim in spans for index in next_indices(of_claim, self.grid, indices))
 
     def _cells(self, entry: Entry) -> Iterator[tuple[int, int]]:
         return claimed_cells(entry.claims, self.prefix, self.num_cells)

@@ -6,7 +6,8 @@ indices have the rest. What the reader holds already does not travel again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -36,12 +37,15 @@ class Walked(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PrefixReader:
-    """Reads prefixes' keys of one layer. `known`: tags of what the reader holds of cells below these indices."""
+    """Reads prefixes' keys of one layer. `known`: tags of what the reader holds of cells below these indices.
+    `covered`: the indices after these for which it knows somebody, given these records too.
+    """
 
     source: SlotSource
     project: str
     layer: LayerSpec
     known: Callable[[Indices], tuple[bytes, ...]]
+    covered: Callable[[Indices, Iterable[Record]], Collection[int]]
     take: Callable[[Iterable[Record]], None]
 
     async def read(
@@ -57,7 +61,8 @@ class PrefixReader:
         for indices in prefixes:
             size = grid.shape[len(indices)]
             key = key_of(prefix_name(self.project, self.layer.prefix, grid, indices))
-            asks.append(SlotAsk(key, wanted=wanted(indices), known=self.known(indices)))
+            covered = functools.partial(self.covered, indices)
+            asks.append(SlotAsk(key, wanted=wanted(indices), known=self.known(indices), covered=covered))
             if len(indices) < len(grid.shape) - 1:
                 asks += (SlotAsk(key, wanted=(), first=first) for first in range(MAX_LIVES, size, MAX_LIVES))
             asked += [indices] * (len(asks) - len(asked))

@@ -4,6 +4,7 @@ import pytest
 
 from learning_at_home.dht.holdings import Quota
 from learning_at_home.dht.records import SKEW_MS, Record, RecordVerifier, Refusal, key_of, sign_record
+from learning_at_home.dht.slot_exchange import _agreed
 from learning_at_home.dht.slots import MAX_ENDED, QUOTA, Claimant, SlotStorage, surplus
 from learning_at_home.identity import Identity
 
@@ -215,3 +216,11 @@ def test_what_expired_counts_for_nothing_and_endless_renewal_fills_no_memory():
 
     storage.prune(NOW + 3_700_000)
     assert (storage.num_records, storage.num_bytes) == (0, 0)
+
+
+def test_of_a_slots_lives_more_than_a_quarter_of_those_who_hold_the_key_are_believed():
+    honest, liar, on_the_way = bytes([0, 30, 0]), bytes([9, 0, 9]), b""
+
+    assert _agreed([honest] * 3 + [liar] + [on_the_way] * 20, first=8) == {9: 30}
+    assert _agreed([honest] + [on_the_way] * 20, first=0) == {1: 30}
+    assert _agreed([on_the_way] * 3, first=0) == {}
