@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ SPARE = (
 PATH_WIDTH = 2  # of each teller's nearest are asked, so that one may be dead or its answer lost
 PATH_DEATHS = 2  # of a teller's nearest may be dead before its path ends; a liar's false ones cost no more
 HOPELESS = 5  # times its patience: it was asked three times by then, and the last answer would be here
+STALL_S = 0.03  # a timer this late means that nobody was looking: the answers may lie unread in the socket
 MAX_ASKED = 128  # a lookup among a million peers asks fewer; a lying neighbourhood cannot make it endless
 
 
@@ -127,6 +129,14 @@ class Lookup:
         peers = [self._peers[distance] for distance in self._under_way]
         moments = [moment for peer in peers for moment in (peer.overdue_s, peer.hopeless_s) if moment and now < moment]
         return min(moments, default=None)
+
+    def postpone(self, by_s: float) -> None:
+        """Nobody was looking for so long: who is asked gets that time again."""
+        for distance in self._under_way:
+            peer = self._peers[distance]
+            if peer.overdue_s is not None:
+                peer.overdue_s += by_s
+            peer.hopeless_s += by_s
 
     @property
     def num_answered(self) -> int:
@@ -234,11 +244,16 @@ async def run_lookups(
                 break
             progress.clear()
             changes_s = [change_s for lookup in open_ones if (change_s := lookup.next_change_s(now)) is not None]
+            change_s = min(changes_s, default=math.inf)
             try:
-                async with asyncio.timeout(min(changes_s) - now if changes_s else None):
+                async with asyncio.timeout(change_s - now if changes_s else None):
                     await progress.wait()
             except TimeoutError:
-                continue  # someone is overdue: another may be asked in its stead
+                pass  # someone is overdue: another may be asked in its stead
+            late_s = clock.monotonic_s() - change_s
+            if late_s > STALL_S:
+                for lookup in open_ones:
+                    lookup.postpone(late_s + STALL_S)
         for task in under_way:
             task.cancel()
 

@@ -1,8 +1,10 @@
 """The lookup's core as tables, and its driver over a network in memory."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 
+from learning_at_home.clock import SystemClock
 from learning_at_home.dht.address_blocks import BlockLimits
 from learning_at_home.dht.contacts import Contact
 from learning_at_home.dht.lookup import ALPHA, HOPELESS, MAX_ASKED, SPARE, Lookup, run_lookups
@@ -214,6 +216,24 @@ async def test_the_driver_leaves_no_question_behind():
 
     assert lookup.closest() == [contact(10)]
     assert cancelled.is_set()
+
+
+async def test_a_stall_of_this_process_makes_nobody_silent():
+    """The answers lie unread in the socket when all patience is over; a loop reads one of them a turn."""
+    loop = asyncio.get_running_loop()
+
+    async def ask(asked: Contact, lookups: Sequence[Lookup]) -> list[list[Contact]] | None:
+        await asyncio.sleep(0.01)
+        for _ in range(5 * asked.port):
+            await asyncio.sleep(0)
+        return [[]]
+
+    loop.call_later(0.005, time.sleep, 2 * HOPELESS * PATIENCE_S)
+    lookup = lookup_of(*range(1, 6))
+    async with asyncio.timeout(10):
+        await run_lookups([lookup], ask, SystemClock())
+
+    assert lookup.num_answered == 5
 
 
 async def test_nobody_to_ask_is_an_empty_answer():
