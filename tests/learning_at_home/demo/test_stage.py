@@ -101,7 +101,13 @@ def stage_of(
 
 
 def children() -> set[int]:
-    return {child.pid for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE}
+    """Those of this process that run; what another test left may still be ending, so compare with <=, not ==."""
+    running = set()
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.status() != psutil.STATUS_ZOMBIE:
+                running.add(child.pid)
+    return running
 
 
 async def test_a_training_that_ends_well_gives_a_result_and_stops_every_process(tmp_path, screen):
@@ -114,7 +120,7 @@ async def test_a_training_that_ends_well_gives_a_result_and_stops_every_process(
     assert (stage.result.accuracy, stage.result.steps, stage.result.calls) == (0.9, 4, 64)
     assert stage.result.expert_updates == 96
     assert screen.out.getvalue().startswith("dashboard: http://127.0.0.1:")
-    assert children() == before
+    assert children() <= before
 
 
 async def test_the_page_stays_up_until_the_demo_is_cancelled(tmp_path, screen):
@@ -129,7 +135,7 @@ async def test_the_page_stays_up_until_the_demo_is_cancelled(tmp_path, screen):
         await task
 
     assert stage.result is not None
-    assert children() == before
+    assert children() <= before
 
 
 async def test_when_the_port_is_taken_another_one_is_used_and_told(tmp_path, screen):
@@ -157,7 +163,7 @@ async def test_a_coordinator_that_cannot_start_ends_the_demo_with_its_last_words
     assert "| the database is locked" in screen.err.getvalue()
     assert str(tmp_path / "logs" / "coordinator.log") in screen.err.getvalue()
     assert screen.out.getvalue() == ""
-    assert children() == before
+    assert children() <= before
 
 
 async def test_a_coordinator_whose_port_is_snatched_away_is_started_again_on_another(tmp_path, screen):
@@ -224,7 +230,7 @@ async def test_a_trainer_that_fails_leaves_no_result_and_its_last_words(tmp_path
     assert stage.result is None
     assert "trainer ended by itself with exit code 1" in screen.err.getvalue()
     assert "| NotEnoughExperts: layer ffn0" in screen.err.getvalue()
-    assert children() == before
+    assert children() <= before
 
 
 async def test_the_training_outlives_the_coordinator_and_then_has_no_count_of_updates(tmp_path, screen):

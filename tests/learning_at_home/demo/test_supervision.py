@@ -178,7 +178,7 @@ async def test_a_program_that_does_not_exist_is_an_error_and_leaves_no_open_file
             )
         assert supervisor.children == []
 
-    assert psutil.Process().num_fds() == before
+    assert psutil.Process().num_fds() <= before
 
 
 async def test_no_file_stays_open_after_the_block(tmp_path):
@@ -191,7 +191,7 @@ async def test_no_file_stays_open_after_the_block(tmp_path):
         await supervisor.start(program("bob", POLITE, tmp_path))  # nobody listens to him
 
     await asyncio.sleep(0)  # a closed transport lets its file go in the next turn of the loop
-    assert psutil.Process().num_fds() == before
+    assert psutil.Process().num_fds() <= before
 
 
 async def test_a_killed_parent_takes_its_children_along(tmp_path):

@@ -358,7 +358,7 @@ async def test_closing_leaves_no_task_behind():
         async with network(2, wait_timeout_s=0.1) as (alice, _):
             await alice.bootstrap([f"127.0.0.1:{dead.getsockname()[1]}"])
 
-    assert asyncio.all_tasks() == before
+    assert asyncio.all_tasks() <= before
 
 
 async def test_ipv6_works_the_same():
