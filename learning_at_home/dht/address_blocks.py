@@ -37,7 +37,7 @@ class BlockLimits:
 
     def has_room(self, ip: str, in_bucket: Iterator[str], in_table: Iterator[str]) -> bool:
         """Whether one more contact from this address may enter a table, given the addresses of those who are in."""
-        block = self._block(ip)
+        block = self.block(ip)
         if not block:
             return True
         return (
@@ -47,7 +47,7 @@ class BlockLimits:
 
     def counts(self, ip: str, nearer: Counter[bytes]) -> bool:
         """Whether a peer counts among the nearest, given how many of each block are nearer; it is added to them."""
-        block = self._block(ip)
+        block = self.block(ip)
         if not block:
             return True
         nearer[block] += 1
@@ -55,7 +55,8 @@ class BlockLimits:
 
     def is_exempt(self, ip: str) -> bool:
         """Whether no limit is for this address."""
-        return not self._block(ip)
+        return not self.block(ip)
 
-    def _block(self, ip: str) -> bytes:
+    def block(self, ip: str) -> bytes:
+        """What is counted by; empty where nothing is."""
         return b"" if self.one_block else block_of(ip)

@@ -6,14 +6,15 @@ exact order by distance, and silence, so that a dead contact costs one timeout a
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import itertools
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from kademlia.node import Node
 from kademlia.routing import KBucket, RoutingTable
 
-from learning_at_home.dht.address_blocks import BlockLimits
+from learning_at_home.dht.address_blocks import MAX_IN_BUCKET, BlockLimits
 from learning_at_home.dht.contacts import Address, Contact
 
 SILENCE_S = 5.0  # a peer that did not answer is not asked again for so long, unless it speaks first
@@ -45,11 +46,12 @@ class Neighbourhood:
         self._limits = limits
         self._silent: OrderedDict[Address, _Silence] = OrderedDict()
         self._answered_s: OrderedDict[Address, float] = OrderedDict()
-        self._listed: dict[int, Contact] | None = None  # by their ids as numbers; None: the table has changed
+        self._listed: dict[int, _Entry] | None = None  # by their ids as numbers; None: the table has changed
+        self._most_of_block: Counter[bytes] = Counter()  # at most so many are in the table or wait for a place there
 
     def contacts(self) -> list[Contact]:
         """Everyone in the table."""
-        return list(self._list().values())
+        return [entry.contact for entry in self._list().values()]
 
     def closest(self, target: bytes, count: int, now: float) -> list[Contact]:
         """The contacts nearest to a target; those that are silent now only when there are no others.
@@ -57,22 +59,27 @@ class Neighbourhood:
         The package's `find_neighbors` takes buckets left and right in turn, which is not the order of the XOR metric.
         """
         listed = self._list()
-        numbers: Iterable[int] = listed
+        nearest_first = sorted(listed, key=int.from_bytes(target, "big").__xor__)
         if self._silent:
-            speaking = [number for number, contact in listed.items() if not self.is_silent(contact.address, now)]
-            numbers = speaking or listed
-        nearest_first = sorted(numbers, key=int.from_bytes(target, "big").__xor__)
-        return [listed[number] for number in nearest_first[:count]]
+            speaking = (number for number in nearest_first if not self.is_silent(listed[number].contact.address, now))
+            nearest_first = list(itertools.islice(speaking, count)) or nearest_first
+        return [listed[number].contact for number in nearest_first[:count]]
 
     def find(self, node_id: bytes) -> Contact | None:
         """The contact of this id."""
-        entry: _Entry | None = self._table.buckets[self._table.get_bucket_for(Node(node_id))][node_id]
+        entry = self._list().get(int.from_bytes(node_id, "big"))
         return None if entry is None else entry.contact
 
     def is_silent(self, address: Address, now: float) -> bool:
         """Whether this peer failed to answer a moment ago: asking it again would likely cost another timeout."""
         silence = self._silent.get(address)
         return silence is not None and now < silence.until_s
+
+    def speaking(self, contacts: list[Contact], now: float) -> list[Contact]:
+        """Those of them that are not silent."""
+        if not self._silent:
+            return contacts
+        return [contact for contact in contacts if not self.is_silent(contact.address, now)]
 
     def spoke(self, address: Address) -> None:
         """Something came from this peer."""
@@ -94,15 +101,14 @@ class Neighbourhood:
         self._answered_s.move_to_end(contact.address)
         if len(self._answered_s) > MAX_ANSWERED:
             self._answered_s.popitem(last=False)
-        known = self.find(contact.node_id)
-        if contact.node_id == self._own_id or (known is not None and known != contact):
-            return False  # a contact's id from elsewhere: it stays where it answered first, until it stops answering
-        if known is None and not self._has_room(contact):
+        known = self._list().get(contact.number)
+        if known is not None:
+            if known.contact == contact:  # a contact's id from elsewhere: it stays where it answered first, until it
+                self._table.add_contact(known)  # stops answering
             return False
-        self._table.add_contact(_Entry(contact))
-        if known is None:
-            self._listed = None
-        return known is None and self.find(contact.node_id) is not None
+        if contact.node_id == self._own_id or not self._has_room(contact):
+            return False
+        return self._add(_Entry(contact))
 
     def failed(self, address: Address, node_id: bytes | None, now: float) -> None:
         """It did not answer in time."""
@@ -124,16 +130,30 @@ class Neighbourhood:
         targets: list[bytes] = self._table.protocol.get_refresh_ids()
         return targets
 
+    def _add(self, entry: _Entry) -> bool:
+        """Whether it has a place now; in a full bucket it only waits for one."""
+        num_buckets = len(self._table.buckets)
+        self._table.add_contact(entry)
+        self._most_of_block[self._limits.block(entry.ip)] += 1
+        if len(self._table.buckets) != num_buckets:  # one was split, and others who waited have places too
+            self._listed = None
+        elif self._table.buckets[self._table.get_bucket_for(entry)][entry.id] is not None:
+            self._list()[entry.contact.number] = entry
+        return entry.contact.number in self._list()
+
     def _has_room(self, contact: Contact) -> bool:
         """For its address block. Who waits for a place in a full bucket counts too: nobody asks again then."""
+        if self._most_of_block[self._limits.block(contact.ip)] < MAX_IN_BUCKET:
+            return True
         buckets = self._table.buckets
         bucket = buckets[self.bucket(contact)]
         return self._limits.has_room(contact.ip, _ips([bucket]), _ips(buckets))
 
-    def _list(self) -> dict[int, Contact]:
+    def _list(self) -> dict[int, _Entry]:
         if self._listed is None:
-            contacts = (entry.contact for bucket in self._table.buckets for entry in bucket.get_nodes())
-            self._listed = {contact.number: contact for contact in contacts}
+            entries = (entry for bucket in self._table.buckets for entry in bucket.get_nodes())
+            self._listed = {entry.contact.number: entry for entry in entries}
+            self._most_of_block = Counter(map(self._limits.block, _ips(self._table.buckets)))
         return self._listed
 
     def _hush(self, address: Address, now: float, failures: int) -> int:
