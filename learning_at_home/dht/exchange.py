@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from learning_at_home.clock import Clock
 from learning_at_home.dht.contacts import Contact
@@ -18,6 +19,8 @@ from learning_at_home.dht.protocol import DhtProtocol
 from learning_at_home.dht.records import Record, RecordVerifier, Refusal, newest_per_publisher
 from learning_at_home.dht.storage import RecordStorage
 from learning_at_home.errors import WireError
+
+T = TypeVar("T")
 
 K = 20  # the paper's: of 20 peers chosen by chance not all leave within an hour
 READ_K = 5  # of those 20: each of them holds what was stored lately, unless it joined since, lost the datagram or lies
@@ -77,7 +80,7 @@ class Exchange:
                 del collected[key]
 
         async def ask(contact: Contact, lookups: Sequence[Lookup]) -> list[list[Contact]] | None:
-            fetched = await asyncio.gather(*(self._fetch_pages(contact, lookup.target) for lookup in lookups))
+            fetched = await all_of([self._fetch_pages(contact, lookup.target) for lookup in lookups])
             told: list[list[Contact]] = []
             for lookup, (records, neighbours) in zip(lookups, fetched, strict=True):
                 collected[lookup.target].extend(records)
@@ -112,8 +115,7 @@ class Exchange:
         """The same for many targets, in one crawl."""
 
         async def ask(contact: Contact, lookups: Sequence[Lookup]) -> list[list[Contact]] | None:
-            asked = (self._protocol.call_find_node(contact, lookup.target) for lookup in lookups)
-            answers = await asyncio.gather(*asked)
+            answers = await all_of([self._protocol.call_find_node(contact, lookup.target) for lookup in lookups])
             return None if all(told is None for told in answers) else [told or [] for told in answers]
 
         lookups = [self.start_lookup(target, K, MAX_SEEDS) for target in dict.fromkeys(targets)]
@@ -150,7 +152,9 @@ class Exchange:
         return Held(holders, refusals)
 
     def start_lookup(self, target: bytes, need: int, num_seeds: int = K) -> Lookup:
-        lookup = Lookup(target, self._protocol.node_id, K, need, self._protocol.patience_s, self._protocol.limits)
+        protocol = self._protocol
+        spare = protocol.spare(need)
+        lookup = Lookup(target, protocol.node_id, K, need, protocol.patience_s, protocol.limits, spare)
         lookup.add(self._protocol.neighbourhood.closest(target, num_seeds, self._clock.monotonic_s()))
         return lookup
 
@@ -189,6 +193,13 @@ class Exchange:
 
     def _wall_ms(self) -> int:
         return int(self._clock.wall_s() * 1000)
+
+
+async def all_of(asked: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """What they return. A lone one, as most are, needs no task of its own."""
+    if len(asked) == 1:
+        return [await asked[0]]
+    return list(await asyncio.gather(*asked))
 
 
 def _found(records: Iterable[Record], num_answered: int) -> Found:

@@ -20,6 +20,7 @@ import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from learning_at_home.clock import Clock
 from learning_at_home.dht.address_blocks import BlockLimits
@@ -29,6 +30,8 @@ ALPHA = 10  # at 5 % loss each way nine of ten answer at once; more would only b
 SPARE = (
     3  # questions beyond the answers still needed: where one in five is lost or dead, five of eight come nearly always
 )
+LATE = 3  # times what the others took, of what was expected of them: then another is asked, as if it were overdue
+LEAST_LATE_S = 0.0005  # and so much for each answer needed: our own loop takes it to read them, one after the other
 PATH_WIDTH = 2  # of each teller's nearest are asked, so that one may be dead or its answer lost
 PATH_DEATHS = 2  # of a teller's nearest may be dead before its path ends; a liar's false ones cost no more
 HOPELESS = 5  # times its patience: it was asked three times by then, and the last answer would be here
@@ -36,22 +39,42 @@ STALL_S = 0.03  # a timer this late means that nobody was looking: the answers m
 MAX_ASKED = 128  # a lookup among a million peers asks fewer; a lying neighbourhood cannot make it endless
 
 
+class _Haste(NamedTuple):
+    """How much of its patience a peer gets: this share, and so much at least."""
+
+    share: float
+    least_s: float
+
+
 @dataclass(slots=True, eq=False)
 class _Peer:
     contact: Contact
     distance: int
-    overdue_s: float | None = None  # None: not asked yet
-    hopeless_s: float = 0.0
+    block: bytes  # of addresses, of which only a few count
+    asked_s: float | None = None  # None: not asked yet
+    patience_s: float = 0.0
     has_answered: bool = False
     has_failed: bool = False
 
-    def is_awaited(self, now: float) -> bool:
-        """Asked, and its answer may come in time."""
-        return self.overdue_s is not None and not self.has_answered and not self.has_failed and now < self.overdue_s
+    def overdue_s(self, haste: _Haste) -> float:
+        """When it has had its share of patience. Only for one that was asked."""
+        assert self.asked_s is not None
+        return self.asked_s + min(self.patience_s, max(haste.least_s, haste.share * self.patience_s))
 
-    def counts(self, now: float) -> bool:
+    @property
+    def hopeless_s(self) -> float:
+        assert self.asked_s is not None
+        return self.asked_s + HOPELESS * self.patience_s
+
+    def is_awaited(self, now: float, haste: _Haste) -> bool:
+        """Asked, and its answer may come in time."""
+        return (
+            self.asked_s is not None and not self.has_answered and not self.has_failed and now < self.overdue_s(haste)
+        )
+
+    def counts(self, now: float, haste: _Haste) -> bool:
         """Whether it may be alive, for all that is known."""
-        return not self.has_failed and (self.overdue_s is None or self.has_answered or now < self.overdue_s)
+        return not self.has_failed and (self.asked_s is None or self.has_answered or now < self.overdue_s(haste))
 
 
 @dataclass(slots=True)
@@ -68,15 +91,21 @@ class Lookup:
     need: int
     patience_s: Callable[[Contact], float]
     limits: BlockLimits
+    spare: int = SPARE  # fewer where hardly anything is lost
     num_asked: int = 0
     _peers: dict[int, _Peer] = field(default_factory=dict)  # by distance
     _distances: list[int] = field(default_factory=list)  # the same, sorted
     _paths: list[list[_Peer]] = field(default_factory=list)  # per teller: whom it told of that is nearest
     _under_way: set[int] = field(default_factory=set)
     _num_answered: int = 0
+    _took_s: float = 0.0  # those who answered, together
+    _expected_s: float = 0.0  # the patience with them
+    _front_of: tuple[float, list[_Peer]] | None = None  # of the moment at which it was looked for last
+    _ends_of: tuple[float, list[_Peer]] | None = None
 
     def add(self, contacts: Iterable[Contact]) -> None:
         """Peers that may be asked."""
+        self._front_of = self._ends_of = None
         for contact in contacts:
             self._see(contact)
 
@@ -88,14 +117,18 @@ class Lookup:
     def join(self, contact: Contact, now: float) -> bool:
         """Whether one that is asked for another target anyway shall be asked for this one too (and counts as asked)."""
         peer = self._peers.get(contact.distance(self.target))
-        if peer is None or peer.overdue_s is not None or self.num_asked >= MAX_ASKED or peer not in self._front(now):
+        if peer is None or peer.asked_s is not None or self.num_asked >= MAX_ASKED or peer not in self._front(now):
             return False
         self._ask(peer, now)
         return True
 
-    def answered(self, contact: Contact, told: Iterable[Contact]) -> None:
+    def answered(self, contact: Contact, told: Iterable[Contact], now: float) -> None:
         """It answered, and told us of these peers."""
+        self._front_of = self._ends_of = None
         peer = self._peers[contact.distance(self.target)]
+        assert peer.asked_s is not None
+        self._took_s += max(0.0, now - peer.asked_s)
+        self._expected_s += peer.patience_s
         self._under_way.discard(peer.distance)
         peer.has_answered = True
         self._num_answered += 1
@@ -104,6 +137,7 @@ class Lookup:
         self._paths.append(seen[: PATH_WIDTH + PATH_DEATHS])
 
     def failed(self, contact: Contact) -> None:
+        self._front_of = self._ends_of = None
         distance = contact.distance(self.target)
         self._under_way.discard(distance)
         self._peers[distance].has_failed = True
@@ -115,28 +149,29 @@ class Lookup:
         """
         if self.num_asked < MAX_ASKED and self._wanted(now):
             return False
-        if any(peer.is_awaited(now) for peer in self._open_ends(now)):
+        haste = self._haste
+        if any(peer.is_awaited(now, haste) for peer in self._open_ends(now)):
             return False
         front = self._front(now)
         if sum(peer.has_answered for peer in front) >= self.need:
             return True
-        if any(peer.is_awaited(now) for peer in front):
+        if any(peer.is_awaited(now, haste) for peer in front):
             return False
         return not any(now < self._peers[distance].hopeless_s for distance in self._under_way)
 
     def next_change_s(self, now: float) -> float | None:
         """When time alone may make a difference."""
-        peers = [self._peers[distance] for distance in self._under_way]
-        moments = [moment for peer in peers for moment in (peer.overdue_s, peer.hopeless_s) if moment and now < moment]
-        return min(moments, default=None)
+        peers, haste = [self._peers[distance] for distance in self._under_way], self._haste
+        moments = (moment for peer in peers for moment in (peer.overdue_s(haste), peer.hopeless_s))
+        return min((moment for moment in moments if now < moment), default=None)
 
     def postpone(self, by_s: float) -> None:
         """Nobody was looking for so long: who is asked gets that time again."""
+        self._front_of = self._ends_of = None
         for distance in self._under_way:
             peer = self._peers[distance]
-            if peer.overdue_s is not None:
-                peer.overdue_s += by_s
-            peer.hopeless_s += by_s
+            assert peer.asked_s is not None
+            peer.asked_s += by_s
 
     @property
     def num_answered(self) -> int:
@@ -154,41 +189,60 @@ class Lookup:
         distance = contact.distance(self.target)
         peer = self._peers.get(distance)
         if peer is None:
-            peer = self._peers[distance] = _Peer(contact, distance)
+            peer = self._peers[distance] = _Peer(contact, distance, self.limits.block(contact.ip))
             bisect.insort(self._distances, distance)
         return peer
 
     def _ask(self, peer: _Peer, now: float) -> Contact:
-        patience_s = self.patience_s(peer.contact)
-        peer.overdue_s, peer.hopeless_s = now + patience_s, now + HOPELESS * patience_s
+        peer.asked_s, peer.patience_s = now, self.patience_s(peer.contact)
         self._under_way.add(peer.distance)
         self.num_asked += 1
         return peer.contact
 
+    @property
+    def _haste(self) -> _Haste:
+        """Given what those that answered took of their patience.
+
+        Patience rests on round trips of long ago, or of a busy moment, and has a floor: where peers are much quicker
+        than that, one of whom nothing is heard yet is likely dead.
+        """
+        share = LATE * self._took_s / self._expected_s if self._expected_s else 1.0
+        return _Haste(share, self.need * LEAST_LATE_S)
+
     def _num_awaited(self, now: float) -> int:
-        return sum(self._peers[distance].is_awaited(now) for distance in self._under_way)
+        haste = self._haste
+        return sum(self._peers[distance].is_awaited(now, haste) for distance in self._under_way)
 
     def _wanted(self, now: float) -> list[_Peer]:
         """Whom to ask if there is room: the paths' ends, then the closest of all until enough of them are asked."""
-        wanted = [peer for peer in self._open_ends(now) if peer.overdue_s is None]
+        wanted = [peer for peer in self._open_ends(now) if peer.asked_s is None]
         front = self._front(now)
         missing = self.need - sum(peer.has_answered for peer in front)
         if missing > 0:
-            missing += SPARE - sum(peer.is_awaited(now) for peer in front)
-            unasked = [peer for peer in front if peer.overdue_s is None]
+            num_awaited = self._num_awaited(now)
+            spare = self.spare if num_awaited == len(self._under_way) else SPARE  # the dead are seldom alone
+            haste = self._haste
+            missing += spare - sum(peer.is_awaited(now, haste) for peer in front)
+            unasked = [peer for peer in front if peer.asked_s is None]
             wanted += [peer for peer in unasked[: max(0, missing)] if peer not in wanted]
         return wanted
 
     def _front(self, now: float) -> list[_Peer]:
-        """The k closest that may be alive."""
-        return self._nearest(peer for peer in map(self._peers.__getitem__, self._distances) if peer.counts(now))
+        """The k closest that may be alive; found once for a moment, which asking changes nothing of."""
+        if self._front_of is None or self._front_of[0] != now:
+            self._front_of = (now, self._find_front(now))
+        return self._front_of[1]
+
+    def _find_front(self, now: float) -> list[_Peer]:
+        haste = self._haste
+        return self._nearest(peer for peer in map(self._peers.__getitem__, self._distances) if peer.counts(now, haste))
 
     def _nearest(self, peers: Iterable[_Peer]) -> list[_Peer]:
         """The first k of these, and of each address block only the first few."""
         nearest: list[_Peer] = []
         of_block: Counter[bytes] = Counter()
         for peer in peers:
-            if self.limits.counts(peer.contact.ip, of_block):
+            if not peer.block or self.limits.counts(peer.contact.ip, of_block):
                 nearest.append(peer)
                 if len(nearest) == self.k:
                     break
@@ -196,9 +250,15 @@ class Lookup:
 
     def _open_ends(self, now: float) -> list[_Peer]:
         """Of each path where none of these has answered its nearest that may be alive; the first of each come first."""
+        if self._ends_of is None or self._ends_of[0] != now:
+            self._ends_of = (now, self._find_open_ends(now))
+        return self._ends_of[1]
+
+    def _find_open_ends(self, now: float) -> list[_Peer]:
         ends: dict[int, tuple[int, _Peer]] = {}
+        haste = self._haste
         for path in self._paths:
-            alive = [peer for peer in path if peer.counts(now)][:PATH_WIDTH]
+            alive = [peer for peer in path if peer.counts(now, haste)][:PATH_WIDTH]
             if any(peer.has_answered for peer in alive):
                 continue
             for rank, peer in enumerate(alive):
@@ -228,7 +288,7 @@ async def run_lookups(
             if told is None:
                 lookup.failed(contact)
             else:
-                lookup.answered(contact, told[index])
+                lookup.answered(contact, told[index], clock.monotonic_s())
         progress.set()
 
     under_way: set[asyncio.Task[None]] = set()

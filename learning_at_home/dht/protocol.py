@@ -32,6 +32,7 @@ from learning_at_home.dht.datagrams import (
     read,
     sealed,
 )
+from learning_at_home.dht.lookup import SPARE
 from learning_at_home.dht.messages import (
     MAX_NEIGHBOURS,
     MAX_PAGE_BYTES,
@@ -225,7 +226,7 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
 
     def _neighbours(self, asker: Contact, key: bytes) -> tuple[bytes, ...]:
         closest = self.neighbourhood.closest(key, self._k + 1, self._clock.monotonic_s())
-        others = [contact for contact in closest if contact.number != asker.number and contact.address != asker.address]
+        others = [each for each in closest if each.number != asker.number and each.address != asker.address]
         return neighbours_of(others[:MAX_NEIGHBOURS])
 
     # -- what we ask
@@ -294,6 +295,10 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         """After how long without an answer it is time to ask somebody else."""
         return self._round_trips.patience_s(contact.address)
 
+    def spare(self, need: int) -> int:
+        """How many questions beyond the needed ones are worth their datagrams, as many as are lost lately."""
+        return self._round_trips.spare(need, SPARE)
+
     def round_trip_s(self, contact: Contact) -> float | None:
         """What it takes to answer, smoothed."""
         return self._round_trips.mean_s(contact.address)
@@ -306,12 +311,8 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
 
     def _told(self, neighbours: tuple[bytes, ...], teller: Address) -> list[Contact]:
         """Who of those that a peer told us of is worth a question now."""
-        now = self._clock.monotonic_s()
-        return [
-            contact
-            for contact in contacts_of(neighbours)
-            if is_worth_asking(contact.address, teller) and not self.neighbourhood.is_silent(contact.address, now)
-        ]
+        told = [contact for contact in contacts_of(neighbours) if is_worth_asking(contact.address, teller)]
+        return self.neighbourhood.speaking(told, self._clock.monotonic_s())
 
     # -- strangers, clocks
 

@@ -167,6 +167,7 @@ class Questions:
             return
         if question.num_sent:
             self._counters["resent"] += 1
+            self._round_trips.note_late()
         question.num_sent += 1
         if question.num_sent == MAX_SENT:
             self._listener.on_overdue(question.address)

@@ -6,6 +6,7 @@ not answered yet is expected to be like the others, and after one answer to devi
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 
 from learning_at_home.dht.contacts import Address
@@ -14,6 +15,8 @@ FIRST_S = 0.25  # twice a slow round trip within a continent; while nobody has a
 LEAST_S = 0.03  # a busy event loop takes so long now and then, wherever the peer is
 MOST_S = 1.0
 MAX_PEERS = 4_096
+LATE_AT_FIRST = 0.1  # 5 % lost each way
+_LATE_GAIN = 1 / 32  # forty answers in time, a few look-ups, make a tenth a thirtieth
 _GAIN, _DEVIATION_GAIN, _DEVIATIONS = 1 / 8, 1 / 4, 4
 
 
@@ -37,9 +40,11 @@ class RoundTrips:
     def __init__(self) -> None:
         self._peers: OrderedDict[Address, _Smoothed] = OrderedDict()
         self._all: _Smoothed | None = None
+        self._late = LATE_AT_FIRST  # the share of questions that were not answered in time, lately
 
     def note(self, address: Address, seconds: float) -> None:
         """A peer answered a request that was sent once. (After a second sending nobody knows which one it answers.)"""
+        self._late -= _LATE_GAIN * self._late
         known = self._peers.get(address)
         if known is None:
             usual_s = seconds if self._all is None else self._all.deviation_s
@@ -53,6 +58,15 @@ class RoundTrips:
             self._all = _Smoothed(seconds, seconds / 2)
         else:
             self._all.add(seconds)
+
+    def note_late(self) -> None:
+        """A peer has not answered in its time."""
+        self._late += _LATE_GAIN * (1 - self._late)
+
+    def spare(self, need: int, most: int) -> int:
+        """So many of `need` answers are late, and three deviations more, if not `most`: none where nothing is lost."""
+        usual = need * self._late
+        return min(most, round(usual + 3 * math.sqrt(usual * (1 - self._late))))
 
     def patience_s(self, address: Address) -> float:
         """After how long without an answer it is time to send again, and to ask somebody else."""

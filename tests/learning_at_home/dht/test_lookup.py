@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from learning_at_home.clock import SystemClock
 from learning_at_home.dht.address_blocks import BlockLimits
 from learning_at_home.dht.contacts import Contact
-from learning_at_home.dht.lookup import ALPHA, HOPELESS, MAX_ASKED, SPARE, Lookup, run_lookups
+from learning_at_home.dht.lookup import ALPHA, HOPELESS, LATE, MAX_ASKED, SPARE, Lookup, run_lookups
 from learning_at_home.testing import ManualClock
 
 TARGET = bytes(20)
@@ -55,10 +55,10 @@ def test_an_overdue_question_makes_room_for_another():
 def test_it_is_done_when_enough_of_the_closest_have_answered_whichever_they_are():
     lookup = lookup_of(*range(1, 100), need=2)
     asked = lookup.next_to_ask(now=0.0)
-    lookup.answered(asked[2], [])
+    lookup.answered(asked[2], [], now=0.0)
     assert not lookup.is_done(now=0.0)
 
-    lookup.answered(asked[3], [])
+    lookup.answered(asked[3], [], now=0.0)
     assert lookup.is_done(now=0.0)
     assert lookup.closest() == [contact(3), contact(4)]
 
@@ -67,12 +67,12 @@ def test_an_answer_of_one_who_is_not_among_the_k_closest_is_not_enough():
     lookup = lookup_of(10, 20, k=2, need=1)
     far, near = contact(20), contact(10)
     lookup.next_to_ask(now=0.0)
-    lookup.answered(far, [contact(1), contact(2)])
+    lookup.answered(far, [contact(1), contact(2)], now=0.0)
     assert not lookup.is_done(now=0.0)
 
     assert asked_by(lookup) == [1, 2]
-    lookup.answered(contact(1), [])
-    lookup.answered(contact(2), [])
+    lookup.answered(contact(1), [], now=0.0)
+    lookup.answered(contact(2), [], now=0.0)
     assert lookup.is_done(now=0.0)
     assert near not in lookup.closest()
 
@@ -81,7 +81,7 @@ def test_a_dead_peer_s_place_goes_to_the_next():
     lookup = lookup_of(10, 20, 30, k=2, need=2)
     first, second = lookup.next_to_ask(now=0.0)
     lookup.failed(first)
-    lookup.answered(second, [])
+    lookup.answered(second, [], now=0.0)
 
     assert not lookup.is_done(now=0.0)
     assert asked_by(lookup) == [30]
@@ -90,7 +90,7 @@ def test_a_dead_peer_s_place_goes_to_the_next():
 def test_those_whom_others_tell_of_are_asked_once_and_oneself_never():
     lookup = lookup_of(10)
     (asked,) = lookup.next_to_ask(now=0.0)
-    lookup.answered(asked, [contact(10), contact(5), contact(5), contact_of(OWN_ID, 1)])
+    lookup.answered(asked, [contact(10), contact(5), contact(5), contact_of(OWN_ID, 1)], now=0.0)
 
     assert asked_by(lookup) == [5]
 
@@ -99,15 +99,15 @@ def test_the_nearest_that_each_peer_told_of_are_asked_however_near_a_liar_s_are(
     lookup = lookup_of(1_000, 2_000, k=5, need=2)
     honest, liar = contact(2_000), contact(1_000)
     lookup.next_to_ask(now=0.0)
-    lookup.answered(liar, [contact(distance) for distance in range(1, 20)])
-    lookup.answered(honest, [contact(distance) for distance in range(500, 520)])
+    lookup.answered(liar, [contact(distance) for distance in range(1, 20)], now=0.0)
+    lookup.answered(honest, [contact(distance) for distance in range(500, 520)], now=0.0)
 
     assert {500, 501} <= set(asked_by(lookup))
     for false in (1, 2):
-        lookup.answered(contact(false), [])
+        lookup.answered(contact(false), [], now=0.0)
     assert not lookup.is_done(now=0.0)
 
-    lookup.answered(contact(501), [])
+    lookup.answered(contact(501), [], now=0.0)
     assert lookup.is_done(now=0.0)
 
 
@@ -118,7 +118,7 @@ def test_a_lying_neighbourhood_cannot_make_it_endless():
         for question in questions:
             asked += 1
             nearer = int.from_bytes(question.node_id, "big") - 1
-            lookup.answered(question, [contact_of(nearer.to_bytes(20, "big"), 1)])
+            lookup.answered(question, [contact_of(nearer.to_bytes(20, "big"), 1)], now=0.0)
 
     assert asked == MAX_ASKED
     assert lookup.is_done(now=0.0)
@@ -131,23 +131,44 @@ def test_an_overdue_peer_is_waited_for_only_while_too_few_have_answered():
     assert lookup.next_change_s(now=PATIENCE_S / 2) == PATIENCE_S
 
     (far,) = lookup.next_to_ask(now=PATIENCE_S)
-    lookup.answered(far, [])
+    lookup.answered(far, [], now=0.0)
     assert lookup.is_done(now=PATIENCE_S)
     assert lookup.closest() == [far]
 
-    lookup.answered(near, [])
+    lookup.answered(near, [], now=0.0)
     assert lookup.closest() == [near]
 
 
 def test_where_too_few_have_answered_the_overdue_are_waited_for_a_little_longer():
     lookup = lookup_of(10, 20)
     dead, living = lookup.next_to_ask(now=0.0)
-    lookup.answered(living, [])
+    lookup.answered(living, [], now=0.0)
 
     assert not lookup.is_done(now=PATIENCE_S)
     assert lookup.next_change_s(now=PATIENCE_S) == HOPELESS * PATIENCE_S
     assert lookup.is_done(now=HOPELESS * PATIENCE_S)
     assert dead not in lookup.closest()
+
+
+def test_where_the_others_answer_much_sooner_than_expected_nobody_is_waited_for_as_long():
+    """As on a local network, or after a busy moment; those who take their usual time leave the others theirs."""
+    lookup, slow = lookup_of(*range(1, 100), need=2), lookup_of(*range(1, 100), need=2)
+    for each, took_s in ((lookup, PATIENCE_S / 100), (slow, PATIENCE_S / 2)):
+        asked = each.next_to_ask(now=0.0)
+        each.answered(asked[0], [], now=took_s)
+
+    assert lookup.next_change_s(now=PATIENCE_S / 100) == LATE * PATIENCE_S / 100
+    assert asked_by(lookup, now=LATE * PATIENCE_S / 100) == [6, 7, 8, 9]  # one is missing, and the spare
+    assert slow.next_change_s(now=PATIENCE_S / 2) == PATIENCE_S
+
+
+def test_where_nothing_is_lost_just_those_are_asked_that_are_needed():
+    lookup = lookup_of(*range(1, 100), need=3)
+    lookup.spare = 0
+
+    assert asked_by(lookup) == [1, 2, 3]
+    lookup.answered(contact(1), [], now=0.0)
+    assert asked_by(lookup, now=PATIENCE_S) == [4, 5, 6, 7, 8]
 
 
 async def test_the_driver_finds_the_closest_of_a_hundred_from_one_contact():

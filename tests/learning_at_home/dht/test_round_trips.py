@@ -42,3 +42,18 @@ def test_the_peers_that_were_silent_longest_are_forgotten():
     for port in range(MAX_PEERS + 10):
         round_trips.note(("20.0.0.1", port), 0.05)
     assert len(round_trips._peers) == MAX_PEERS
+
+
+def test_as_many_more_are_asked_as_are_late_lately():
+    round_trips = RoundTrips()
+    assert round_trips.spare(5, most=3) == 3
+
+    for _ in range(200):
+        round_trips.note(NEAR, 0.02)
+    assert round_trips.spare(5, most=3) == round_trips.spare(20, most=3) == 0
+
+    for number in range(200):
+        round_trips.note(NEAR, 0.02)
+        if number % 9 == 0:
+            round_trips.note_late()
+    assert round_trips.spare(5, most=3) == 3
