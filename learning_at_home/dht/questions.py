@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol
@@ -101,6 +101,7 @@ class Questions:
         self._counters = counters
         self._timeout_s = timeout_s
         self._open: dict[bytes, _Question[Answer]] = {}
+        self._given_up: OrderedDict[bytes, tuple[Address, bytes | None]] = OrderedDict()  # an answer may still come
         self._slots = asyncio.Semaphore(MAX_OUTSTANDING)
 
     async def ask(
@@ -129,7 +130,10 @@ class Questions:
     def on_answer(self, datagram: Datagram, data: bytes) -> None:
         """An answer came; one to no open question means nothing, and neither does one with a wrong MAC."""
         question = self._open.get(datagram.message_id)  # the random bytes are known to nobody but the peer asked
-        if question is None or question.num_forged >= MAX_FORGED:
+        if question is None:
+            self._on_late_answer(datagram, data)
+            return
+        if question.num_forged >= MAX_FORGED:
             return
         if not self._is_genuine(datagram, data):
             question.num_forged += 1
@@ -147,6 +151,13 @@ class Questions:
         contact = Contact(datagram.sender, *question.address)
         self._listener.on_answer(contact, question.expected_key)
         _tell(question, Reply(contact, answer) if question.expected_key in (None, datagram.sender) else None)
+
+    def _on_late_answer(self, datagram: Datagram, data: bytes) -> None:
+        """After its time it brings nothing to who asked, but its peer is not silent."""
+        asked = self._given_up.pop(datagram.message_id, None)
+        if asked is not None and self._is_genuine(datagram, data):
+            address, expected_key = asked
+            self._listener.on_answer(Contact(datagram.sender, *address), expected_key)
 
     def _is_genuine(self, datagram: Datagram, data: bytes) -> bool:
         try:
@@ -192,6 +203,9 @@ class Questions:
             self._send_again(loop, message_id)
         else:
             self._counters["timeouts"] += 1
+            self._given_up[message_id] = (question.address, question.expected_key)
+            if len(self._given_up) > MAX_OUTSTANDING:
+                self._given_up.popitem(last=False)
             self._fail(message_id)
 
     def _fail(self, message_id: bytes) -> None:

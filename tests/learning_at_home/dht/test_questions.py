@@ -199,3 +199,18 @@ def test_when_the_socket_closes_whoever_waits_gets_nothing_and_nobody_is_blamed(
         assert setting.told == []
 
     run(scenario())
+
+
+def test_an_answer_after_its_time_shows_once_that_its_peer_lives():
+    async def scenario() -> None:
+        setting = Setting()
+        assert await setting.ask() is None
+        setting.answer(sender=MALLORY, key=b"wrong" * 6)
+        assert setting.told == [("overdue", PEER), ("silence", PEER)]
+
+        assert await setting.ask() is None
+        setting.answer()
+        setting.answer()
+        assert setting.told == [("overdue", PEER), ("silence", PEER)] * 2 + [("answer", PEERS_CONTACT)]
+
+    run(scenario())
