@@ -102,6 +102,10 @@ class Lookup:
     _expected_s: float = 0.0  # the patience with them
     _front_of: tuple[float, list[_Peer]] | None = None  # of the moment at which it was looked for last
     _ends_of: tuple[float, list[_Peer]] | None = None
+    _place: int = 0  # the target as a number
+
+    def __post_init__(self) -> None:
+        self._place = int.from_bytes(self.target, "big")
 
     def add(self, contacts: Iterable[Contact]) -> None:
         """Peers that may be asked."""
@@ -111,12 +115,12 @@ class Lookup:
 
     def next_to_ask(self, now: float) -> list[Contact]:
         """Peers to ask at this moment; they count as asked from here on."""
-        room = min(ALPHA - self._num_awaited(now), MAX_ASKED - self.num_asked)
+        room = min(ALPHA - len(self._awaited(now)), MAX_ASKED - self.num_asked)
         return [self._ask(peer, now) for peer in self._wanted(now)[: max(0, room)]]
 
     def join(self, contact: Contact, now: float) -> bool:
         """Whether one that is asked for another target anyway shall be asked for this one too (and counts as asked)."""
-        peer = self._peers.get(contact.distance(self.target))
+        peer = self._peers.get(contact.number ^ self._place)
         if peer is None or peer.asked_s is not None or self.num_asked >= MAX_ASKED or peer not in self._front(now):
             return False
         self._ask(peer, now)
@@ -125,7 +129,7 @@ class Lookup:
     def answered(self, contact: Contact, told: Iterable[Contact], now: float) -> None:
         """It answered, and told us of these peers."""
         self._front_of = self._ends_of = None
-        peer = self._peers[contact.distance(self.target)]
+        peer = self._peers[contact.number ^ self._place]
         assert peer.asked_s is not None
         self._took_s += max(0.0, now - peer.asked_s)
         self._expected_s += peer.patience_s
@@ -138,7 +142,7 @@ class Lookup:
 
     def failed(self, contact: Contact) -> None:
         self._front_of = self._ends_of = None
-        distance = contact.distance(self.target)
+        distance = contact.number ^ self._place
         self._under_way.discard(distance)
         self._peers[distance].has_failed = True
 
@@ -147,17 +151,14 @@ class Lookup:
 
         The overdue are not waited for when enough others have answered; where there are none, a little longer.
         """
-        if self.num_asked < MAX_ASKED and self._wanted(now):
+        front, awaited = self._front(now), self._awaited(now)
+        is_enough = sum(peer.has_answered for peer in front) >= self.need
+        if not is_enough and any(peer in front for peer in awaited):
             return False
-        haste = self._haste
-        if any(peer.is_awaited(now, haste) for peer in self._open_ends(now)):
+        ends = self._open_ends(now)
+        if any(peer in ends for peer in awaited) or (self.num_asked < MAX_ASKED and self._wanted(now)):
             return False
-        front = self._front(now)
-        if sum(peer.has_answered for peer in front) >= self.need:
-            return True
-        if any(peer.is_awaited(now, haste) for peer in front):
-            return False
-        return not any(now < self._peers[distance].hopeless_s for distance in self._under_way)
+        return is_enough or not any(now < self._peers[distance].hopeless_s for distance in self._under_way)
 
     def next_change_s(self, now: float) -> float | None:
         """When time alone may make a difference."""
@@ -186,7 +187,7 @@ class Lookup:
         """None for oneself."""
         if contact.node_id == self.own_id:
             return None
-        distance = contact.distance(self.target)
+        distance = contact.number ^ self._place
         peer = self._peers.get(distance)
         if peer is None:
             peer = self._peers[distance] = _Peer(contact, distance, self.limits.block(contact.ip))
@@ -209,9 +210,11 @@ class Lookup:
         share = LATE * self._took_s / self._expected_s if self._expected_s else 1.0
         return _Haste(share, self.need * LEAST_LATE_S)
 
-    def _num_awaited(self, now: float) -> int:
+    def _awaited(self, now: float) -> list[_Peer]:
+        """Those under way whose answers may come in time."""
         haste = self._haste
-        return sum(self._peers[distance].is_awaited(now, haste) for distance in self._under_way)
+        peers = map(self._peers.__getitem__, self._under_way)
+        return [peer for peer in peers if peer.is_awaited(now, haste)]
 
     def _wanted(self, now: float) -> list[_Peer]:
         """Whom to ask if there is room: the paths' ends, then the closest of all until enough of them are asked."""
@@ -219,10 +222,9 @@ class Lookup:
         front = self._front(now)
         missing = self.need - sum(peer.has_answered for peer in front)
         if missing > 0:
-            num_awaited = self._num_awaited(now)
-            spare = self.spare if num_awaited == len(self._under_way) else SPARE  # the dead are seldom alone
-            haste = self._haste
-            missing += spare - sum(peer.is_awaited(now, haste) for peer in front)
+            awaited = self._awaited(now)
+            spare = self.spare if len(awaited) == len(self._under_way) else SPARE  # the dead are seldom alone
+            missing += spare - sum(peer in front for peer in awaited)
             unasked = [peer for peer in front if peer.asked_s is None]
             wanted += [peer for peer in unasked[: max(0, missing)] if peer not in wanted]
         return wanted

@@ -27,6 +27,7 @@ from learning_at_home.identity import PUBLIC_KEY_BYTES
 MAX_PAGE_BYTES = 6_700  # of records; 20 neighbours with IPv6 addresses take 1,050 more, the framing 100
 MAX_SLOT_PAGE_BYTES = MAX_PAGE_BYTES - MAX_LIVES
 MAX_NEIGHBOURS = 20
+READ_NEIGHBOURS = 8  # as many as a read follows: exchange.READ_K and lookup.SPARE
 MAX_RECORDS_PER_PAGE = 64  # a record takes at least 142 bytes
 MAX_NAMES = 128  # keys that one request stores a record under; with MAX_NAMES_BYTES for all of them it fits a datagram
 MAX_NAME_CHARS = 160

@@ -37,6 +37,7 @@ from learning_at_home.dht.messages import (
     MAX_NEIGHBOURS,
     MAX_PAGE_BYTES,
     MAX_SLOT_PAGE_BYTES,
+    READ_NEIGHBOURS,
     Answer,
     FindNode,
     FindSlots,
@@ -102,7 +103,6 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         self._rate_limits = RateLimits(limits)
         self.closed = asyncio.Event()
         self._clock = clock
-        self._k = k
         self._client_only = client_only
         self._spawn = spawn
         self._on_new_contact = on_new_contact
@@ -193,7 +193,7 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
     def rpc_find_value(self, asker: Contact, key: bytes, after: bytes) -> Values:
         """A page of the records after the publisher `after`; with the first page also who is closer to the key."""
         page = self.records.page(key, after, MAX_PAGE_BYTES, self._wall_ms())
-        return Values(page.records, page.more, () if after else self._neighbours(asker, key))
+        return Values(page.records, page.more, () if after else self._neighbours(asker, key, READ_NEIGHBOURS))
 
     def rpc_store(self, key: bytes, value: bytes) -> Stored:
         now_ms = self._wall_ms()
@@ -222,12 +222,13 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         page = self.slots.page(
             request.key, request.first, request.wanted, request.known, MAX_SLOT_PAGE_BYTES, self._wall_ms()
         )
-        return SlotsFound(page.lives, page.records, page.has_more, self._neighbours(asker, request.key))
+        neighbours = self._neighbours(asker, request.key, READ_NEIGHBOURS)
+        return SlotsFound(page.lives, page.records, page.has_more, neighbours)
 
-    def _neighbours(self, asker: Contact, key: bytes) -> tuple[bytes, ...]:
-        closest = self.neighbourhood.closest(key, self._k + 1, self._clock.monotonic_s())
+    def _neighbours(self, asker: Contact, key: bytes, most: int = MAX_NEIGHBOURS) -> tuple[bytes, ...]:
+        closest = self.neighbourhood.closest(key, most + 1, self._clock.monotonic_s())
         others = [each for each in closest if each.number != asker.number and each.address != asker.address]
-        return neighbours_of(others[:MAX_NEIGHBOURS])
+        return neighbours_of(others[:most])
 
     # -- what we ask
 
