@@ -15,6 +15,7 @@ FIRST_S = 0.25  # twice a slow round trip within a continent; while nobody has a
 LEAST_S = 0.03  # a busy event loop takes so long now and then, wherever the peer is
 MOST_S = 1.0
 MAX_PEERS = 4_096
+NEARBY_S = 0.01  # both ends of a question together compute for 0.3 ms, and then each stands in the others' way
 LATE_AT_FIRST = 0.1  # 5 % lost each way
 _LATE_GAIN = 1 / 32  # forty answers in time, a few look-ups, make a tenth a thirtieth
 _GAIN, _DEVIATION_GAIN, _DEVIATIONS = 1 / 8, 1 / 4, 4
@@ -64,7 +65,13 @@ class RoundTrips:
         self._late += _LATE_GAIN * (1 - self._late)
 
     def spare(self, need: int, most: int) -> int:
-        """So many of `need` answers are late, and three deviations more, if not `most`: none where nothing is lost."""
+        """Far from others `most`: they save a round trip now and then, by loss or because they know whom we do not.
+
+        Among neighbours, where a question costs more than waiting does, as many as are late of `need` answers, and three
+        deviations more: none where nothing is lost.
+        """
+        if self._all is None or self._all.mean_s > NEARBY_S:
+            return most
         usual = need * self._late
         return min(most, round(usual + 3 * math.sqrt(usual * (1 - self._late))))
 

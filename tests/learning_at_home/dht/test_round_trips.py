@@ -44,16 +44,20 @@ def test_the_peers_that_were_silent_longest_are_forgotten():
     assert len(round_trips._peers) == MAX_PEERS
 
 
-def test_as_many_more_are_asked_as_are_late_lately():
+def test_nearby_as_many_more_are_asked_as_are_late_lately_and_far_away_always_the_most():
     round_trips = RoundTrips()
     assert round_trips.spare(5, most=3) == 3
 
     for _ in range(200):
-        round_trips.note(NEAR, 0.02)
+        round_trips.note(NEAR, 0.002)
     assert round_trips.spare(5, most=3) == round_trips.spare(20, most=3) == 0
 
+    for _ in range(200):
+        round_trips.note(FAR, 0.1)
+    assert round_trips.spare(5, most=3) == 3
+
     for number in range(200):
-        round_trips.note(NEAR, 0.02)
+        round_trips.note(NEAR, 0.002)
         if number % 9 == 0:
             round_trips.note_late()
     assert round_trips.spare(5, most=3) == 3
