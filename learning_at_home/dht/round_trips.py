@@ -67,7 +67,7 @@ class RoundTrips:
     def spare(self, need: int, most: int) -> int:
         """Far from others `most`: they save a round trip now and then, by loss or because they know whom we do not.
 
-        Among neighbours, where a question costs more than waiting does, as many as are late of `need` answers, and three
+        Nearby, where a question costs more than waiting does, as many as are late of `need` answers, and three
         deviations more: none where nothing is lost.
         """
         if self._all is None or self._all.mean_s > NEARBY_S:
