@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +31,8 @@ PAGES_TIMEOUT_S = 2.0  # for the pages that are left when the lookup has ended
 class SlotAsk:
     """What is asked of a key: the lives of 1,024 slots from `first` on, and the records in the slots `wanted`, most
     wanted first (None: in all; none: no records). Those whose tags are in `known` need not come. `covered`: the slots
-    that the reader knows somebody for, given these records too; what it wants beyond that is waited for.
+    that the reader knows somebody for, given these records too, under whichever key they were found; what it wants
+    beyond that is waited for.
     """
 
     key: bytes
@@ -52,11 +54,14 @@ class FoundSlots:
 
 @dataclass(slots=True)
 class _Reading:
-    """What came in on one key."""
+    """What came in on one key. `crawl`: what came in on any key of the same crawl, by tag."""
 
     ask: SlotAsk
+    crawl: dict[bytes, Record]
     records: dict[bytes, Record] = field(default_factory=dict)  # by tag
     lives: list[bytes] = field(default_factory=list)
+    num_weighed: int = 0  # of the crawl's records
+    uncovered: set[int] | None = None  # of the slots wanted, by these; None: they were not weighed yet
 
     def known(self) -> bytes:
         tags = [*self.records, *self.ask.known]
@@ -66,9 +71,12 @@ class _Reading:
         """Whether a further page may have what is wanted."""
         if self.ask.wanted is None or self.ask.covered is None:
             return True
-        covered = self.ask.covered(self.records.values())
-        living = _agreed(self.lives, self.ask.first)
-        return any(slot in living and slot not in covered for slot in self.ask.wanted)
+        if self.uncovered is None:
+            self.uncovered = set(self.ask.wanted) - set(self.ask.covered(()))
+        if self.uncovered and self.num_weighed < len(self.crawl):
+            self.uncovered -= set(self.ask.covered(itertools.islice(self.crawl.values(), self.num_weighed, None)))
+            self.num_weighed = len(self.crawl)
+        return not self.uncovered.isdisjoint(_agreed(self.lives, self.ask.first))
 
     def found(self, num_answered: int) -> FoundSlots:
         newest = sorted(newest_per_publisher(self.records.values()).values(), key=lambda record: record.publisher)
@@ -136,7 +144,8 @@ class SlotExchange:
 
     async def find(self, asks: Sequence[SlotAsk]) -> list[FoundSlots]:
         """What this peer and READ_K of the closest ones to each key hold, in one crawl; one answer for each."""
-        readings = list(map(self._own_reading, asks))
+        crawl: dict[bytes, Record] = {}
+        readings = [self._own_reading(ask, crawl) for ask in asks]
         lookups = [self._exchange.start_lookup(ask.key, READ_K) for ask in asks]
         reading_of = {id(lookup): reading for lookup, reading in zip(lookups, readings, strict=True)}
 
@@ -164,8 +173,8 @@ class SlotExchange:
             await asyncio.gather(*paging, return_exceptions=True)
         return [reading.found(lookup.num_answered) for reading, lookup in zip(readings, lookups, strict=True)]
 
-    def _own_reading(self, ask: SlotAsk) -> _Reading:
-        reading = _Reading(ask)
+    def _own_reading(self, ask: SlotAsk, crawl: dict[bytes, Record]) -> _Reading:
+        reading = _Reading(ask, crawl)
         own = self._storage.page(
             ask.key, ask.first, ask.wanted, reading.known(), MAX_SLOT_PAGE_BYTES * MAX_PAGES, self._wall_ms()
         )
@@ -195,7 +204,9 @@ class SlotExchange:
     def _take(self, reading: _Reading, encoded: Iterable[bytes]) -> list[Record]:
         """The valid ones."""
         records = self._exchange.valid(encoded)
-        reading.records.update((record.tag, record) for record in records)
+        by_tag = {record.tag: record for record in records}
+        reading.records.update(by_tag)
+        reading.crawl.update(by_tag)
         return records
 
     def _wall_ms(self) -> int:
