@@ -6,9 +6,10 @@
     request   store_slots(record, names)    find_slots(key, first, wanted, known)
     answer    SlotsStored                   SlotsFound
 
-How they travel, and who proves what to whom: see datagrams.py. A neighbour is packed: its public key (32 bytes), its
-address (4 or 16) and its port (2). Answers may grow: a reader ignores elements that it does not know. Bytes from the
-network raise WireError and nothing else.
+After its arguments a request may have zeros that make it longer: see address_proofs.py. How messages travel, and who
+proves what to whom: see datagrams.py. A neighbour is packed: its public key (32 bytes), its address (4 or 16) and its
+port (2). Answers may grow: a reader ignores elements that it does not know. Bytes from the network raise WireError and
+nothing else.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ from learning_at_home.dht.slots import MAX_LIVES
 from learning_at_home.errors import WireError
 from learning_at_home.identity import PUBLIC_KEY_BYTES
 
-MAX_PAGE_BYTES = 6_700  # of records; 20 neighbours with IPv6 addresses take 1,050 more, the framing 100
-MAX_SLOT_PAGE_BYTES = MAX_PAGE_BYTES - MAX_LIVES
-MAX_NEIGHBOURS = 20
+MAX_NEIGHBOURS = 20  # with IPv6 addresses they take 1,044 bytes: a datagram has room for them
 READ_NEIGHBOURS = 8  # as many as a read follows: exchange.READ_K and lookup.SPARE
-MAX_RECORDS_PER_PAGE = 64  # a record takes at least 142 bytes
-MAX_NAMES = 128  # keys that one request stores a record under; with MAX_NAMES_BYTES for all of them it fits a datagram
+MAX_RECORDS_PER_PAGE = 64  # a record takes at least 142 bytes, the longest message 7,791
+MAX_NAMES = 64  # keys that one request stores a record under: the longest refusals of as many fit a datagram
 MAX_NAME_CHARS = 160
-MAX_NAMES_BYTES = 3_000
+MAX_NAMES_BYTES = 3_000  # beside the longest record, in the longest message
 MAX_WANTED = 256
 MAX_KNOWN = 256  # tags
+MAX_FIRST_KNOWN = 32  # that fit a datagram with MAX_WANTED lines of up to 65,536
+PING_BYTES = 10  # as a pong has
 
 Key = Annotated[bytes, msgspec.Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
 After = Annotated[bytes, msgspec.Meta(max_length=PUBLIC_KEY_BYTES)]
@@ -129,11 +130,23 @@ _NAMES: dict[type[Request], str] = {
     StoreSlots: "store_slots",
     FindSlots: "find_slots",
 }
-_call_decoder: msgspec.msgpack.Decoder[tuple[str, msgspec.Raw]] = msgspec.msgpack.Decoder(tuple[str, msgspec.Raw])
 
 
-def encode_request(request: Request) -> bytes:
-    return msgspec.msgpack.encode((_NAMES[type(request)], request))
+class _Call(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    name: str
+    arguments: msgspec.Raw
+    padding: bytes = b""
+
+
+_call_decoder = msgspec.msgpack.Decoder(_Call)
+
+
+def encode_request(request: Request, least_bytes: int = 0) -> bytes:
+    """`least_bytes`: one that is shorter is made longer, by a byte more where that cannot be met exactly."""
+    call = (_NAMES[type(request)], request)
+    message = msgspec.msgpack.encode(call)
+    missing = least_bytes - len(message)
+    return message if missing <= 0 else msgspec.msgpack.encode((*call, bytes(max(0, missing - 2))))
 
 
 def encode_answer(answer: Answer) -> bytes:
@@ -143,11 +156,11 @@ def encode_answer(answer: Answer) -> bytes:
 def decode_request(message: bytes) -> Request:
     """Raises WireError: unknown name, or arguments of the wrong kind, number or size."""
     try:
-        name, arguments = _call_decoder.decode(message)
-        decoder = _REQUESTS.get(name)
+        call = _call_decoder.decode(message)
+        decoder = _REQUESTS.get(call.name)
         if decoder is None:
             raise WireError("a DHT request of an unknown name")
-        return decoder.decode(arguments)
+        return decoder.decode(call.arguments)
     except NOT_MSGPACK as error:
         raise WireError(f"not a DHT request: {error}") from error
 

@@ -20,7 +20,9 @@ from kademlia.node import Node
 from kademlia.protocol import KademliaProtocol
 
 from learning_at_home.clock import Clock
+from learning_at_home.dht import answers
 from learning_at_home.dht.address_blocks import BlockLimits
+from learning_at_home.dht.address_proofs import TokenIssuer, room_for_answer
 from learning_at_home.dht.contacts import Address, Contact, is_worth_asking
 from learning_at_home.dht.datagrams import (
     ANSWER,
@@ -30,13 +32,11 @@ from learning_at_home.dht.datagrams import (
     claims_proof,
     is_genuine,
     read,
-    sealed,
+    sealed_parts,
 )
 from learning_at_home.dht.lookup import SPARE
 from learning_at_home.dht.messages import (
     MAX_NEIGHBOURS,
-    MAX_PAGE_BYTES,
-    MAX_SLOT_PAGE_BYTES,
     READ_NEIGHBOURS,
     Answer,
     FindNode,
@@ -59,6 +59,7 @@ from learning_at_home.dht.messages import (
 )
 from learning_at_home.dht.neighbourhood import Neighbourhood
 from learning_at_home.dht.pair_keys import PairKeys
+from learning_at_home.dht.parts import WHOLE, RequestParts
 from learning_at_home.dht.questions import Questions, Reply
 from learning_at_home.dht.rate_limits import RateLimits
 from learning_at_home.dht.records import Record, Refusal
@@ -97,7 +98,7 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         super().__init__(Node(self.node_id), storage, k)
         self.records = storage
         self.slots = slots
-        self.counters: Counter[str] = Counter()  # bad_datagrams, bad_macs, limited, timeouts, requests, resent
+        self.counters: Counter[str] = Counter()  # named where they are counted: here, in Questions and in RequestParts
         self.neighbourhood = Neighbourhood(self.node_id, self.router, limits)
         self.limits = limits
         self._rate_limits = RateLimits(limits)
@@ -108,6 +109,8 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         self._on_new_contact = on_new_contact
         self._round_trips = RoundTrips()
         self._pair_keys = PairKeys(identity)
+        self._token_issuer = TokenIssuer()
+        self._request_parts = RequestParts(self.counters)
         request_kind = REQUEST | CLIENT_ONLY if client_only else REQUEST
         self._questions = Questions(
             self._send, self, self._pair_keys, request_kind, self._round_trips, self.counters, wait_timeout_s
@@ -157,43 +160,66 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         if is_proven and not is_genuine(data, pair_key):
             self.counters["bad_macs"] += 1
             return
-        request = decode_request(datagram.message)
+        is_heard = self._token_issuer.proves(datagram.token, datagram.sender, address, self._clock.monotonic_s())
+        message = self._whole_request(address, datagram, is_heard and is_proven)
+        if message is None:
+            return
+        request = decode_request(message)
         if not is_proven and not isinstance(request, Ping):
             raise WireError("a DHT request without a proof of its sender")
         self.counters["requests"] += 1
         asker = Contact(datagram.sender, *address)
         if is_proven and not datagram.kind & CLIENT_ONLY:
             self._heard_from(asker)
-        if self.transport.get_write_buffer_size() < MAX_UNSENT_BYTES:
-            answer = encode_answer(self._answer(asker, request))
-            own_key = self._pair_keys.own_public_key
-            self.transport.sendto(sealed(Datagram(ANSWER, datagram.message_id, own_key, answer), pair_key), address)
+        room_bytes = room_for_answer(len(data), is_heard)
+        self._send_answer(asker, datagram.message_id, self._answer(asker, request, room_bytes), room_bytes)
 
-    def _answer(self, asker: Contact, request: Request) -> Answer:
+    def _whole_request(self, address: Address, datagram: Datagram, is_heard: bool) -> bytes | None:
+        """The message, None while parts of it are missing. Raises WireError for a part of one who may not be there."""
+        if datagram.part == WHOLE:
+            return datagram.message
+        if not is_heard:
+            raise WireError("a part of a DHT request from an address that is not proven")
+        sent = (datagram.sender, datagram.message_id)
+        return self._request_parts.add(address[0], sent, datagram.part, datagram.message, self._clock.monotonic_s())
+
+    def _send_answer(self, asker: Contact, message_id: bytes, answer: Answer, room_bytes: int) -> None:
+        """Not one that is longer than it may be, nor more than the socket takes."""
+        message = encode_answer(answer)
+        if len(message) > room_bytes or self.transport.get_write_buffer_size() >= MAX_UNSENT_BYTES:
+            self.counters["unsent"] += 1
+            return
+        token = self._token_issuer.token(asker.public_key, asker.address, self._clock.monotonic_s())
+        said = Datagram(ANSWER, message_id, self._pair_keys.own_public_key, message, token)
+        for data in sealed_parts(said, self._pair_keys.of(asker.public_key)):
+            self.transport.sendto(data, asker.address)
+
+    def _answer(self, asker: Contact, request: Request, room_bytes: int) -> Answer:
+        """At most of so many bytes, as far as that can be."""
         match request:
             case Ping():
                 return self.rpc_ping()
             case FindNode():
-                return self.rpc_find_node(asker, request.target)
+                return self.rpc_find_node(asker, request.target, room_bytes)
             case FindValue():
-                return self.rpc_find_value(asker, request.key, request.after)
+                return self.rpc_find_value(asker, request, room_bytes)
             case Store():
                 return self.rpc_store(request.key, request.record)
             case StoreSlots():
                 return self.rpc_store_slots(request)
             case FindSlots():
-                return self.rpc_find_slots(asker, request)
+                return self.rpc_find_slots(asker, request, room_bytes)
 
     def rpc_ping(self) -> Pong:
         return Pong(self._wall_ms())
 
-    def rpc_find_node(self, asker: Contact, key: bytes) -> Nodes:
-        return Nodes(self._neighbours(asker, key))
+    def rpc_find_node(self, asker: Contact, key: bytes, room_bytes: int) -> Nodes:
+        return answers.nodes(self._neighbours(asker, key), room_bytes)
 
-    def rpc_find_value(self, asker: Contact, key: bytes, after: bytes) -> Values:
-        """A page of the records after the publisher `after`; with the first page also who is closer to the key."""
-        page = self.records.page(key, after, MAX_PAGE_BYTES, self._wall_ms())
-        return Values(page.records, page.more, () if after else self._neighbours(asker, key, READ_NEIGHBOURS))
+    def rpc_find_value(self, asker: Contact, request: FindValue, room_bytes: int) -> Values:
+        """With the first page of records also who is closer to the key."""
+        neighbours = () if request.after else self._neighbours(asker, request.key, READ_NEIGHBOURS)
+        return answers.values(request, self.records, neighbours, room_bytes, self._wall_ms())
 
     def rpc_store(self, key: bytes, value: bytes) -> Stored:
         now_ms = self._wall_ms()
@@ -218,12 +244,9 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         refusals = (self.slots.put(record, name, now_ms) for name in request.names)
         return SlotsStored(tuple(refusal.value if refusal else "" for refusal in refusals), now_ms)
 
-    def rpc_find_slots(self, asker: Contact, request: FindSlots) -> SlotsFound:
-        page = self.slots.page(
-            request.key, request.first, request.wanted, request.known, MAX_SLOT_PAGE_BYTES, self._wall_ms()
-        )
+    def rpc_find_slots(self, asker: Contact, request: FindSlots, room_bytes: int) -> SlotsFound:
         neighbours = self._neighbours(asker, request.key, READ_NEIGHBOURS)
-        return SlotsFound(page.lives, page.records, page.has_more, neighbours)
+        return answers.slots_found(request, self.slots, neighbours, room_bytes, self._wall_ms())
 
     def _neighbours(self, asker: Contact, key: bytes, most: int = MAX_NEIGHBOURS) -> tuple[bytes, ...]:
         closest = self.neighbourhood.closest(key, most + 1, self._clock.monotonic_s())
@@ -291,6 +314,10 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         """A peer did not answer a question of ours, or answered garbage."""
         expected_id = None if expected_key is None else peer_id(expected_key)
         self.neighbourhood.failed(address, expected_id, self._clock.monotonic_s())
+
+    def is_proven_to(self, contact: Contact) -> bool:
+        """Whether it knows that we hear at our address: else its answers are one datagram."""
+        return self._questions.is_proven_to(contact.address, contact.public_key)
 
     def patience_s(self, contact: Contact) -> float:
         """After how long without an answer it is time to ask somebody else."""

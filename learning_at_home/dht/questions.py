@@ -14,10 +14,29 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol
 
+from learning_at_home.dht.address_proofs import FIRST_REQUEST_BYTES, HeldTokens
 from learning_at_home.dht.contacts import Address, Contact
-from learning_at_home.dht.datagrams import ID_BYTES, Datagram, is_genuine, sealed
-from learning_at_home.dht.messages import Answer, AnswerT, Request, decode_answer, encode_request
+from learning_at_home.dht.datagrams import (
+    ID_BYTES,
+    NO_TOKEN,
+    OVERHEAD_BYTES,
+    ROOM_BYTES,
+    Datagram,
+    is_genuine,
+    sealed_parts,
+)
+from learning_at_home.dht.messages import (
+    PING_BYTES,
+    Answer,
+    AnswerT,
+    Ping,
+    Pong,
+    Request,
+    decode_answer,
+    encode_request,
+)
 from learning_at_home.dht.pair_keys import PairKeys
+from learning_at_home.dht.parts import AnswerParts
 from learning_at_home.dht.round_trips import RoundTrips
 from learning_at_home.errors import WireError
 
@@ -49,12 +68,13 @@ class _Question(Generic[AnswerT]):
     __slots__ = (
         "address",
         "answer",
-        "datagram",
+        "datagrams",
         "expected_key",
         "first_sent_s",
         "kind",
         "num_forged",
         "num_sent",
+        "parts",
         "stalled",
         "timer",
     )
@@ -62,16 +82,17 @@ class _Question(Generic[AnswerT]):
     def __init__(
         self,
         address: Address,
-        datagram: bytes,
+        datagrams: list[bytes],
         kind: type[AnswerT],
         expected_key: bytes | None,
         answer: asyncio.Future[Reply[AnswerT] | None],
     ) -> None:
         self.address = address
-        self.datagram = datagram
+        self.datagrams = datagrams
         self.kind = kind
         self.expected_key = expected_key
         self.answer = answer
+        self.parts = AnswerParts()
         self.num_sent = 0
         self.num_forged = 0
         self.first_sent_s = 0.0
@@ -100,6 +121,7 @@ class Questions:
         self._round_trips = round_trips
         self._counters = counters
         self._timeout_s = timeout_s
+        self._tokens = HeldTokens()
         self._open: dict[bytes, _Question[Answer]] = {}
         self._given_up: OrderedDict[bytes, tuple[Address, bytes | None]] = OrderedDict()  # an answer may still come
         self._slots = asyncio.Semaphore(MAX_OUTSTANDING)
@@ -109,23 +131,37 @@ class Questions:
     ) -> Reply[AnswerT] | None:
         """The answer of the peer there; None when there was none in time, none that makes sense, or another peer's.
 
-        Without a public key whoever is there may answer. Only a ping may be sent so, for it proves nothing of us.
+        Without a public key whoever is there may answer. Only a ping may be sent so, for it proves nothing of us. A
+        request of several datagrams is heard only from proven addresses: a ping proves ours, if need be.
         """
+        loop = asyncio.get_running_loop()
+        message = encode_request(request)
+        is_unheard = len(message) > ROOM_BYTES and not self.is_proven_to(address, public_key)
+        if is_unheard and await self.ask(address, public_key, Ping(), Pong) is None:
+            return None
         try:
             pair_key = None if public_key is None else self._pair_keys.of(public_key)
         except WireError:
             self._listener.on_silence(address, public_key)
             return None
         await self._slots.acquire()  # released by _close
-        loop = asyncio.get_running_loop()
         message_id = os.urandom(ID_BYTES)
         waiting: asyncio.Future[Reply[AnswerT] | None] = loop.create_future()
-        asked = Datagram(self._request_kind, message_id, self._pair_keys.own_public_key, encode_request(request))
-        question = _Question(address, sealed(asked, pair_key), kind, public_key, waiting)
+        token = self._tokens.of(address, public_key, loop.time())
+        if token is None:  # then an answer may be as long as a datagram only if the request is longer
+            least_bytes = PING_BYTES if isinstance(request, Ping) else FIRST_REQUEST_BYTES - OVERHEAD_BYTES
+            message = encode_request(request, least_bytes)
+        own_key = self._pair_keys.own_public_key
+        asked = Datagram(self._request_kind, message_id, own_key, message, token or NO_TOKEN)
+        question = _Question(address, sealed_parts(asked, pair_key), kind, public_key, waiting)
         question.first_sent_s = loop.time()
         self._open[message_id] = question  # type: ignore[assignment]  # an AnswerT is an Answer
         self._send_again(loop, message_id)
         return await waiting
+
+    def is_proven_to(self, address: Address, public_key: bytes | None) -> bool:
+        """Whether this peer knows that we hear at our address."""
+        return self._tokens.of(address, public_key, asyncio.get_running_loop().time()) is not None
 
     def on_answer(self, datagram: Datagram, data: bytes) -> None:
         """An answer came; one to no open question means nothing, and neither does one with a wrong MAC."""
@@ -139,8 +175,12 @@ class Questions:
             question.num_forged += 1
             self._counters["bad_macs"] += 1
             return
+        self._tokens.note(question.address, datagram.sender, datagram.token, question.answer.get_loop().time())
         try:
-            answer = decode_answer(datagram.message, question.kind)
+            message = question.parts.add(datagram.part, datagram.message)
+            if message is None:
+                return
+            answer = decode_answer(message, question.kind)
         except WireError:
             self._counters["bad_datagrams"] += 1
             self._fail(datagram.message_id)
@@ -157,6 +197,7 @@ class Questions:
         asked = self._given_up.pop(datagram.message_id, None)
         if asked is not None and self._is_genuine(datagram, data):
             address, expected_key = asked
+            self._tokens.note(address, datagram.sender, datagram.token, asyncio.get_running_loop().time())
             self._listener.on_answer(Contact(datagram.sender, *address), expected_key)
 
     def _is_genuine(self, datagram: Datagram, data: bytes) -> bool:
@@ -172,8 +213,7 @@ class Questions:
 
     def _send_again(self, loop: asyncio.AbstractEventLoop, message_id: bytes) -> None:
         question = self._open[message_id]
-        is_open = self._send(question.datagram, question.address)
-        if not is_open:
+        if not all(self._send(datagram, question.address) for datagram in question.datagrams):
             _tell(self._close(message_id), None)
             return
         if question.num_sent:
@@ -210,6 +250,7 @@ class Questions:
 
     def _fail(self, message_id: bytes) -> None:
         question = self._close(message_id)
+        self._tokens.forget(question.address, question.expected_key)
         self._listener.on_silence(question.address, question.expected_key)
         _tell(question, None)
 

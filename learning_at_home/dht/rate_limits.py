@@ -1,6 +1,7 @@
 """How many requests of one address are answered: as many as a busy honest peer sends, and no flood. Pure.
 
-A token bucket per address, per /64 of IPv6. Exempt is whoever no block limit counts: see address_blocks.py.
+A token bucket per address, per /64 of IPv6. A request in parts counts once for each. Exempt is whoever no block limit
+counts: see address_blocks.py.
 """
 
 from __future__ import annotations

@@ -20,10 +20,11 @@ from learning_at_home.errors import WireError
 from learning_at_home.identity import PUBLIC_KEY_BYTES, SIGNATURE_BYTES, Identity, verify
 
 KEY_BYTES = 20  # Kademlia's 160 bits
-# rpcudp's datagrams hold 8,192 bytes; a page of answers is one datagram and must hold at least one record whole, with
-# 20 neighbours (up to 1,320 bytes) beside it; a record's key, publisher, signature and framing take under 150 bytes.
+# An announcement of 512 experts, strewn over their grid, takes 2 kB. A record is stored by one request, which travels
+# in parts; its key, publisher, signature and framing take under 150 bytes.
 MAX_VALUE_BYTES = 4_000
 MAX_RECORD_BYTES = MAX_VALUE_BYTES + 150
+ITEM_BYTES = 3  # of framing, at most, around a record or a neighbour in an answer
 MAX_LIFE_MS = 25 * 3600 * 1000  # a day, and an hour to renew what is renewed daily
 SKEW_MS = int(CLOCK_SKEW_TOLERATED_S * 1000)
 TAG_BYTES = 8

@@ -19,11 +19,12 @@ from learning_at_home.clock import Clock
 from learning_at_home.dht.contacts import Contact
 from learning_at_home.dht.exchange import MAX_PAGES, READ_K, Exchange, Held, K
 from learning_at_home.dht.lookup import SPARE, Lookup, run_lookups
-from learning_at_home.dht.messages import MAX_KNOWN, MAX_NAMES, MAX_NAMES_BYTES, MAX_SLOT_PAGE_BYTES
+from learning_at_home.dht.messages import MAX_FIRST_KNOWN, MAX_KNOWN, MAX_NAMES, MAX_NAMES_BYTES
 from learning_at_home.dht.protocol import DhtProtocol
-from learning_at_home.dht.records import Record, key_of, newest_per_publisher
+from learning_at_home.dht.records import TAG_BYTES, Record, key_of, newest_per_publisher
 from learning_at_home.dht.slots import SlotStorage
 
+OWN_PAGE_BYTES = 1 << 17  # of one key; as MAX_PAGES of another peer hold
 PAGES_TIMEOUT_S = 2.0  # for the pages that are left when the lookup has ended
 
 
@@ -59,9 +60,10 @@ class _Reading:
     ask: SlotAsk
     crawl: dict[bytes, Record]
     records: dict[bytes, Record] = field(default_factory=dict)  # by tag
-    lives: list[bytes] = field(default_factory=list)
+    lives: dict[Contact | None, bytes] = field(default_factory=dict)  # by who says so; None: this peer
     num_weighed: int = 0  # of the crawl's records
     uncovered: set[int] | None = None  # of the slots wanted, by these; None: they were not weighed yet
+    num_cut_short: int = 0  # peers whose first page had no room for what they hold: they may tell the lives yet
 
     def known(self) -> bytes:
         tags = [*self.records, *self.ask.known]
@@ -69,6 +71,8 @@ class _Reading:
 
     def lacks(self) -> bool:
         """Whether a further page may have what is wanted."""
+        if self.num_cut_short and len(self.lives) < READ_K:
+            return True
         if self.ask.wanted is None or self.ask.covered is None:
             return True
         if self.uncovered is None:
@@ -76,12 +80,12 @@ class _Reading:
         if self.uncovered and self.num_weighed < len(self.crawl):
             self.uncovered -= set(self.ask.covered(itertools.islice(self.crawl.values(), self.num_weighed, None)))
             self.num_weighed = len(self.crawl)
-        return not self.uncovered.isdisjoint(_agreed(self.lives, self.ask.first))
+        return not self.uncovered.isdisjoint(_agreed(self.lives.values(), self.ask.first))
 
     def found(self, num_answered: int) -> FoundSlots:
         newest = sorted(newest_per_publisher(self.records.values()).values(), key=lambda record: record.publisher)
         return FoundSlots(
-            lives_s=_agreed(self.lives, self.ask.first),
+            lives_s=_agreed(self.lives.values(), self.ask.first),
             records=tuple(record for record in newest if not record.is_tombstone),
             tombstones=tuple(record for record in newest if record.is_tombstone),
             num_answered=num_answered,
@@ -89,11 +93,12 @@ class _Reading:
 
 
 class _Page(NamedTuple):
-    """One answer of one peer; its records are in the reading."""
+    """One answer of one peer; its records are in the reading. `is_cut_short`: it has more, and nothing yet."""
 
     lives: bytes
     neighbours: list[Contact]
     has_more: bool
+    is_cut_short: bool
 
 
 class SlotExchange:
@@ -155,9 +160,12 @@ class SlotExchange:
             page = await self._page(contact, reading)
             if page is None:
                 return None
-            if page.has_more:
-                paging[asyncio.create_task(self._read_on(contact, reading))] = reading
-            reading.lives.append(page.lives)
+            if page.is_cut_short:
+                reading.num_cut_short += 1
+            else:
+                reading.lives[contact] = page.lives
+            if page.has_more or page.is_cut_short:
+                paging[asyncio.create_task(self._read_on(contact, reading, page))] = reading
             return page.neighbours[: READ_K + SPARE]
 
         async def fetch(contact: Contact, concerned: Sequence[Lookup]) -> list[list[Contact]] | None:
@@ -175,31 +183,35 @@ class SlotExchange:
 
     def _own_reading(self, ask: SlotAsk, crawl: dict[bytes, Record]) -> _Reading:
         reading = _Reading(ask, crawl)
-        own = self._storage.page(
-            ask.key, ask.first, ask.wanted, reading.known(), MAX_SLOT_PAGE_BYTES * MAX_PAGES, self._wall_ms()
-        )
+        own = self._storage.page(ask.key, ask.first, ask.wanted, reading.known(), OWN_PAGE_BYTES, self._wall_ms())
         if own.lives or own.records:
-            reading.lives.append(own.lives)
+            reading.lives[None] = own.lives
             self._take(reading, own.records)
         return reading
 
     async def _page(self, contact: Contact, reading: _Reading) -> _Page | None:
         """Of this peer's records those that nobody else brought yet, as many as an answer holds; None: it is silent."""
         ask, known = reading.ask, reading.known()
+        if not self._protocol.is_proven_to(contact):  # all of them may take several datagrams, and so a ping before
+            known = known[: MAX_FIRST_KNOWN * TAG_BYTES]
         answer = await self._protocol.call_find_slots(contact, ask.key, ask.first, ask.wanted, known)
         if answer is None:
             return None
         found, neighbours = answer
         brought = self._take(reading, found.records)
         has_more = found.has_more and any(record.tag not in known for record in brought)
-        return _Page(found.lives, neighbours, has_more)
+        return _Page(found.lives, neighbours, has_more, found.has_more and not found.records)
 
-    async def _read_on(self, contact: Contact, reading: _Reading) -> None:
+    async def _read_on(self, contact: Contact, reading: _Reading, first: _Page) -> None:
         """Beside the lookup, which has whom it told of: further pages hold it up no more."""
-        for _ in range(MAX_PAGES - 1):
-            page = await self._page(contact, reading)
+        page = await self._page(contact, reading)
+        if first.is_cut_short:
+            reading.num_cut_short -= 1
+            reading.lives[contact] = (page or first).lives
+        for _ in range(MAX_PAGES - 2):
             if page is None or not page.has_more:
                 return
+            page = await self._page(contact, reading)
 
     def _take(self, reading: _Reading, encoded: Iterable[bytes]) -> list[Record]:
         """The valid ones."""
@@ -221,7 +233,7 @@ async def _wait_for_wanted(paging: Mapping[asyncio.Task[None], _Reading]) -> Non
                 await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
 
 
-def _agreed(lives: Sequence[bytes], first: int) -> dict[int, int]:
+def _agreed(lives: Collection[bytes], first: int) -> dict[int, int]:
     """Of each slot the life that more than a quarter of those grant it who hold anything under the key."""
     holding = [each for each in lives if any(each)]
     longest = max(map(len, holding), default=0)

@@ -15,7 +15,16 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from learning_at_home.dht.holdings import Expiries, Quota, Usage
-from learning_at_home.dht.records import SKEW_MS, TAG_BYTES, Record, RecordVerifier, Refusal, is_newer, key_of
+from learning_at_home.dht.records import (
+    ITEM_BYTES,
+    SKEW_MS,
+    TAG_BYTES,
+    Record,
+    RecordVerifier,
+    Refusal,
+    is_newer,
+    key_of,
+)
 
 TENURE_PLACES = 2
 FRESH_PLACES = 2
@@ -110,7 +119,8 @@ class SlotStorage:
     def page(
         self, key: bytes, first: int, wanted: tuple[int, ...] | None, known: bytes, max_bytes: int, now_ms: int
     ) -> SlotPage:
-        """The lives of the slots from `first` on, and records of those wanted (None: of all), in that order.
+        """The lives of the slots from `first` on, and as many records as then fit, each with ITEM_BYTES around it, of
+        those wanted (None: of all), in that order. Where not all the lives fit there are no records, but there is more.
 
         With any records wanted those of publishers that left come first. Records whose tags are in `known` are left
         out: whoever wants more asks again with the tags of those that came.
@@ -121,17 +131,20 @@ class SlotStorage:
             return SlotPage(b"", (), False)
         told = {known[start : start + TAG_BYTES] for start in range(0, len(known), TAG_BYTES)}
         encoded: list[bytes] = []
-        num_bytes = 0
+        lives = _lives(here, first, now_ms)
+        if len(lives) > max_bytes:
+            return SlotPage(lives[: max(0, max_bytes)], (), True)
+        num_bytes = len(lives)
         for entry in _wanted(here, wanted):
             if entry.record.tag in told:
                 continue
             told.add(entry.record.tag)
             data = entry.record.to_bytes()
-            if encoded and num_bytes + len(data) > max_bytes:
-                return SlotPage(_lives(here, first, now_ms), tuple(encoded), True)
+            num_bytes += len(data) + ITEM_BYTES
+            if num_bytes > max_bytes:
+                return SlotPage(lives, tuple(encoded), True)
             encoded.append(data)
-            num_bytes += len(data)
-        return SlotPage(_lives(here, first, now_ms), tuple(encoded), False)
+        return SlotPage(lives, tuple(encoded), False)
 
     def prune(self, now_ms: int) -> None:
         """Forget what has expired."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from learning_at_home.dht.holdings import Expiries, Quota, Usage
-from learning_at_home.dht.records import SKEW_MS, Record, RecordVerifier, Refusal, is_newer
+from learning_at_home.dht.records import ITEM_BYTES, SKEW_MS, Record, RecordVerifier, Refusal, is_newer
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,10 @@ class StorageBounds:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some of a key's records in the order of their publishers; `more` is the publisher to continue after, or empty."""
+    """Some of a key's records in the order of their publishers; `more`: the publisher to continue after, or empty.
+
+    Where there was no room for any, that is a publisher that does not exist, just before the first.
+    """
 
     records: tuple[bytes, ...]
     more: bytes
@@ -66,19 +69,17 @@ class RecordStorage:
         return [held[publisher] for publisher in sorted(held)]
 
     def page(self, key: bytes, after: bytes, max_bytes: int, now_ms: int) -> Page:
-        """As many records of publishers after `after` as fit; at least one, if there is any."""
+        """As many records of publishers after `after` as fit, each with ITEM_BYTES around it."""
         encoded: list[bytes] = []
         num_bytes = 0
-        last = b""
         for record in self.records(key, now_ms):
             if record.publisher <= after:
                 continue
             data = record.to_bytes()
-            if encoded and num_bytes + len(data) > max_bytes:
-                return Page(tuple(encoded), last)
+            num_bytes += len(data) + ITEM_BYTES
+            if num_bytes > max_bytes:
+                return Page(tuple(encoded), _just_before(record.publisher))
             encoded.append(data)
-            num_bytes += len(data)
-            last = record.publisher
         return Page(tuple(encoded), b"")
 
     def prune(self, now_ms: int) -> None:
@@ -141,3 +142,7 @@ class RecordStorage:
         if not held:
             del self._by_key[record.key]
         self._usage.add(record.publisher, -1, -record.num_bytes)
+
+
+def _just_before(publisher: bytes) -> bytes:
+    return max(0, int.from_bytes(publisher, "big") - 1).to_bytes(len(publisher), "big")

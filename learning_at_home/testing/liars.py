@@ -10,6 +10,7 @@ from typing import assert_never
 from learning_at_home.dht.contacts import Contact
 from learning_at_home.dht.messages import (
     MAX_NEIGHBOURS,
+    READ_NEIGHBOURS,
     Answer,
     FindNode,
     FindSlots,
@@ -57,20 +58,20 @@ def make_liar(liar: DhtNode, lie: Lie, others: Sequence[DhtNode], chance: random
         forged[len(forged) // 2] ^= 1
         return own, bytes(forged)
 
-    def answer(asker: Contact, request: Request) -> Answer:
+    def answer(asker: Contact, request: Request, room_bytes: int) -> Answer:
         match request:
             case Ping():
-                return honest(asker, request)
+                return honest(asker, request, room_bytes)
             case FindNode():
                 return Nodes(neighbours(request.target))
             case FindValue():
-                return Values(values(request.key), b"", neighbours(request.key))
+                return Values(values(request.key), b"", neighbours(request.key)[:READ_NEIGHBOURS])
             case FindSlots():
-                return SlotsFound(b"", (), False, neighbours(request.key))
+                return SlotsFound(b"", (), False, neighbours(request.key)[:READ_NEIGHBOURS])
             case Store():
                 return Stored("", int(liar.clock.wall_s() * 1000))
             case StoreSlots():
-                return honest(asker, request)
+                return honest(asker, request, room_bytes)
             case _:
                 assert_never(request)
 

@@ -27,6 +27,10 @@ class Datagrams(Protocol):
         self, loop: asyncio.AbstractEventLoop, address: tuple[str, int], protocol: asyncio.DatagramProtocol
     ) -> asyncio.DatagramTransport: ...
 
+    def check(self) -> None:
+        """Raises AssertionError when something went wrong on the way that is nobody's exception."""
+        ...
+
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """`network`: where UDP sockets are opened; without one there are none."""
@@ -84,6 +88,9 @@ class LoopClock:
 
 
 def run_in_virtual_time(main: Coroutine[Any, Any, T], network: Datagrams | None = None) -> T:
-    """As asyncio.run. Raises Stalled when nothing can happen any more."""
+    """As asyncio.run. Raises Stalled when nothing can happen any more, and what `Datagrams.check` raises."""
     with asyncio.Runner(loop_factory=lambda: VirtualTimeLoop(network)) as runner:
-        return runner.run(main)
+        result = runner.run(main)
+    if network is not None:
+        network.check()
+    return result

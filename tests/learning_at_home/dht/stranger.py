@@ -8,7 +8,17 @@ from collections.abc import Callable
 from typing import Any
 
 from learning_at_home.dht.contacts import Contact
-from learning_at_home.dht.datagrams import ANSWER, CLIENT_ONLY, ID_BYTES, REQUEST, Datagram, is_genuine, read, sealed
+from learning_at_home.dht.datagrams import (
+    ANSWER,
+    CLIENT_ONLY,
+    ID_BYTES,
+    NO_TOKEN,
+    REQUEST,
+    Datagram,
+    is_genuine,
+    read,
+    sealed_parts,
+)
 from learning_at_home.dht.messages import (
     Answer,
     AnswerT,
@@ -20,6 +30,7 @@ from learning_at_home.dht.messages import (
 )
 from learning_at_home.dht.node import DhtNode
 from learning_at_home.dht.pair_keys import PairKeys
+from learning_at_home.dht.parts import AnswerParts
 from learning_at_home.identity import Identity
 
 MALLORY = Identity(b"m" * 32)
@@ -37,6 +48,8 @@ class Stranger(asyncio.DatagramProtocol):
         self._answer = answer
         self._kind = REQUEST | CLIENT_ONLY if client_only else REQUEST
         self._pair_keys = PairKeys(MALLORY)
+        self._tokens: dict[bytes, bytes] = {}  # by whose they are
+        self._parts: dict[bytes, AnswerParts] = {}  # by message id
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
@@ -44,15 +57,20 @@ class Stranger(asyncio.DatagramProtocol):
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         datagram = read(data)
         assert is_genuine(data, self._pair_keys.of(datagram.sender))
-        self.received.put_nowait(datagram)
         if datagram.is_answer:
+            self._tokens[datagram.sender] = datagram.token
+            message = self._parts.setdefault(datagram.message_id, AnswerParts()).add(datagram.part, datagram.message)
+            if message is not None:
+                self.received.put_nowait(datagram._replace(message=message))
             return
+        self.received.put_nowait(datagram)
         self.num_requests += 1
         answer = self._answer(decode_request(datagram.message))
         if answer is not None:
             message = answer if isinstance(answer, bytes) else encode_answer(answer)
-            said = Datagram(ANSWER, datagram.message_id, MALLORY.public_key, message)
-            self.transport.sendto(sealed(said, self._pair_keys.of(datagram.sender)), addr)
+            said = Datagram(ANSWER, datagram.message_id, MALLORY.public_key, message, b"mallorys")
+            for part in sealed_parts(said, self._pair_keys.of(datagram.sender)):
+                self.transport.sendto(part, addr)
 
     async def __aenter__(self) -> Stranger:
         await asyncio.get_running_loop().create_datagram_endpoint(lambda: self, local_addr=("127.0.0.1", 0))
@@ -67,8 +85,14 @@ class Stranger(asyncio.DatagramProtocol):
         return Contact(MALLORY.public_key, *self.transport.get_extra_info("sockname"))
 
     def sealed_request(self, node: DhtNode, request: Request, message_id: bytes = b"i" * ID_BYTES) -> bytes:
-        asked = Datagram(self._kind, message_id, MALLORY.public_key, encode_request(request))
-        return sealed(asked, self._pair_keys.of(node.identity.public_key))
+        (data,) = self.sealed_parts(node, request, message_id)
+        return data
+
+    def sealed_parts(self, node: DhtNode, request: Request, message_id: bytes, least_bytes: int = 0) -> list[bytes]:
+        """With the token that came from the node, if any did."""
+        token = self._tokens.get(node.identity.public_key, NO_TOKEN)
+        asked = Datagram(self._kind, message_id, MALLORY.public_key, encode_request(request, least_bytes), token)
+        return sealed_parts(asked, self._pair_keys.of(node.identity.public_key))
 
     def send(self, node: DhtNode, data: bytes) -> None:
         self.transport.sendto(data, ("127.0.0.1", node.port))
@@ -76,7 +100,8 @@ class Stranger(asyncio.DatagramProtocol):
     async def ask(self, node: DhtNode, request: Request, kind: type[AnswerT]) -> AnswerT:
         """What the node answers."""
         message_id = os.urandom(ID_BYTES)
-        self.send(node, self.sealed_request(node, request, message_id))
+        for data in self.sealed_parts(node, request, message_id, least_bytes=300):
+            self.send(node, data)
         while True:
             datagram = await self.received.get()
             if datagram.is_answer and datagram.message_id == message_id:

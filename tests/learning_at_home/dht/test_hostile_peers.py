@@ -11,8 +11,9 @@ import msgspec
 import pytest
 
 from learning_at_home.dht.contacts import Contact
-from learning_at_home.dht.datagrams import ANSWER, MAC_BYTES, REQUEST, Datagram, read, sealed
+from learning_at_home.dht.datagrams import ANSWER, MAC_BYTES, OVERHEAD_BYTES, REQUEST, Datagram, read, sealed
 from learning_at_home.dht.messages import (
+    PING_BYTES,
     Answer,
     FindNode,
     FindValue,
@@ -32,6 +33,7 @@ from learning_at_home.identity import Identity
 from tests.learning_at_home.dht.stranger import MALLORY, Stranger
 
 KEY = b"k" * 20
+HEADER_BYTES = OVERHEAD_BYTES - MAC_BYTES
 
 
 def state_of(node: DhtNode) -> tuple[list[Record], list[Contact]]:
@@ -39,7 +41,7 @@ def state_of(node: DhtNode) -> tuple[list[Record], list[Contact]]:
 
 
 def hostile_datagrams(stranger: Stranger, node: DhtNode, count: int) -> list[bytes]:
-    """Garbage, valid requests with bytes changed, cut and added, and msgpack that nests without end."""
+    """Garbage, valid requests and parts with bytes changed, cut and added, and msgpack that nests without end."""
     chance = random.Random(7)
     valid = [
         stranger.sealed_request(node, request)
@@ -50,7 +52,13 @@ def hostile_datagrams(stranger: Stranger, node: DhtNode, count: int) -> list[byt
             Store(KEY, sign_record(MALLORY, KEY, b"v", sequence=1, expires_ms=1).to_bytes()),
         )
     ]
-    datagrams = [b"", bytes([REQUEST]) * 90, bytes([ANSWER]) * 90, valid[0][:53] + b"\x91" * 1_000, b"\x00" * 60_000]
+    datagrams = [
+        b"",
+        bytes([REQUEST]) * 90,
+        bytes([ANSWER]) * 90,
+        valid[0][:HEADER_BYTES] + b"\x91" * 1_000,
+        b"\x00" * 60_000,
+    ]
     for _ in range(count):
         data = bytearray(chance.choice(valid))
         match chance.randrange(4):
@@ -59,7 +67,7 @@ def hostile_datagrams(stranger: Stranger, node: DhtNode, count: int) -> list[byt
             case 1:
                 del data[chance.randrange(len(data)) :]
             case 2:
-                data[53:53] = chance.randbytes(chance.randrange(1, 20))
+                data[HEADER_BYTES:HEADER_BYTES] = chance.randbytes(chance.randrange(1, 20))
             case _:
                 for _ in range(chance.randrange(1, 6)):
                     data[chance.randrange(len(data))] ^= chance.randrange(1, 256)
@@ -80,6 +88,7 @@ async def test_thousands_of_hostile_datagrams_change_nothing(caplog: pytest.LogC
     ):
         await bob.store(KEY, b"value", 60)
         before = state_of(alice)
+        await stranger.ask(alice, Ping(), Pong)  # its address is proven from here on
 
         for number, datagram in enumerate(hostile_datagrams(stranger, alice, 4_000)):
             stranger.send(alice, datagram)
@@ -124,7 +133,8 @@ async def test_a_record_that_is_not_right_is_refused_with_its_reason(change, rea
         bad = msgspec.structs.replace(good, **{"sequence": good.sequence + 1, **change})
 
         if reason is None:  # it breaks the format already: no answer at all
-            stranger.send(alice, stranger.sealed_request(alice, Store(KEY, bad.to_bytes())))
+            for data in stranger.sealed_parts(alice, Store(KEY, bad.to_bytes()), os.urandom(20)):
+                stranger.send(alice, data)
             await stranger.ask(alice, Ping(), Pong)
             assert alice.status().bad_datagrams == 1
         else:
@@ -144,7 +154,7 @@ async def test_a_stranger_who_does_not_answer_is_in_nobody_s_table():
         pinged_back = await stranger.received.get()
 
         assert not pinged_back.is_answer
-        assert pinged_back.message == encode_request(Ping())
+        assert pinged_back.message == encode_request(Ping(), PING_BYTES)
         assert alice.num_peers == 0
 
 

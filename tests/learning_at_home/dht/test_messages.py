@@ -6,18 +6,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learning_at_home.dht.contacts import Contact
-from learning_at_home.dht.datagrams import MAX_DATAGRAM_BYTES, OVERHEAD_BYTES
+from learning_at_home.dht.datagrams import MAX_MESSAGE_BYTES, ROOM_BYTES
 from learning_at_home.dht.messages import (
-    MAX_PAGE_BYTES,
+    MAX_FIRST_KNOWN,
+    MAX_KNOWN,
+    MAX_NAMES,
+    MAX_NAMES_BYTES,
+    MAX_WANTED,
+    PING_BYTES,
     Answer,
     FindNode,
+    FindSlots,
     FindValue,
     Nodes,
     Ping,
     Pong,
     Request,
+    SlotsStored,
     Store,
     Stored,
+    StoreSlots,
     Values,
     contacts_of,
     decode_answer,
@@ -26,7 +34,7 @@ from learning_at_home.dht.messages import (
     encode_request,
     neighbours_of,
 )
-from learning_at_home.dht.records import MAX_RECORD_BYTES
+from learning_at_home.dht.records import MAX_RECORD_BYTES, TAG_BYTES, Refusal
 from learning_at_home.errors import WireError
 
 KEY = b"k" * 20
@@ -79,11 +87,34 @@ def test_an_answer_may_grow():
     assert decode_answer(grown, Pong) == Pong(5)
 
 
-def test_what_is_allowed_fits_a_datagram():
-    full_page = Values((b"r" * MAX_RECORD_BYTES, b"r" * (MAX_PAGE_BYTES - MAX_RECORD_BYTES)), b"p" * 32, NEIGHBOURS)
+def test_what_is_allowed_fits_as_many_datagrams_as_a_message_takes():
+    longest_names = tuple("n" * (MAX_NAMES_BYTES // MAX_NAMES) for _ in range(MAX_NAMES))
+    names = StoreSlots(b"r" * MAX_RECORD_BYTES, longest_names)
+    found = FindSlots(KEY, 1 << 21, (1 << 21,) * MAX_WANTED, b"t" * TAG_BYTES * MAX_KNOWN)
 
-    assert len(encode_answer(full_page)) <= MAX_DATAGRAM_BYTES - OVERHEAD_BYTES
-    assert len(encode_request(Store(KEY, b"r" * MAX_RECORD_BYTES))) <= MAX_DATAGRAM_BYTES - OVERHEAD_BYTES
+    for request in (Store(KEY, b"r" * MAX_RECORD_BYTES), names, found):
+        assert len(encode_request(request)) <= MAX_MESSAGE_BYTES
+
+
+def test_what_is_to_travel_in_one_datagram_fits_one():
+    longest_refusal = max(map(len, Refusal))
+    first = FindSlots(KEY, 65_535, (65_535,) * MAX_WANTED, b"t" * TAG_BYTES * MAX_FIRST_KNOWN)
+
+    assert len(encode_answer(Nodes(NEIGHBOURS))) <= ROOM_BYTES
+    assert len(encode_answer(SlotsStored(("r" * longest_refusal,) * MAX_NAMES, 1 << 60))) <= ROOM_BYTES
+    assert len(encode_request(first)) <= ROOM_BYTES
+
+
+def test_a_pong_is_as_long_as_a_ping():
+    assert len(encode_request(Ping(), PING_BYTES)) == len(encode_answer(Pong(1_800_000_000_000))) == PING_BYTES
+
+
+@pytest.mark.parametrize("least_bytes", [0, 30, 60, 300, 330, 1_000])
+def test_a_request_may_be_made_longer_and_means_the_same(least_bytes: int):
+    message = encode_request(FindNode(KEY), least_bytes)
+
+    assert least_bytes <= len(message) <= max(least_bytes + 2, 40)
+    assert decode_request(message) == FindNode(KEY)
 
 
 @pytest.mark.parametrize(

@@ -154,12 +154,15 @@ def test_pages_bring_every_record_once():
     assert [len(page) for page in pages] == [2, 2, 2, 2]
 
 
-def test_a_page_holds_one_record_even_if_that_is_too_large_for_it():
+def test_a_page_that_has_no_room_for_a_record_says_where_to_go_on():
     storage = storage_of()
     storage.put(record_of(value=b"v" * 4_000), NOW)
 
-    page = storage.page(KEY, b"", max_bytes=100, now_ms=NOW)
+    short = storage.page(KEY, b"", max_bytes=4_000, now_ms=NOW)
+    assert short.records == ()
+    assert short.more
 
+    page = storage.page(KEY, short.more, max_bytes=4_200, now_ms=NOW)
     assert (len(page.records), page.more) == (1, b"")
 
 

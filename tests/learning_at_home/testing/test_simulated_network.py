@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from learning_at_home.dht.datagrams import MAX_DATAGRAM_BYTES
 from learning_at_home.testing.simulated_network import NAT_LIFE_S, SimulatedNetwork
 from learning_at_home.testing.virtual_time import run_in_virtual_time
 
@@ -110,6 +111,18 @@ def test_an_address_belongs_to_one_and_is_free_again_after_it():
         await Peer(alice.address[0]).open()
 
     between_two(scenario)
+
+
+def test_a_datagram_that_real_networks_would_take_apart_goes_nowhere_and_fails_the_run():
+    async def scenario(network: SimulatedNetwork, alice: Peer, bob: Peer) -> None:
+        alice.send(bytes(MAX_DATAGRAM_BYTES), bob)
+        network.check()
+        alice.send(bytes(MAX_DATAGRAM_BYTES + 1), bob)
+        await asyncio.sleep(1.0)
+        assert [len(data) for data, *_ in bob.heard] == [MAX_DATAGRAM_BYTES]
+
+    with pytest.raises(AssertionError, match="1,201 bytes"):
+        between_two(scenario)
 
 
 def test_no_two_peers_have_an_address_and_neighbours_are_in_other_blocks():
