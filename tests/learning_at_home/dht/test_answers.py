@@ -10,6 +10,7 @@ from learning_at_home.dht.lookup import SPARE
 from learning_at_home.dht.messages import (
     MAX_NEIGHBOURS,
     READ_NEIGHBOURS,
+    Answer,
     FindSlots,
     FindValue,
     encode_answer,
@@ -61,7 +62,7 @@ def test_an_answer_is_never_longer_than_it_may_be(room_bytes: int, num_bytes: in
         slots.put(record_of(number, num_bytes), NAME, NOW)
 
     for neighbours in (NEIGHBOURS, ()):
-        told = [
+        told: list[Answer] = [
             nodes(neighbours, room_bytes),
             values(FindValue(KEY, b""), storage, neighbours, room_bytes, NOW),
             slots_found(FindSlots(KEY, 0, None, b""), slots, neighbours, room_bytes, NOW),
