@@ -77,7 +77,9 @@ class _Hop(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, anchor: Tensor, dealer: zmq.Socket[bytes]) -> Tensor:
         ctx.save_for_backward(rows)
         spec = TensorSpec("float32", tuple(rows.shape))
-        dealer.send(_encode(Message(1, "nop0.0", spec, bytes_of(rows))))
+        data = bytes_of(rows)
+        assert data is not None, "it is small"
+        dealer.send(_encode(Message(1, "nop0.0", spec, data)))
         assert are_finite(rows)
         assert dealer.poll(WAIT_MS), "no answer"
         answer = _decoder.decode(dealer.recv())
@@ -98,8 +100,10 @@ def answer_forever() -> None:
         assert finite
         with torch.inference_mode():
             answer = module(rows)
+        data = bytes_of(answer)
+        assert data is not None, "it is small"
         router.send(routing_id, zmq.SNDMORE)
-        router.send(_encode(Message(message.call_id, message.uid, message.spec, bytes_of(answer))))
+        router.send(_encode(Message(message.call_id, message.uid, message.spec, data)))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from learning_at_home.tensors.small import are_finite, is_small
+from learning_at_home.tensors.small import are_finite
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -16,7 +16,7 @@ def is_finite(tensor: Tensor) -> bool:
     One pass without a copy: a sum with NaN or infinity in it is never finite. One of finite numbers may overflow, which
     only a second look tells.
     """
-    if is_small(tensor) and are_finite(tensor):
+    if are_finite(tensor):
         return True
     return math.isfinite(tensor.detach().sum().item()) or each_is_finite(tensor)
 

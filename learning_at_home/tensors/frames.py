@@ -26,7 +26,6 @@ from learning_at_home.tensors.small import (
     bytes_of,
     from_bytes,
     from_bytes_checked,
-    is_small,
 )
 from learning_at_home.tensors.staging import to_cpu
 from learning_at_home.wire.messages import CHUNK_BYTES, Codec, TensorSpec
@@ -62,8 +61,8 @@ def to_frames(
     Raises NonFiniteTensor when a number does not fit the codec.
     """
     spec = spec_of(tensor)
-    if codec == "none" and is_small(tensor):
-        return spec, (bytes_of(tensor),)
+    if codec == "none" and (copy := bytes_of(tensor)) is not None:
+        return spec, (copy,)
     if not tensor.numel():
         return spec, ()
     tensor = tensor.detach().contiguous().resolve_neg()

@@ -9,7 +9,6 @@ wakes another. So nothing of torch is touched here but what a tensor is and wher
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,8 @@ _SUSPECTS = {
     "bfloat16": (b"\x7f", b"\xff"),
     "float16": (b"\x7c", b"\x7d", b"\x7e", b"\x7f", b"\xfc", b"\xfd", b"\xfe", b"\xff"),
 }
-_SUSPECTS_OF = {getattr(torch, name): suspects for name, suspects in _SUSPECTS.items()}
+_LAST_BYTES = {name: slice(dtype.itemsize - 1, None, dtype.itemsize) for name, dtype in IN_NUMPY.items()}
+_NAMES = {getattr(torch, name): name for name in _SUSPECTS}
 _dispatch_keys, _NEGATIVE = torch._C._dispatch_keys, torch._C.DispatchKey.Negative
 # `ctypes.string_at` without its Python
 _copy_of = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t)(
@@ -35,32 +35,34 @@ _copy_of = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t
 )
 
 
-def is_small(tensor: Tensor) -> bool:
-    """Whether `bytes_of` and `are_finite` take it: it has memory, which holds its numbers, in their order."""
-    return (
-        0 < tensor.nbytes <= COPIED_BYTES
+def bytes_of(tensor: Tensor) -> bytes | None:
+    """A copy of a small tensor's memory, if it has some that holds its numbers, in their order; else None."""
+    if (
+        0 < (num_bytes := tensor.nbytes) <= COPIED_BYTES
         and tensor.is_cpu
         and tensor.is_contiguous()
         and not _dispatch_keys(tensor).has(_NEGATIVE)  # `is_neg` gives the interpreter lock away
-        and tensor.data_ptr() != 0  # autograd knows zeros without memory
-    )
-
-
-def bytes_of(tensor: Tensor) -> bytes:
-    """A copy of a small tensor's memory."""
-    copy: bytes = _copy_of(tensor.data_ptr(), tensor.nbytes)
-    return copy
+        and (address := tensor.data_ptr())  # autograd knows zeros without memory
+    ):
+        copy: bytes = _copy_of(address, num_bytes)
+        return copy
+    return None
 
 
 def are_finite(tensor: Tensor) -> bool:
-    """Whether a small tensor's numbers are all finite; False also when that cannot be told so cheaply."""
-    suspects = _SUSPECTS_OF.get(tensor.dtype)
-    return suspects is not None and _has_none(bytes_of(tensor), tensor.itemsize, suspects)
+    """Whether the numbers of a small tensor are all finite; False also when that cannot be told so cheaply."""
+    name = _NAMES.get(tensor.dtype)
+    numbers = None if name is None else bytes_of(tensor)
+    return name is not None and numbers is not None and are_finite_bytes(numbers, name)
 
 
-def are_finite_bytes(numbers: bytes, dtype: str) -> bool:
+def are_finite_bytes(numbers: bytes | bytearray, dtype: str) -> bool:
     """The same of a copy of its memory, with the dtype's name in a header."""
-    return _has_none(numbers, IN_NUMPY[dtype].itemsize, _SUSPECTS[dtype])
+    last = numbers[_LAST_BYTES[dtype]]
+    for byte in _SUSPECTS[dtype]:  # noqa: SIM110 - `any` would make a generator
+        if byte in last:
+            return False
+    return True
 
 
 def from_bytes(spec: TensorSpec, frame: Any) -> Tensor:
@@ -72,16 +74,7 @@ def from_bytes(spec: TensorSpec, frame: Any) -> Tensor:
 def from_bytes_checked(spec: TensorSpec, frame: Any) -> tuple[Tensor, bool]:
     """The same, and whether its numbers are all finite, as `are_finite` tells."""
     numbers = bytearray(frame)
-    array = np.ndarray(spec.shape, IN_NUMPY[spec.dtype], numbers)
-    finite = _has_none(numbers, array.itemsize, _SUSPECTS[spec.dtype])
-    tensor = torch.from_numpy(array)
-    return (tensor.view(torch.bfloat16) if spec.dtype == "bfloat16" else tensor), finite
-
-
-def _has_none(numbers: bytes | bytearray, itemsize: int, suspects: Sequence[bytes]) -> bool:
-    """Whether no number's last byte is one of these."""
-    last = numbers[itemsize - 1 :: itemsize]
-    for byte in suspects:  # noqa: SIM110 - `any` would make a generator
-        if byte in last:
-            return False
-    return True
+    tensor = torch.from_numpy(np.ndarray(spec.shape, IN_NUMPY[spec.dtype], numbers))
+    if spec.dtype == "bfloat16":
+        tensor = tensor.view(torch.bfloat16)
+    return tensor, are_finite_bytes(numbers, spec.dtype)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 
 import torch
@@ -30,6 +31,11 @@ from node_agent.experts.pullback import pull_back
 
 log = logging.getLogger(__name__)
 
+# torch.inference_mode without its Python, which makes a decorator of it, too
+_inference_mode: Callable[[bool], AbstractContextManager[object]] = getattr(
+    torch._C, "_InferenceMode", torch.inference_mode
+)
+
 WORTH_REMEMBERING_FLOP = 50e6  # of a forward: about a millisecond of a core; to remember it takes a tenth of that
 
 
@@ -42,7 +48,6 @@ class Expert:
         self.device = device
         self.dtype = DTYPES[layer.dtype]
         self.row_shape, self.row_bytes, self.max_rows = layer.row_shape, layer.row_bytes, layer.max_rows
-        self._inference = torch.inference_mode()  # made once: one thread at a time is here
         self.module = module.to(device).train()
         self.updates = 0
         frozen = layer.optimizer.name == "frozen"
@@ -78,14 +83,14 @@ class Expert:
         if (
             remember
             and self.activations.limit_bytes
-            and len(rows) * self.forward_flop_per_row >= WORTH_REMEMBERING_FLOP
-            and (num_bytes := len(rows) * self._remembered_bytes_per_row) <= self.activations.limit_bytes
+            and rows.shape[0] * self.forward_flop_per_row >= WORTH_REMEMBERING_FLOP
+            and (num_bytes := rows.shape[0] * self._remembered_bytes_per_row) <= self.activations.limit_bytes
         ):
             leaf = rows.detach().requires_grad_()
             output: Tensor = self.module(leaf)
             self.activations.keep(self._name, Forward(leaf, output, num_bytes))
             return output.detach()
-        with self._inference:
+        with _inference_mode(True):
             answer: Tensor = self.module(rows)
         return answer
 

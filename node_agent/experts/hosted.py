@@ -66,6 +66,11 @@ class HostedExperts:
         yielded = self.yielded
         return [expert for uid, expert in self.by_uid.items() if uid not in yielded]
 
+    @property
+    def has_groups(self) -> bool:
+        """Whether any expert may be computed together with others."""
+        return bool(self._groups)
+
     def group_of(self, uid: str, operation: Operation) -> Group | None:
         """With whom an expert may be computed together; None when it is computed alone."""
         group = self._groups.get(uid)

@@ -73,6 +73,7 @@ class Batcher(Generic[PayloadT]):
         self.limits = limits
         self.queued_rows = 0
         self.queued_bytes = 0
+        self._arrived: list[Pending[PayloadT]] = []  # not in their lanes yet: one that waits alone needs none
         self._lanes: dict[_Lane, deque[Pending[PayloadT]]] = {}
         self._oldest: list[tuple[float, int, _Lane]] = []  # heap with one entry per lane: when its first request came
         self._sequence = 0  # requests of one moment keep their order
@@ -83,13 +84,7 @@ class Batcher(Generic[PayloadT]):
         """Queue a request. Raises NodeOverloaded when it does not fit."""
         if self.queued_rows:
             self.check_room(request.uid, request.rows, request.size_bytes)
-        lane = (request.uid, request.operation)
-        waiting = self._lanes.get(lane)
-        if waiting is None:
-            self._lanes[lane] = deque((request,))
-            self._push(request.arrived, lane)
-        else:
-            waiting.append(request)
+        self._arrived.append(request)
         self.queued_rows += request.rows
         self.queued_bytes += request.size_bytes
         if request.deadline < self._next_deadline:
@@ -108,21 +103,28 @@ class Batcher(Generic[PayloadT]):
 
     def next_batch(self, now: float) -> Batch[PayloadT] | None:
         """The batch to compute now; None when nothing waits."""
+        arrived = self._arrived
+        if len(arrived) == 1 and not self._oldest and arrived[0].deadline > now:
+            self.queued_rows = self.queued_bytes = 0
+            request = arrived.pop()
+            return Batch(request.uid, request.operation, (request,), (), request.rows, request.size_bytes)
+        if arrived:
+            self._line_up()
         if not self._oldest:
             return None
         lane = heapq.heappop(self._oldest)[2]
         return self._take(lane, now, self.limits.batch_rows, self.limits.batch_bytes)
 
-    def next_group(self, now: float, group_of: GroupOf) -> list[Batch[PayloadT]]:
+    def next_group(self, now: float, group_of: GroupOf | None) -> list[Batch[PayloadT]]:
         """The batches to compute now as one: the next one, and those whose lanes are of its group; maybe none.
 
+        `group_of`: None where nothing is grouped.
         The oldest lanes first, each at most a batch; those that would exceed the limits of a group wait.
         """
         first = self.next_batch(now)
         if first is None:
             return []
-        group = group_of(first.uid, first.operation)
-        if group is None or not self._oldest:
+        if group_of is None or not self._oldest or (group := group_of(first.uid, first.operation)) is None:
             return [first]
         batches = [first]
         rows_left = self.limits.group_rows - first.rows
@@ -147,7 +149,7 @@ class Batcher(Generic[PayloadT]):
         """Remove what is past its deadline, so that it takes no room. Costs nothing while nothing can be late."""
         if now < self._next_deadline:
             return []
-        late = self._remove(lambda request: request.deadline <= now)
+        late = self._remove(lambda request: request.deadline <= now)  # which has put all that is left into lanes
         deadlines = (request.deadline for waiting in self._lanes.values() for request in waiting)
         self._next_deadline = min(deadlines, default=float("inf"))
         return late
@@ -175,7 +177,8 @@ class Batcher(Generic[PayloadT]):
         if len(waiting) == 1 and waiting[0].deadline > now:  # nearly always: many experts, each asked once
             del self._lanes[lane]
             request = waiting[0]
-            self._forget(request)
+            self.queued_rows -= request.rows
+            self.queued_bytes -= request.size_bytes
             return Batch(lane[0], lane[1], (request,), (), request.rows, request.size_bytes)
         taken: list[Pending[PayloadT]] = []
         late: list[Pending[PayloadT]] = []
@@ -199,6 +202,18 @@ class Batcher(Generic[PayloadT]):
         self.queued_bytes -= size_bytes
         return Batch(lane[0], lane[1], taken, late, rows, size_bytes)
 
+    def _line_up(self) -> None:
+        """Put what has arrived into its lanes."""
+        for request in self._arrived:
+            lane = (request.uid, request.operation)
+            waiting = self._lanes.get(lane)
+            if waiting is None:
+                self._lanes[lane] = deque((request,))
+                self._push(request.arrived, lane)
+            else:
+                waiting.append(request)
+        self._arrived.clear()
+
     def _push(self, arrived: float, lane: _Lane) -> None:
         heapq.heappush(self._oldest, (arrived, self._sequence, lane))
         self._sequence += 1
@@ -208,6 +223,7 @@ class Batcher(Generic[PayloadT]):
         self.queued_bytes -= request.size_bytes
 
     def _remove(self, unwanted: Callable[[Pending[PayloadT]], bool]) -> list[Pending[PayloadT]]:
+        self._line_up()
         removed = [request for waiting in self._lanes.values() for request in waiting if unwanted(request)]
         for request in removed:
             self._forget(request)

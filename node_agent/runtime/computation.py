@@ -39,11 +39,13 @@ def compute(expert: Expert, operation: Operation, requests: Sequence[Sequence[Te
     # for them: a caller could stop a node by sending some, and Adam makes them for weights without gradient.
     torch.set_flush_denormal(True)
     try:
-        if operation == "forward":
-            unseen = is_left_to_sender(expert, operation, len(requests))
-            return _forward(expert, [rows for rows, *_ in requests], unseen=unseen, remember=len(requests) == 1)
         if len(requests) == 1:
-            return [_backward_of_one(expert, requests[0][0], requests[0][1])]
+            tensors = requests[0]
+            if operation == "forward":
+                return [_forward_of_one(expert, tensors[0], remember=True)]
+            return [_backward_of_one(expert, tensors[0], tensors[1])]
+        if operation == "forward":
+            return _forward(expert, [rows for rows, *_ in requests])
         return _backward(expert, [(tensors[0], tensors[1]) for tensors in requests])
     finally:
         torch.set_flush_denormal(False)
@@ -69,23 +71,30 @@ def device_still_works(device: torch.device) -> bool:
     return True
 
 
-def _forward(expert: Expert, requests: list[Tensor], *, unseen: bool = False, remember: bool = False) -> list[Outcome]:
+def _forward_of_one(expert: Expert, rows: Tensor, *, remember: bool = False) -> Outcome:
+    """`remember`: it came without company, so that on a CPU nobody has to look at its answer here."""
     try:
-        answers = expert.forward(to_device(requests, expert.device), remember=remember)
-        sound = unseen or is_finite(answers)
+        if remember and rows.device == expert.device:
+            return expert.forward(rows, remember=True)
+        answer = expert.forward(to_device([rows], expert.device))
+        return to_cpu(answer) if is_finite(answer) else not_finite(expert, rows)
+    except Exception as error:  # noqa: BLE001 - the edge: see above
+        return explained(expert, error, rows)
+
+
+def _forward(expert: Expert, requests: list[Tensor]) -> list[Outcome]:
+    try:
+        answers = expert.forward(to_device(requests, expert.device))
+        sound = is_finite(answers)
         answers = to_cpu(answers)
     except Exception as error:  # noqa: BLE001 - the edge: see above
-        if len(requests) == 1:
-            return [explained(expert, error, requests[0])]
-        return [outcome for rows in requests for outcome in _forward(expert, [rows])]
-    if len(requests) == 1:
-        return [answers if sound else not_finite(expert, requests[0])]
+        return [_forward_of_one(expert, rows) for rows in requests]
     parts = answers.split_with_sizes([len(rows) for rows in requests])
     if sound:
         return list(parts)
     return [
         # rows are independent of each other, so a finite part is right whatever stands beside it
-        part if is_finite(part) else _forward(expert, [rows])[0] if is_finite(rows) else not_finite(expert, rows)
+        part if is_finite(part) else _forward_of_one(expert, rows) if is_finite(rows) else not_finite(expert, rows)
         for part, rows in zip(parts, requests, strict=True)
     ]
 

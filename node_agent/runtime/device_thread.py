@@ -64,6 +64,7 @@ class DeviceThread:
         self._computing = False  # by whichever thread
         # Taken out of the queue to be computed at once, and left to the thread that should do it.
         self._next: list[Batch[Job]] = []
+        self._group_of = experts.group_of if experts.has_groups else None
         self._costs = Costs()
         self._answers: Answers | None = None
         self._runner: BatchRunner  # made by start
@@ -130,7 +131,10 @@ class DeviceThread:
         if not batches:
             return False
         for batch in batches:
-            self._serve([batch], is_last=batch is batches[-1])
+            if batch.late:
+                self._refuse_late(batch.late)
+            if batch.requests:
+                self._serve_one(batch, is_last=batch is batches[-1])
         with self._lock:
             self._computing = False
             if self._next or self._batcher.queued_rows:
@@ -226,7 +230,7 @@ class DeviceThread:
         """What is next, if nobody computes, and how long it is expected to take; infinity where that is unknown."""
         if self._computing or self._stopping:
             return [], math.inf
-        batches = self._next = self._next or self._batcher.next_group(self._clock.monotonic_s(), self._experts.group_of)
+        batches = self._next = self._next or self._batcher.next_group(self._clock.monotonic_s(), self._group_of)
         if len(batches) != 1:
             return batches, math.inf
         batch = batches[0]
@@ -243,25 +247,19 @@ class DeviceThread:
         self._went_idle.notify_all()
         return left
 
-    def _serve(self, batches: Sequence[Batch[Job]], *, is_last: bool = True) -> None:
-        """Compute them, several as a group, and answer each request. `is_last`: of what was claimed."""
-        if len(batches) == 1:
-            batch = batches[0]
-            if batch.late:
-                self._refuse_late(batch.late)
-            if batch.requests:
-                self._serve_one(batch, is_last)
-            return
+    def _serve(self, batches: Sequence[Batch[Job]]) -> None:
+        """Compute them, several as a group, and answer each request."""
         for batch in batches:
             self._refuse_late(batch.late)
         batches = [batch for batch in batches if batch.requests]
         if len(batches) == 1:
-            self._serve_one(batches[0], is_last)
+            self._serve_one(batches[0], is_last=True)
         elif batches:
-            seconds = self._runner.run_group(batches, flush=is_last and not self._batcher.queued_rows)
+            seconds = self._runner.run_group(batches, flush=not self._batcher.queued_rows)
             self._batcher.observe(sum(batch.rows for batch in batches), seconds)
 
-    def _serve_one(self, batch: Batch[Job], is_last: bool) -> None:
+    def _serve_one(self, batch: Batch[Job], *, is_last: bool) -> None:
+        """`is_last`: of what was claimed."""
         seconds = self._runner.run(batch, flush=is_last and not self._batcher.queued_rows)
         self._batcher.observe(batch.rows, seconds)
         self._costs.observe(self._experts.by_uid[batch.uid].layer.prefix, batch.operation, batch.rows, seconds)

@@ -75,6 +75,7 @@ class Host:
             max_bytes=MAX_BYTES_PER_REQUEST,
             unencrypted=options.unencrypted,
         )
+        self._max_rows = options.max_rows
         self._draining = False
         self.last_work_s = 0.0  # monotonic; written by the data plane
 
@@ -89,40 +90,34 @@ class Host:
 
         A full node refuses by the header alone: it neither copies nor reads the tensors.
         """
-        if work.operation == "forward":
-            self._queue(ticket, work, frames)
-            return
-        known = self.backwards.admit(ticket, ticket.waited_ms, round(self._clock.wall_s() * 1000))
-        if known is PENDING:
-            return
-        if known is not NEW:
-            self.server.answer(ticket, known.message, known.frames)
+        changes_weights = work.operation == "backward"
+        if changes_weights and not self._is_new(ticket):
             return
         try:
-            self._queue(ticket, work, frames)
+            if self._draining:
+                raise NodeDraining("this node is leaving and takes nothing new; ask another")
+            self.last_work_s = ticket.received
+            expert = self.experts.find(work.uid)
+            rows = check_specs(expert, work, self._max_rows)
+            num_bytes = rows * expert.row_bytes * len(work.tensors)
+            self.device_thread.check_room(work.uid, rows, num_bytes)
+            job = Job(ticket, unpack(expert, work, frames, ticket.codec))
+            self.device_thread.submit(
+                Pending(work.uid, work.operation, rows, num_bytes, ticket.received, ticket.deadline, job)
+            )
         except BaseException:
-            self.backwards.forget(ticket)  # it may come again
+            if changes_weights:
+                self.backwards.forget(ticket)  # it may come again
             raise
 
-    def _queue(self, ticket: Ticket, work: Work, frames: list[list[TensorFrame]]) -> None:
-        if self._draining:
-            raise NodeDraining("this node is leaving and takes nothing new; ask another")
-        self.last_work_s = ticket.received
-        expert = self.experts.find(work.uid)
-        rows = check_specs(expert, work, self.options.max_rows)
-        num_bytes = rows * expert.row_bytes * len(work.tensors)
-        self.device_thread.check_room(work.uid, rows, num_bytes)
-        self.device_thread.submit(
-            Pending(
-                uid=work.uid,
-                operation=work.operation,
-                rows=rows,
-                size_bytes=num_bytes,
-                arrived=ticket.received,
-                deadline=ticket.deadline,
-                payload=Job(ticket, unpack(expert, work, frames, ticket.codec)),
-            )
-        )
+    def _is_new(self, ticket: Ticket) -> bool:
+        """Whether this backward is to be computed; one that was computed is answered. Raises StaleRequest."""
+        known = self.backwards.admit(ticket, ticket.waited_ms, round(self._clock.wall_s() * 1000))
+        if known is NEW:
+            return True
+        if known is not PENDING:
+            self.server.answer(ticket, known.message, known.frames)
+        return False
 
     @property
     def refused(self) -> int:
