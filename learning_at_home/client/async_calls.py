@@ -352,7 +352,7 @@ class LoopCalls:
         self._arrived.clear()
         if self._exchange is not None:
             exchange, self._exchange = self._exchange, None
-            exchange.__exit__(None, None, None)
+            exchange.give_back()
 
     def _give_up(self) -> None:
         self._closed = True

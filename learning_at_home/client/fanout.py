@@ -44,6 +44,7 @@ from learning_at_home.transport.link import chunk_bytes_of
 from learning_at_home.wire.messages import CHUNK_BYTES, MAX_WORK_PER_REQUEST, Codec, Operation, TensorSpec
 
 SUSPICIOUS = (PeerUnreachable, CallTimeout, WireError, VersionMismatch)  # what makes a peer worth avoiding for a while
+WORTH_AVOIDING = (*SUSPICIOUS, NodeDraining)
 SILENT_S = 0.25  # a peer that was left behind sooner than this is not suspected: it had no fair chance
 MIN_RETRY_S, MAX_RETRY_S = 0.05, 5.0  # a full node's hint counts within these: below is a busy loop, above is never
 NO_COMPRESSION = Compression()
@@ -198,7 +199,11 @@ class FanOut:
             return None
         else:
             self.context.stats.failed(holder.public_key, holder.name)
-        self._tell_directory(holder.public_key, error, now)
+        if isinstance(error, WORTH_AVOIDING):
+            self._avoid(holder.public_key, error, now)
+        elif holder.public_key not in self._answered:
+            self._answered.add(holder.public_key)
+            self.context.directory.report_success(holder.public_key)
         return Result(task, tensor, error)
 
     def _call(self, task: Task) -> Call:
@@ -210,17 +215,11 @@ class FanOut:
         specs, frames = task.framed or frame(task.tensors, task.holder, self._compression.request)
         return Call(task.uid, task.operation, specs, frames, task)
 
-    def _tell_directory(self, public_key: bytes, error: LearningAtHomeError | None, now: float) -> None:
-        directory = self.context.directory
-        if error is None or not isinstance(error, (*SUSPICIOUS, NodeDraining)):
-            if public_key not in self._answered:
-                self._answered.add(public_key)
-                directory.report_success(public_key)
-            return
+    def _avoid(self, public_key: bytes, error: LearningAtHomeError, now: float) -> None:
         if isinstance(error, NodeDraining):
             # It answers, and will serve nobody again: out of the views until its announcement says so itself.
             self._answered.add(public_key)
-        directory.report_failure(public_key, now)
+        self.context.directory.report_failure(public_key, now)
 
     def _goes_out_again(self, call: Call, error: LearningAtHomeError, now: float) -> bool:
         task: Task = call.task

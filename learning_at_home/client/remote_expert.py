@@ -144,12 +144,15 @@ class RemoteExpert(torch.nn.Module):
     ) -> Tensor:
         context = self._calls
         deadline = context.clock.monotonic_s() + self.deadline_s
-        with context.connections.exchange() as exchange:
+        exchange = context.connections.exchange()
+        try:
             fanout = FanOut(context, exchange, deadline, insist=True, compression=self.compression, traced=traced)
             fanout.ask((self.task(operation, tensors, holder),))
             if meanwhile is not None:
                 meanwhile()
             result = fanout.next_result(deadline + 1.0)  # every call answers at its deadline at the latest
+        finally:
+            exchange.give_back()
         if result is None:
             raise CallTimeout(f"{self.uid}: no answer in {self.deadline_s:g} s")
         y = self.tensor_of(result)

@@ -74,7 +74,7 @@ class Links:
 class Exchange:
     """One round of calls, over sockets that nobody else uses meanwhile. Not for sharing between threads.
 
-    Leased for the round: `with connections.exchange() as exchange`.
+    Leased for the round: `with connections.exchange() as exchange`, or until `give_back`.
     """
 
     def __init__(self, connections: Connections, links: Links, ids: Iterator[int], clock: Clock) -> None:
@@ -93,12 +93,16 @@ class Exchange:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.give_back()
+
+    def give_back(self) -> None:
+        """End the round: what is pending is given up."""
         self._table.abandon()
         self._polled, self._poll_items = {}, []
         if len(self.links.by_key) > MAX_LINKS:
             self.links.trim()
         late, self._table.late = self._table.late, 0
-        self._connections._give_back(self, late)
+        self._connections._take_back(self, late)
 
     @property
     def pending(self) -> int:
@@ -340,7 +344,7 @@ class Connections:
         if last:
             self._context.term()
 
-    def _give_back(self, exchange: Exchange, late: int) -> None:
+    def _take_back(self, exchange: Exchange, late: int) -> None:
         with self._lock:
             self.num_leased -= 1
             self.late_answers += late

@@ -55,7 +55,7 @@ class InflowGuard:
         self._accounts = InflowAccounts(limits or InflowLimits())
         self._watched: dict[int, _Watched] = {}  # by descriptor; libzmq owns them
         self._taken: defaultdict[int, int] = defaultdict(int)  # by descriptor, since the last look
-        self._next_look = 0.0
+        self.next_look = 0.0  # monotonic; to be read only
         self.held_bytes = 0  # what libzmq held for all connections at the last look
         self._untold: list[Cut] = []
         self._next_log = 0.0
@@ -99,16 +99,16 @@ class InflowGuard:
 
     def timeout_ms(self, now: float) -> int:
         """Until the next look is due; -1 when there will be none."""
-        return max(0, math.ceil((self._next_look - now) * 1000)) if self.works else -1
+        return max(0, math.ceil((self.next_look - now) * 1000)) if self.works else -1
 
     def look(self, now: float) -> Sequence[Cut]:
         """Count and cut, when it is due. Read first what can be read, so that it is not held against its sender."""
-        if now < self._next_look or not self.works:
+        if now < self.next_look or not self.works:
             return ()
         self._follow(now)
         arrived = self._count(now)
         much = max(arrived, self._accounts.held_bytes) > MUCH_BYTES
-        self._next_look = now + max(LOOK_S if much else QUIET_LOOK_S, LOOK_S_PER_CONNECTION * len(self._watched))
+        self.next_look = now + max(LOOK_S if much else QUIET_LOOK_S, LOOK_S_PER_CONNECTION * len(self._watched))
         if self._accounts.exceed_bounds():
             for descriptor in self._accounts.holding():
                 self._count_closely(descriptor, now)

@@ -83,12 +83,11 @@ def split_frames(
     Raises WireError when number or size of the frames differs from what the header said, or when the tensors, on the
     wire or decoded, take more than `limit_bytes` together.
     """
-    if data:
-        if frames:
-            raise WireError(f"the header holds the tensors itself, and {len(frames)} frames came")
-        return _cut(groups, memoryview(data), codec)
+    if data and frames:
+        raise WireError(f"the header holds the tensors itself, and {len(frames)} frames came")
+    whole = memoryview(data)
     result: list[list[list[FrameT | memoryview]]] = []
-    position = 0
+    position = 0  # in `data`, or among the frames
     room_bytes = limit_bytes
     for group in groups:
         tensors: list[list[FrameT | memoryview]] = []
@@ -99,32 +98,22 @@ def split_frames(
             room_bytes -= max(size, decoded_size)
             if room_bytes < 0:
                 raise WireError(f"the header announces more bytes of tensors than the {limit_bytes:,} that are allowed")
-            stop = position + -(-size // chunk_bytes)
-            taken: list[FrameT | memoryview] = list(frames[position:stop])
-            if size != sum(map(len, taken)) or (len(taken) > 1 and any(len(f) != chunk_bytes for f in taken[:-1])):
-                raise WireError(_differences(spec, size, taken, chunk_bytes))
+            taken: list[FrameT | memoryview]
+            if data:
+                stop = position + size
+                taken = [whole[position:stop]] if size else []
+            else:
+                stop = position + -(-size // chunk_bytes)
+                taken = list(frames[position:stop])
+                if size != sum(map(len, taken)) or (len(taken) > 1 and any(len(f) != chunk_bytes for f in taken[:-1])):
+                    raise WireError(_differences(spec, size, taken, chunk_bytes))
             tensors.append(taken)
             position = stop
         result.append(tensors)
-    if position != len(frames):
-        raise WireError(f"the header announces {position} frames, {len(frames)} came")
-    return result
-
-
-def _cut(
-    groups: Sequence[tuple[TensorSpec, ...]], data: memoryview, codec: Codec
-) -> list[list[list[FrameT | memoryview]]]:
-    result: list[list[list[FrameT | memoryview]]] = []
-    position = 0
-    for group in groups:
-        tensors: list[list[FrameT | memoryview]] = []
-        for spec in group:
-            size = wire_bytes(spec, codec) if codec != "none" else math.prod(spec.shape) * DTYPE_BYTES[spec.dtype]
-            tensors.append([data[position : position + size]] if size else [])
-            position += size
-        result.append(tensors)
-    if position != len(data):
+    if data and position != len(data):
         raise WireError(f"the header announces {position:,} bytes of tensors and holds {len(data):,}")
+    if not data and position != len(frames):
+        raise WireError(f"the header announces {position} frames, {len(frames)} came")
     return result
 
 

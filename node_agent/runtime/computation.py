@@ -87,7 +87,7 @@ def _forward(expert: Expert, requests: list[Tensor]) -> list[Outcome]:
         answers = expert.forward(to_device(requests, expert.device))
         sound = is_finite(answers)
         answers = to_cpu(answers)
-    except Exception as error:  # noqa: BLE001 - the edge: see above
+    except Exception:  # noqa: BLE001 - the edge: see above
         return [_forward_of_one(expert, rows) for rows in requests]
     parts = answers.split_with_sizes([len(rows) for rows in requests])
     if sound:
