@@ -130,6 +130,32 @@ def test_what_is_past_its_deadline_is_not_computed():
     assert batcher.queued_rows == 0
 
 
+@pytest.mark.parametrize("deadline, computed, late", [(2.0, [], ["1"]), (2.1, ["1"], [])])
+def test_one_that_waits_alone_is_computed_unless_it_is_late(deadline, computed, late):
+    batcher: Batcher[str] = Batcher(Limits())
+    batcher.add(request("1", deadline=deadline))
+
+    batch = batcher.next_batch(now=2.0)
+
+    assert batch is not None
+    assert [r.payload for r in batch.requests] == computed
+    assert [r.payload for r in batch.late] == late
+    assert (batcher.queued_rows, batcher.queued_bytes) == (0, 0)
+    assert batcher.next_batch(now=2.0) is None
+
+
+def test_one_that_comes_while_others_wait_takes_its_place_among_them():
+    batcher: Batcher[str] = Batcher(Limits())
+    for entry in (request("1", "a"), request("2", "b", arrived=0.2), request("3", "c", arrived=0.3)):
+        batcher.add(entry)
+    first = batcher.next_batch(1.0)
+    batcher.add(request("4", "b", arrived=0.4))
+
+    assert first is not None
+    assert [r.payload for r in first.requests] == ["1"]
+    assert batches(batcher) == [["2", "4"], ["3"]]
+
+
 @pytest.mark.parametrize("full", [Limits(queued_rows=10), Limits(queued_bytes=80)])
 def test_a_full_queue_refuses_and_stays_as_it_was(full):
     batcher: Batcher[str] = Batcher(full)
