@@ -28,10 +28,11 @@ class NeverRead:
 
 @pytest.fixture
 def host():
-    """A host whose device thread never started: nothing leaves its queue."""
+    """A host whose device thread never started, and whose data plane does not compute: nothing leaves its queue."""
     experts = HostedExperts.create([ExpertUid("ffn0", (0,))], PROJECT, torch.device("cpu"))
     options = HostOptions(limits=Limits(queued_rows=4))
     host = Host(Identity.generate(), PROJECT, experts, SystemClock(), options)
+    host.work_here = lambda: False
     host.server.start()
     yield host
     host.stop()
