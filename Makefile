@@ -11,7 +11,7 @@ PACKAGES := learning_at_home node_agent backend dashboard
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test lint format screenshots rivals wheel clean
+.PHONY: help setup browser demo test lint format api screenshots rivals wheel clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 22
@@ -42,6 +42,9 @@ lint: setup ## ruff, mypy --strict and the import contracts
 format: setup ## let ruff sort imports and lay out the code
 	"$(VENV_PYTHON)" -m ruff check --fix-only --quiet .
 	"$(VENV_PYTHON)" -m ruff format .
+
+api: setup ## write docs/api.md from the docstrings
+	"$(VENV_PYTHON)" -m docs.make_api docs/api.md
 
 screenshots: browser ## take the README's pictures from a live demo
 	"$(VENV_PYTHON)" -m tests.browser.take_live_screenshots docs/screenshots

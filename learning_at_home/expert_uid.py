@@ -31,7 +31,7 @@ def check_prefix(prefix: str) -> str:
 
 @dataclass(frozen=True, slots=True, order=True)
 class ExpertUid:
-    """One grid cell of one layer."""
+    """One grid cell of one layer: the layer's `prefix`, and `indices`, one per dimension of its grid."""
 
     prefix: str
     indices: tuple[int, ...]
@@ -52,7 +52,10 @@ class ExpertUid:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The cells of a layer: `shape` has the number of lines of each dimension. A cell is its row-major flat index."""
+    """The cells of a layer: `shape` has the number of lines of each dimension. A cell is its row-major flat index.
+
+    Raises InvalidUid when there are too many dimensions or cells, or none.
+    """
 
     shape: tuple[int, ...]
 
@@ -66,6 +69,7 @@ class Grid:
 
     @property
     def num_cells(self) -> int:
+        """As many experts as the layer has when all are hosted."""
         return math.prod(self.shape)
 
     def cell(self, uid: ExpertUid) -> int:
@@ -78,7 +82,7 @@ class Grid:
         return flat
 
     def uid(self, prefix: str, cell: int) -> ExpertUid:
-        """The uid of a flat index."""
+        """The uid of a flat index. Raises InvalidUid when it lies outside."""
         if not 0 <= cell < self.num_cells:
             raise InvalidUid(f"cell {cell} lies outside the grid {'x'.join(map(str, self.shape))} of layer {prefix}")
         indices = []

@@ -65,7 +65,10 @@ def _tagged(purpose: str, message: bytes) -> bytes:
 
 
 class Identity:
-    """A peer's key pair. The secret never leaves this object except into its key file (mode 0600)."""
+    """A peer's key pair, from a secret `seed` of 32 bytes; `public_key` are 32 raw bytes, Ed25519.
+
+    The secret never leaves this object except into its key file (mode 0600).
+    """
 
     def __init__(self, seed: bytes) -> None:
         self._signing_key = SigningKey(seed)
@@ -73,6 +76,7 @@ class Identity:
 
     @classmethod
     def generate(cls) -> Identity:
+        """A new one, from the system's random numbers."""
         return cls(os.urandom(32))
 
     @classmethod
@@ -111,10 +115,12 @@ class Identity:
 
     @property
     def peer_id(self) -> bytes:
+        """20 bytes: its place in the DHT."""
         return peer_id(self.public_key)
 
     @cached_property
     def name(self) -> str:
+        """An adjective and an animal that follow from the key, for people."""
         return readable_name(self.public_key)
 
     @cached_property
@@ -124,6 +130,7 @@ class Identity:
 
     @cached_property
     def curve_secret(self) -> bytes:
+        """32 raw bytes, the other half of `curve_public`: not to be shown to anybody."""
         return crypto_sign_ed25519_sk_to_curve25519(bytes(self._signing_key) + self.public_key)
 
     def pair_key(self, public_key: bytes, purpose: str) -> bytes:

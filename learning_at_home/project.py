@@ -27,7 +27,11 @@ MAX_BYTES_PER_REQUEST = 64 * 1024 * 1024
 
 
 class OptimizerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What an expert's host does with a gradient. `frozen` computes gradients of the inputs and changes nothing."""
+    """What an expert's host does with a gradient. `frozen` computes gradients of the inputs and changes nothing.
+
+    `name`, `learning_rate` and `weight_decay` mean what they do in torch.optim; `betas` are Adam's and AdamW's,
+    `momentum` is SGD's.
+    """
 
     name: Literal["adam", "adamw", "sgd", "frozen"] = "adam"
     learning_rate: float = 1e-3
@@ -37,7 +41,7 @@ class OptimizerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     clip_norm: float | None = 1.0  # of an expert's whole gradient, per update; None: no clipping
 
     def check(self, owner: str) -> None:
-        """Raises ConfigError naming `owner` and the value."""
+        """Nothing, when every value can be used. Raises ConfigError naming `owner` and the value."""
         ranges = {
             "learning_rate": 0 <= self.learning_rate <= 100,
             "weight_decay": 0 <= self.weight_decay <= 100,
@@ -51,7 +55,12 @@ class OptimizerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class LayerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One layer: a grid of experts of equal shape."""
+    """One layer: a `grid` of experts of equal shape, [4, 4] for 16 of them, whose uids begin with `prefix`.
+
+    `architecture` is the name of what an expert is made of, as nodes have it installed; `hidden_size` its features;
+    `optimizer` what its host does with gradients. `deadline_s`, `k_min` (answers that a row needs) and `grace_s` are
+    the defaults of a trainer's DMoE.
+    """
 
     prefix: str
     grid: tuple[int, ...]
@@ -66,6 +75,7 @@ class LayerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @property
     def cells(self) -> Grid:
+        """The grid with its arithmetic: how many cells, which uid is which."""
         return Grid(self.grid)
 
     @property
@@ -75,6 +85,7 @@ class LayerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of one row, uncompressed."""
         return math.prod(self.row_shape) * DTYPE_BYTES[self.dtype]
 
     @property
@@ -83,7 +94,7 @@ class LayerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return max(1, min(MAX_ROWS_PER_REQUEST, MAX_BYTES_PER_REQUEST // (2 * self.row_bytes)))
 
     def check(self) -> None:
-        """Raises ConfigError with the layer's name when a value cannot be used."""
+        """Nothing, when every value can be used. Raises ConfigError with the layer's name and the value."""
         where = f"layer {self.prefix[:40]!r}"
         try:
             check_prefix(self.prefix)
@@ -106,7 +117,7 @@ class LayerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class ProjectRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One training effort."""
+    """One training effort: its `id`, as in the page's address, its `layers`, and `title` and `description` to read."""
 
     id: str
     title: str = ""
@@ -115,7 +126,7 @@ class ProjectRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     revision: int = 1  # counts changes by the owner; the higher one wins
 
     def layer(self, prefix: str) -> LayerSpec:
-        """Raises UnknownLayer with the layers there are."""
+        """The layer of this prefix. Raises UnknownLayer with the layers there are."""
         for layer in self.layers:
             if layer.prefix == prefix:
                 return layer
@@ -148,7 +159,7 @@ class ProjectRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     @classmethod
     def from_bytes(cls, data: bytes) -> ProjectRecord:
-        """Raises WireError on anything but a valid record."""
+        """The record that `to_bytes` wrote. Raises WireError on anything but a valid one."""
         try:
             return msgspec.msgpack.decode(data, type=cls).check()
         except (msgspec.DecodeError, RecursionError, ValueError, LearningAtHomeError) as error:  # ValueError: not UTF-8
@@ -164,7 +175,7 @@ class ProjectRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     @classmethod
     def from_toml(cls, path: Path) -> ProjectRecord:
-        """Raises ConfigError that names the file."""
+        """The record of a project file. Raises ConfigError that names the file."""
         try:
             return cls.from_builtins(tomllib.loads(path.read_text("utf-8")))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, ConfigError) as error:

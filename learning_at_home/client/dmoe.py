@@ -41,7 +41,8 @@ class DMoE(torch.nn.Module):
     have `grace_s` more. When too few answer, the next best living ones are asked, within `deadline_s`. The defaults
     of k_min, deadline_s and grace_s are the project's. `compression`: "float16", "bfloat16" or "int8" for what is sent
     and what comes back, or a pair of two; what it loses: docs/performance.md. Batches over one request's limit are
-    split, and each part is an update of its own at the expert.
+    split, and each part is an update of its own at the expert. Making one raises UnknownLayer, SpecMismatch when
+    `in_features` is not the layer's, or ConfigError for a term that cannot be kept.
 
     Forward raises SpecMismatch, EmptyBatch or NonFiniteTensor before anything is sent, and NotEnoughExperts, with a
     cause per uid, when a row has fewer than k_min answers. Backward goes to the experts that answered; one that fails

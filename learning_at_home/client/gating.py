@@ -30,7 +30,10 @@ LOOK_TIMEOUT_S = 5.0  # for the best experts of a layer that is too large to be 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chosen:
-    """The experts that a gate chose, the best first: differentiable `scores` [R, K], `cells` [R, K] as flat indices."""
+    """The experts that a gate chose for R rows, K each, the best first.
+
+    `scores` [R, K] are differentiable, `cells` [R, K] flat indices of the grid of layer `prefix`.
+    """
 
     prefix: str
     scores: Tensor
@@ -54,7 +57,8 @@ class GatingFunction(torch.nn.Module):
     """`GatingFunction(64, (4, 4), k_best=4, swarm=swarm, layer="ffn0")(x)` chooses the experts for x [rows, 64].
 
     Its only parameters are those of one linear map from `in_features` to one score per grid line. Without a swarm it
-    can still score (`line_scores`); choosing needs to know who is alive.
+    can still score (`line_scores`); choosing needs to know who is alive. Raises ConfigError when k_best is below 1, or
+    the grid is not the layer's.
     """
 
     def __init__(
@@ -83,7 +87,10 @@ class GatingFunction(torch.nn.Module):
 
     @classmethod
     def of_layer(cls, swarm: Swarm, layer: str, k_best: int = 4) -> GatingFunction:
-        """The gate that fits a layer of the project: its size, its grid, and its dtype where that has enough bits."""
+        """The gate that fits a layer of the project: its size, its grid, and its dtype where that has enough bits.
+
+        Raises UnknownLayer.
+        """
         spec = swarm.project.layer(layer)
         dtype = DTYPES[spec.dtype] if spec.dtype in ("float32", "float64") else torch.float32
         return cls(spec.hidden_size, spec.grid, k_best=k_best, swarm=swarm, layer=layer, dtype=dtype)
@@ -101,7 +108,10 @@ class GatingFunction(torch.nn.Module):
         return lines_RL
 
     def forward(self, x: Tensor) -> Chosen:
-        """The k best living experts of every row; fewer when fewer live. Raises NotEnoughExperts when none does."""
+        """The k best living experts of every row; fewer when fewer live.
+
+        Raises NotEnoughExperts when none does, and ConfigError when the gate was made without a swarm.
+        """
         if self._swarm is None or self._prefix is None:
             raise ConfigError("this gate has no swarm: make it with swarm= and layer= to let it choose experts")
         check_rows(f"layer {self._prefix}", self._swarm.project.layer(self._prefix), x)

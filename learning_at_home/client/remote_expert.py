@@ -43,10 +43,11 @@ _ALL_ROWS = np.empty(0, np.int64)  # of a call whose rows are all the same to us
 class RemoteExpert(torch.nn.Module):
     """`y = RemoteExpert(swarm, "ffn0.1.2")(x)`, x [rows, *row shape] of the layer's dtype, on any device.
 
-    Raises InvalidUid or UnknownLayer at once; a call raises SpecMismatch, EmptyBatch, BatchTooLarge, NonFiniteTensor
-    (when the input's NaN or infinity shows in the output, as in a local layer), UnknownExpert when no living node
-    serves it, what its host answers (ExpertFailed, NodeDraining ...), CallTimeout or PeerUnreachable. While the
-    deadline allows, a full node is asked again, and one whose connection was lost once more.
+    Raises InvalidUid, UnknownLayer or ConfigError (deadline_s, compression) at once; a call raises SpecMismatch,
+    EmptyBatch, BatchTooLarge, NonFiniteTensor (when the input's NaN or infinity shows in the output, as in a local
+    layer), UnknownExpert when no living node serves it, what its host answers (ExpertFailed, NodeDraining ...),
+    CallTimeout or PeerUnreachable. While the deadline allows, a full node is asked again, and one whose connection was
+    lost once more.
     Backward goes to the host that did the forward, whoever serves the expert by then; when that host is gone it raises.
     However often it was sent, the host applies it once at most; one that raised may have been applied.
     """

@@ -53,7 +53,8 @@ class Swarm:
     """`with Swarm.connect("https://coordinator.example/p/digits") as swarm: ...`
 
     Also without `with`: `close` it, or let the interpreter's end do so. Any thread may use it, also one that runs an
-    event loop.
+    event loop. What was joined: `project` (its record), `run`, `dashboard_url` (None without a coordinator); as whom:
+    `identity`.
     """
 
     def __init__(

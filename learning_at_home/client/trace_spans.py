@@ -95,18 +95,22 @@ class CallSpan:
 
     @property
     def start_s(self) -> float:
+        """When it was decided: `chosen_s`."""
         return self.chosen_s
 
     @property
     def total_s(self) -> float:
+        """From that to the end."""
         return self.end_s - self.chosen_s
 
     @property
     def queued_s(self) -> float | None:
+        """How long it waited at the node, as the node tells; None when it told nothing."""
         return None if self.node_times is None else self.node_times.queued_s
 
     @property
     def computed_s(self) -> float | None:
+        """How long the node computed the batch that it was in; None when it told nothing."""
         return None if self.node_times is None else self.node_times.computed_s
 
     @property

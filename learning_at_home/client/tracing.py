@@ -65,6 +65,8 @@ def section(traced: TracedRound | None, name: str) -> AbstractContextManager[Non
 class Trace:
     """What the calls of a swarm went through while the `with` block ran, in all threads; for one use.
 
+    Entering it a second time raises UsageError, and so does entering it while another one of this swarm is open.
+
     A round belongs to a trace when it begins inside of it. At `max_spans` (rounds, sections and calls together) the
     rest is only counted, in `dropped`. Inside the block it shows what is known so far; afterwards it stays as it is.
     """
