@@ -25,7 +25,7 @@ INTRODUCTION = """\
 
 All that `import learning_at_home as lah` offers, written by `make api` from the docstrings. A name below is imported as
 `lah.DMoE`; what only comes back from a call (`Trace`, `NodeStats` ...) has the module that it lives in beside its name.
-Errors by their codes: [errors](errors.md).
+A first walk through it: [quickstart](quickstart.md); errors by their codes: [errors](errors.md).
 """
 # Chapter -> names in order. Errors stand at the end, as the tree that they are.
 CHAPTERS = {

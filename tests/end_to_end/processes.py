@@ -46,12 +46,13 @@ class Processes:
         place = ["--data-dir", str(self.folder / name), "--device", "cpu", "--host", "127.0.0.1", "--name", name]
         self.start(name, ["node", "--coordinator", url, *experts, *place])
 
-    def start(self, name: str, arguments: Sequence[str]) -> None:
+    def start(self, name: str, arguments: Sequence[str], folder: Path | None = None) -> None:
+        """`lah` with these arguments; in this folder, where they name files by relative paths."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1"}
         with (self.folder / f"{name}.log").open("ab") as log:
             command = [sys.executable, "-m", "learning_at_home.cli", *arguments]
             self._running[name] = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=folder
             )
 
     def pid(self, name: str) -> int:
@@ -62,10 +63,10 @@ class Processes:
         process.kill()
         process.wait(10)
 
-    def stop(self, name: str, timeout_s: float = 15.0) -> int:
+    def stop(self, name: str, timeout_s: float = 15.0, number: signal.Signals = signal.SIGTERM) -> int:
         """End one politely; its exit code."""
         process = self._running.pop(name)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         try:
             return process.wait(timeout_s)
         except subprocess.TimeoutExpired:
