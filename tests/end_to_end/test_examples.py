@@ -105,7 +105,7 @@ def test_the_quickstart_begins_as_every_checkout_does() -> None:
 
 
 def test_the_quickstart_trains_and_goes_on_while_a_node_leaves_and_returns(swarm: QuickstartSwarm) -> None:
-    with swarm.example([*swarm.command(TRAIN), "80"]) as trainer:
+    with swarm.example([*swarm.command(TRAIN), "60"]) as trainer:
         assert trainer.stdout is not None
         assert trainer.stderr is not None
         try:
@@ -120,8 +120,8 @@ def test_the_quickstart_trains_and_goes_on_while_a_node_leaves_and_returns(swarm
     page = httpx.get(swarm.url, timeout=5)
     swarm.start("bob", BOB)
 
-    assert lines[-1].startswith("step 80: ")
-    assert accuracy > 0.5, lines  # a guess has 0.33
+    assert lines[-1].startswith("step 60: ")
+    assert accuracy > 0.6, lines  # a guess has 0.33, this 0.85
     assert page.status_code == 200
     assert swarm.view()["charts"]["loss"]["x"]  # the curve that the page draws
     swarm.processes.until(lambda: swarm.num_serving() == 16, "bob is back")
