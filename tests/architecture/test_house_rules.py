@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-CODE_FOLDERS = ["learning_at_home", "node_agent", "backend", "dashboard", "migrations", "benchmarks", "examples"]
+CODE_FOLDERS = [
+    "learning_at_home",
+    "node_agent",
+    "backend",
+    "dashboard",
+    "migrations",
+    "benchmarks",
+    "docs",
+    "examples",
+]
 PAGE_FOLDERS = ["templates", "static"]
 
 MAX_LINES = 400  # above this a file most often holds two concepts (style, rule 2)
