@@ -35,6 +35,7 @@ from learning_at_home.transport.busy_poll import BusyPoll
 from learning_at_home.transport.inflow import InflowGuard
 from learning_at_home.transport.inflow_accounts import InflowLimits
 from learning_at_home.transport.link import ZERO_COPY_BYTES
+from learning_at_home.transport.server_counters import Counters
 from learning_at_home.transport.socket_options import (
     MORE_NOBLOCK,
     NOBLOCK,
@@ -109,16 +110,6 @@ class _Caller:
 
     public_key: bytes  # Ed25519
     user_id: str | None  # what libzmq says of the connection's key; None when it has none (unencrypted)
-
-
-@dataclass(slots=True)
-class Counters:
-    """What became of messages that are not work. Written by the server's thread only."""
-
-    malformed: int = 0
-    refused: int = 0
-    dropped_answers: int = 0  # their caller has left or does not read
-    cut_off: int = 0  # connections that sent more than is read of them
 
 
 class Server:
