@@ -23,13 +23,15 @@ from learning_at_home.identity import Identity
 from learning_at_home.peer_address import PeerAddress
 from learning_at_home.transport.busy_poll import BusyPoll
 from learning_at_home.transport.calls import Answer, Call, CallTable
-from learning_at_home.transport.link import Link
+from learning_at_home.transport.endpoints import EndpointBook
+from learning_at_home.transport.link import Link, usable_endpoints
 from learning_at_home.transport.socket_options import POLLIN, has_input, poll
 from learning_at_home.version import AGENT
 from learning_at_home.wire.framing import take_small
 from learning_at_home.wire.messages import Answers, Codec, Reply, Request, Welcome, Work
 
 MAX_LINKS = 128  # of four descriptors each: half of a process's usual 1,024
+WELCOME_S = 1.0  # without one by then, another of the peer's endpoints is tried where there is one
 TRUSTED_S = 0.2  # a link that was used within this time is not asked whether it still lives
 DRAINED_AT_ONCE = 256  # messages of one node, before deadlines are looked at again
 BUSY_S = 1e-3  # a lone caller waits that long without sleeping, where answers come as quickly
@@ -39,21 +41,30 @@ MAX_WAIT_S = 1.0  # a wait looks at its clock again after this at the latest: a 
 class Links:
     """One exchange's links, by peer."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], identity: Identity, unencrypted: bool) -> None:
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        identity: Identity,
+        unencrypted: bool,
+        endpoints: EndpointBook,
+    ) -> None:
         self._context = context
         self._identity = identity
         self._unencrypted = unencrypted
+        self._endpoints = endpoints
         self.by_key: OrderedDict[bytes, Link] = OrderedDict()  # the least recently used first
 
-    def link(self, peer: PeerAddress) -> Link:
+    def link(self, peer: PeerAddress, now: float) -> Link:
         """The link to a peer, made when there is none to where the peer is now. Raises PeerUnreachable."""
         link = self.by_key.get(peer.public_key)
         if link is not None:
             if link.peer is peer or link.peer.endpoints == peer.endpoints:
                 self.by_key.move_to_end(peer.public_key)
                 return link
-            self.drop(peer.public_key)
-        link = Link(self._context, self._identity, peer, AGENT, self._unencrypted)
+            self.drop(peer.public_key, now)
+        endpoint = self._endpoints.best(peer.public_key, usable_endpoints(peer, self._unencrypted), now)
+        link = Link(self._context, self._identity, peer, AGENT, endpoint)
+        link.begun = now
         self.by_key[peer.public_key] = link
         return link
 
@@ -62,8 +73,17 @@ class Links:
         while len(self.by_key) > MAX_LINKS:
             self.by_key.popitem(last=False)[1].close()
 
-    def drop(self, public_key: bytes) -> None:
+    def welcomed(self, link: Link, now: float) -> None:
+        """Its node has answered the greeting; how soon is known if we have listened all the while."""
+        link.welcomed = True
+        if len(link.peer.endpoints) > 1 and link.used == link.begun:
+            self._endpoints.welcomed(link.peer.public_key, link.endpoint, now - link.begun)
+
+    def drop(self, public_key: bytes, now: float) -> None:
+        """Close the link to a peer, if there is one: it was lost, is silent, or leads to where the peer is no more."""
         if link := self.by_key.pop(public_key, None):
+            if not link.welcomed and len(link.peer.endpoints) > 1:
+                self._endpoints.failed(public_key, link.endpoint, now)
             link.close()
 
     def close(self) -> None:
@@ -213,9 +233,9 @@ class Exchange:
                     return old
                 self._drain(old)
                 self._lose(old.peer, PeerUnreachable(f"it has moved to {list(peer.endpoints)}", peer=peer.name))
-            elif moved or (now - old.used > TRUSTED_S and old.lost() is not None):
-                self.links.drop(peer.public_key)
-        link = self.links.link(peer)
+            elif moved or (now - old.used > TRUSTED_S and (old.lost() is not None or _has_no_way(old, now))):
+                self.links.drop(peer.public_key, now)
+        link = self.links.link(peer, now)
         link.used = now
         self._polled[link.socket] = self._polled[link.monitor] = link
         self._poll_items = self._poll_items + link.poll_items if self._poll_items else link.poll_items
@@ -264,6 +284,7 @@ class Exchange:
             self._lose(link.peer, WireError("frames follow a header that has none", peer=link.peer.name))
             return False
         if isinstance(message, Welcome):
+            self.links.welcomed(link, now)
             return True
         if isinstance(message, Answers):
             for answer in message.answers:
@@ -294,7 +315,13 @@ class Exchange:
         if len(kept) < len(self._polled):
             self._polled = kept
             self._poll_items = [(socket, POLLIN) for socket in kept]
-        self.links.drop(peer.public_key)
+        self.links.drop(peer.public_key, self._clock.monotonic_s())
+
+
+def _has_no_way(link: Link, now: float) -> bool:
+    """Whether a connection hangs, as one does that a firewall swallows, while the peer has other endpoints."""
+    several = len(link.peer.endpoints) > 1
+    return several and not link.welcomed and now - link.begun > WELCOME_S and not has_input(link.socket)
 
 
 class Connections:
@@ -314,6 +341,7 @@ class Connections:
         self.num_leased = 0  # to be read only
         self._closed = False
         self._pid = os.getpid()
+        self._endpoints = EndpointBook()
         self.late_answers = 0
 
     def exchange(self) -> Exchange:
@@ -329,7 +357,8 @@ class Connections:
             self.num_leased += 1
             if self._idle:
                 return self._idle.pop()
-        return Exchange(self, Links(self._context, self._identity, self._unencrypted), self._ids, self._clock)
+        links = Links(self._context, self._identity, self._unencrypted, self._endpoints)
+        return Exchange(self, links, self._ids, self._clock)
 
     def close(self) -> None:
         """Close what is idle now, what is leased when it comes back. May be called twice."""

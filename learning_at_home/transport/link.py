@@ -65,11 +65,12 @@ class Link:
         identity: Identity,
         peer: PeerAddress,
         agent: str,
-        unencrypted: bool = False,
+        endpoint: str,
     ) -> None:
-        """`unencrypted`: endpoints without CURVE will do, too. Raises PeerUnreachable."""
+        """`endpoint`: one of the peer's `usable_endpoints`. Raises PeerUnreachable."""
         self.peer = peer
-        endpoint = _choose(peer, unencrypted)
+        self.endpoint = endpoint
+        self.welcomed = False
         self.chunk_bytes = chunk_bytes_of(peer)
         with contextlib.ExitStack() as opened:
             try:
@@ -92,7 +93,7 @@ class Link:
             self._send = plain_send(self.socket)
             self.poll_items = [(self.socket, POLLIN), (self.monitor, POLLIN)]  # for zmq_poll
             self._opened = opened.pop_all()
-        self.used = 0.0  # monotonic, kept by its user
+        self.used = self.begun = 0.0  # monotonic, kept by its user
 
     def send(self, request: Request, frames: Sequence[memoryview | bytes]) -> None:
         """Queue a request. Raises PeerUnreachable when the peer takes nothing any more (its queue is full)."""
@@ -141,7 +142,7 @@ class Link:
             event = parse_monitor_message(self.monitor.recv_multipart(zmq.NOBLOCK))
             reason = _REASONS.get(zmq.Event(event["event"]))
             if reason is not None:
-                return PeerUnreachable(f"{self.peer.endpoints[0]}: {reason}", peer=self.peer.name)
+                return PeerUnreachable(f"{self.endpoint}: {reason}", peer=self.peer.name)
         return None
 
     def close(self) -> None:
@@ -156,17 +157,20 @@ def chunk_bytes_of(peer: PeerAddress) -> int:
     return PLAIN_CHUNK_BYTES
 
 
-def _choose(peer: PeerAddress, unencrypted: bool) -> str:
-    """The first endpoint that may be used, encrypted ones first. Raises PeerUnreachable."""
-    for endpoint in peer.endpoints:
-        if endpoint.startswith("tcp://"):
-            return endpoint
-    for endpoint in peer.endpoints:
-        if endpoint.startswith(PLAIN_SCHEME):
-            if unencrypted:
-                return endpoint
-            raise PeerUnreachable(
-                f"{endpoint}: it takes unencrypted connections only, which need unencrypted=True on this side",
-                peer=peer.name,
-            )
+def usable_endpoints(peer: PeerAddress, unencrypted: bool) -> list[str]:
+    """Those that may be used, as the peer orders them: the encrypted ones, or else, if allowed, those without CURVE.
+
+    Raises PeerUnreachable when there is none.
+    """
+    encrypted = [endpoint for endpoint in peer.endpoints if endpoint.startswith("tcp://")]
+    if encrypted:
+        return encrypted
+    plain = [endpoint for endpoint in peer.endpoints if endpoint.startswith(PLAIN_SCHEME)]
+    if plain and unencrypted:
+        return plain
+    if plain:
+        raise PeerUnreachable(
+            f"{plain[0]}: it takes unencrypted connections only, which need unencrypted=True on this side",
+            peer=peer.name,
+        )
     raise PeerUnreachable(f"it announces no tcp:// endpoint but {list(peer.endpoints)}", peer=peer.name)
