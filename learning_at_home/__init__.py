@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from learning_at_home.client.remote_expert import RemoteExpert
     from learning_at_home.client.stats import SwarmStats
     from learning_at_home.client.swarm import Swarm
+    from learning_at_home.client.switch_dmoe import SwitchDMoE
     from learning_at_home.errors import (
         AmbiguousProject,
         BatchTooLarge,
@@ -68,6 +69,7 @@ _MODULE_OF = {
     "RemoteExpert": "client.remote_expert",
     "Swarm": "client.swarm",
     "SwarmStats": "client.stats",
+    "SwitchDMoE": "client.switch_dmoe",
     "__version__": "version",
 }
 
@@ -106,6 +108,7 @@ __all__ = [
     "StaleRequest",
     "Swarm",
     "SwarmStats",
+    "SwitchDMoE",
     "UnknownExpert",
     "UnknownLayer",
     "UnknownProject",

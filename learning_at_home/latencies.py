@@ -30,10 +30,13 @@ class LatencyWindow:
         step = round(STEPS_PER_DECADE * math.log10(max(1.0, duration_s / SHORTEST_S)))
         counts[step] = counts.get(step, 0) + 1
 
-    def copy(self, now: float) -> Latencies:
-        """What the window holds, to be judged outside of its owner's lock. Only the newest slice still changes."""
+    def copy(self, now: float, last_s: float = WINDOW_S) -> Latencies:
+        """What the window holds, or its last seconds alone, to a slice; to be judged outside of its owner's lock.
+
+        Only the newest slice still changes.
+        """
         self._drop_old(now)
-        counts = [part for _, part in self._slices]
+        counts = [part for start_s, part in self._slices if start_s + SLICE_S > now - last_s]
         return Latencies((*counts[:-1], dict(counts[-1])) if counts else ())
 
     def percentiles_ms(self, now: float) -> tuple[float, float] | tuple[None, None]:

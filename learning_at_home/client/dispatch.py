@@ -10,16 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from learning_at_home.client.choice import Choice
 from learning_at_home.client.compression import Compression
 from learning_at_home.client.fanout import NO_COMPRESSION, CallContext, FanOut, Result, Task, retry_at
 from learning_at_home.client.living import LivingExperts
 from learning_at_home.client.quorum import Ask, Done, Quorum, Rows, Wait
-from learning_at_home.client.selection import next_best_cells
 from learning_at_home.client.traced_round import TracedRound
 from learning_at_home.client.tracing import section
 from learning_at_home.directory.directory import LayerView
@@ -41,6 +42,8 @@ LOOK_AGAIN_S = 0.05  # how often a row without anyone to ask looks into the dire
 MOVED = (NetworkError, NodeDraining, UnknownExpert)  # failures after which a cell may soon be served again
 MAX_CAUSES_SHOWN = 4  # in a message; the error's `causes` has all
 
+OnMissing = Literal["raise", "pass"]  # what becomes of rows with fewer than k_min answers
+
 
 @dataclass(frozen=True, slots=True)
 class Terms:
@@ -51,6 +54,7 @@ class Terms:
     deadline_s: float
     grace_s: float
     compression: Compression = NO_COMPRESSION
+    on_missing: OnMissing = "raise"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,7 +70,10 @@ class Part:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answers:
-    """What forward brought. `tensor` [R, S, *row shape] has zeros in empty slots; `cells` [R, S] is -1 there."""
+    """What forward brought. `tensor` [R, S, *row shape] has zeros in empty slots; `cells` [R, S] is -1 there.
+
+    A row without any answer passes through: it was given to no expert, or `on_missing` says so.
+    """
 
     tensor: Tensor
     cells: Tensor
@@ -82,31 +89,46 @@ class ForwardRound:
         terms: Terms,
         living: LivingExperts,
         x: Tensor,
-        lines_RL: Tensor,
+        choice: Choice,
         traced: TracedRound | None = None,
     ) -> None:
-        """`x` [R, *row shape] and the gate's `lines_RL`: detached, on the CPU."""
+        """`x` [R, *row shape]: detached, on the CPU, as the choice's scores are."""
         self._traced = traced
         self._context = context
         self._terms = terms
         self._living = living
         self._x = x
-        self._lines_RL = lines_RL
+        self._choice = choice
         self._results: list[Result] = []
         self._causes: dict[str, LearningAtHomeError] = {}
         self._full: list[tuple[Task, float]] = []  # refused for want of room, and when to ask again
         self._gone: list[tuple[Task, bool]] = []  # failed since their host is gone, and whether by the network
 
     def run(self, view: LayerView, chosen_RK: Tensor, deadline: float) -> Answers:
-        """The answers. Raises NotEnoughExperts when a row has fewer than k_min by the deadline, or all have failed."""
+        """The answers. A row that is given no cell (-1) is left alone.
+
+        Raises NotEnoughExperts when another has fewer than k_min by the deadline, or all have failed, unless such rows
+        pass through.
+        """
         terms, clock = self._terms, self._context.clock
+        passing = terms.on_missing == "pass"
         self._asked_RA = chosen_RK.numpy().copy()  # changed below
-        patience_s = PATIENCE_SHARE * terms.deadline_s
-        quorum = Quorum(len(self._x), terms.k_min, grace_s=terms.grace_s, patience_s=patience_s, deadline=deadline)
+        quorum = Quorum(
+            len(self._x),
+            terms.k_min,
+            grace_s=terms.grace_s,
+            patience_s=PATIENCE_SHARE * terms.deadline_s,
+            deadline=deadline,
+            every_row=not passing,
+        )
+        excused = np.flatnonzero((self._asked_RA < 0).all(axis=1))
+        if len(excused):
+            quorum.excuse(excused)
         with self._context.connections.exchange() as exchange:
             fanout = FanOut(self._context, exchange, deadline, compression=terms.compression, traced=self._traced)
-            rows = np.repeat(np.arange(len(self._x)), chosen_RK.shape[1])
-            self._ask(fanout, quorum, view, rows, self._asked_RA.reshape(-1))
+            rows, columns = np.nonzero(self._asked_RA >= 0)
+            if len(rows):
+                self._ask(fanout, quorum, view, rows, self._asked_RA[rows, columns])
             while not isinstance(decision := quorum.decide(clock.monotonic_s()), Done):
                 # What has arrived counts before anybody else is asked.
                 until = decision.until if isinstance(decision, Wait) else clock.monotonic_s()
@@ -117,9 +139,10 @@ class ForwardRound:
             for task in fanout.leave_behind(terms.grace_s):
                 self._causes.setdefault(task.uid, silence(task.uid, task.holder))
         short_rows = quorum.short_rows()
-        if len(short_rows):
+        if len(short_rows) and not passing:
             raise not_enough(terms.layer.prefix, len(short_rows), len(self._x), terms.k_min, self._causes)
         with section(self._traced, "assemble"):
+            self._drop_answers_of(short_rows)
             return self._assemble()
 
     def _ask(self, fanout: FanOut, quorum: Quorum, view: LayerView, rows: Rows, cells: Rows) -> None:
@@ -163,7 +186,7 @@ class ForwardRound:
         view, index = self._living.now()
         self._allow_those_back(view)
         asked_rA = torch.from_numpy(self._asked_RA[rows])
-        cells = next_best_cells(self._lines_RL[torch.from_numpy(rows)], index, asked_rA).numpy()
+        cells = self._choice.next_best(view, index, rows, asked_rA).numpy()
         found = cells >= 0
         if found.any():
             column_R = np.full((len(self._x), 1), -1)
@@ -203,6 +226,21 @@ class ForwardRound:
                 self._full[position] = (self._task(task.cell, task.holder, rest, task.retries), at)
         return rows
 
+    def _drop_answers_of(self, rows: Rows) -> None:
+        """Rows that pass through do so whole, and train nobody."""
+        if not len(rows):
+            return
+        kept_results = []
+        for result in self._results:
+            task = result.task
+            kept = ~np.isin(task.rows, rows)
+            if kept.all():
+                kept_results.append(result)
+            elif kept.any() and result.tensor is not None:
+                task.rows = task.rows[kept]
+                kept_results.append(Result(task, result.tensor[torch.from_numpy(kept)], None))
+        self._results = kept_results
+
     def _assemble(self) -> Answers:
         """The answers in a dense tensor; slots are given by cell, so that the sum does not depend on who was faster."""
         layer = self._terms.layer
@@ -214,7 +252,7 @@ class ForwardRound:
             parts.append(Part(task.uid, task.cell, task.holder, task.rows, counts[task.rows]))
             tensors.append(result.tensor)
             counts[task.rows] += 1
-        num_slots = int(counts.max())
+        num_slots = max(1, int(counts.max()))
         dense = counts.min() == num_slots
         flat = (torch.empty if dense else torch.zeros)((num_rows * num_slots, *layer.row_shape), dtype=self._x.dtype)
         cells = np.full((num_rows, num_slots), -1)
@@ -236,8 +274,11 @@ def ask_backward(
     """The gradient of x [R, *row shape], from the experts that answered forward; their hosts update them.
 
     All tensors are detached, on the CPU. What an expert does not answer is left out of the sum and counted; rows of
-    which no expert answers get zero and are counted. Raises NotEnoughExperts when nobody answers at all.
+    which no expert answers get zero and are counted. Raises NotEnoughExperts when nobody answers at all, unless rows
+    without an answer pass through.
     """
+    if not parts:
+        return torch.zeros_like(x)
     num_slots = gradient_RSx.shape[1]
     flat = gradient_RSx.flatten(0, 1)
     tasks = []
@@ -251,7 +292,7 @@ def ask_backward(
                 Task(part.uid, part.cell, part.holder, "backward", tensors, len(part.rows), part.rows, expected)
             )
     results, causes, zero_rows = _run_backward(context, terms, tasks, len(x), traced)
-    if not results:
+    if not results and terms.on_missing == "raise":
         raise not_enough(terms.layer.prefix, len(x), len(x), 1, causes, "backward")
     asked = sum(len(task.rows) for task in tasks)
     context.stats.lost_gradients(zero_rows, asked - sum(len(result.task.rows) for result in results))
@@ -273,6 +314,11 @@ def _run_backward(
         num_rows, terms.k_min, grace_s=terms.grace_s, patience_s=terms.deadline_s, deadline=deadline, every_row=False
     )
     quorum.exhausted(np.arange(num_rows))  # only who computed a row forward can compute it backward
+    passed = np.ones(num_rows, bool)
+    for task in tasks:
+        passed[task.rows] = False
+    if passed.any():
+        quorum.excuse(np.flatnonzero(passed))
     results, causes = [], {}
     with context.connections.exchange() as exchange:
         fanout = FanOut(context, exchange, deadline, insist=True, compression=terms.compression, traced=traced)

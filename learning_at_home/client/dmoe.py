@@ -2,36 +2,52 @@
 
 One autograd Function fans out to all experts at once, forward and backward (one blocking Function per expert would
 run them one after another); scores, softmax and sum are plain PyTorch around it, so that autograd makes the gate's
-gradient exact. Source: Ryabinin & Gusev, NeurIPS 2020 ("Learning@home").
+gradient exact. Source: Ryabinin & Gusev, NeurIPS 2020 ("Learning@home"). Formulas: docs/layer.md.
 """
 
 # R rows in the batch, K chosen per row, S slots per row (the most answers that any row has), L grid lines
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from learning_at_home.client.checks import check_first_order, check_gradient, check_rows
+from learning_at_home.client.choice import Choice
 from learning_at_home.client.compression import Compression, compression_of
-from learning_at_home.client.dispatch import ForwardRound, Part, Terms, ask_backward, not_enough
+from learning_at_home.client.dispatch import ForwardRound, OnMissing, Part, Terms, ask_backward, not_enough
 from learning_at_home.client.fanout import CallContext
-from learning_at_home.client.gating import GatingFunction
+from learning_at_home.client.gating import GatingFunction, Noise
 from learning_at_home.client.living import LivingExperts
-from learning_at_home.client.mixture import importance_loss, mix, mixture_weights
+from learning_at_home.client.mixture import add_rest, importance_loss, load_loss, mix, mixture_weights
+from learning_at_home.client.pace import Paces
 from learning_at_home.client.remote_expert import training_anchor
-from learning_at_home.client.selection import best_cells, cell_scores
+from learning_at_home.client.selection import CellIndex, cell_scores
 from learning_at_home.client.traced_round import TracedRound
 from learning_at_home.client.tracing import section
+from learning_at_home.client.usage import Usage, UsageMeter
+from learning_at_home.directory.directory import LayerView
 from learning_at_home.errors import ConfigError, SpecMismatch, UsageError
 from learning_at_home.project import LayerSpec
 
 if TYPE_CHECKING:
     from learning_at_home.client.swarm import Swarm
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Use:
+    """How a batch used the experts: its scores with and without noise, who answered, and who could be chosen."""
+
+    lines_RL: Tensor
+    noise: Noise | None
+    weights_RS: Tensor
+    cells_RS: Tensor
+    candidates: CellIndex
 
 
 class DMoE(torch.nn.Module):
@@ -48,6 +64,12 @@ class DMoE(torch.nn.Module):
     cause per uid, when a row has fewer than k_min answers. Backward goes to the experts that answered; one that fails
     is left out of the gradient of x, a row without any gets zero (both counted in `swarm.stats()`), and only a batch
     without any answer raises.
+
+    `on_missing="pass"`: nothing of that raises NotEnoughExperts. A row with fewer than k_min answers by the deadline
+    passes through unchanged, and so does its gradient; see `passed`. `noisy` and `jitter` of the gate: see
+    GatingFunction. `latency_weight`: for each second that an expert's host is expected to take, so much is taken from
+    the expert's score, when experts are chosen and not in the mixture's softmax. `circuit_breaker`: leave hosts alone
+    for a while that are far slower than the layer's others, or fail far more often.
     """
 
     def __init__(
@@ -61,6 +83,11 @@ class DMoE(torch.nn.Module):
         grace_s: float | None = None,
         in_features: int | None = None,
         compression: Compression | str | tuple[str, str] = "none",
+        on_missing: OnMissing = "raise",
+        noisy: bool = False,
+        latency_weight: float = 0.0,
+        circuit_breaker: bool = True,
+        jitter: float = 0.0,
     ) -> None:
         super().__init__()
         self.layer: LayerSpec = swarm.project.layer(layer)
@@ -73,72 +100,155 @@ class DMoE(torch.nn.Module):
             self.layer.deadline_s if deadline_s is None else deadline_s,
             self.layer.grace_s if grace_s is None else grace_s,
             compression_of(compression, f"layer {layer}"),
+            on_missing,
         )
-        if not 1 <= self.terms.k_min <= k_best:
-            raise ConfigError(f"layer {layer}: k_min is {self.terms.k_min}; it must lie between 1 and k_best={k_best}")
-        if not self.terms.deadline_s > 0 or not self.terms.grace_s >= 0:
-            raise ConfigError(f"layer {layer}: deadline_s must be positive and grace_s not negative")
-        self.gate = GatingFunction.of_layer(swarm, layer, k_best)
+        self.latency_weight = latency_weight
+        self.circuit_breaker = circuit_breaker
+        self._check_settings()
+        self.gate = GatingFunction.of_layer(swarm, layer, k_best, noisy=noisy, jitter=jitter)
         self._calls: CallContext = swarm.calls
         self._living: LivingExperts = swarm.living(layer)
-        self._last_use: tuple[Tensor, Tensor, Tensor] | None = None  # weights, their cells, the living cells
+        self._paces = Paces(self._calls)
+        self._meter = UsageMeter(layer, self.layer.cells)
+        self._may_pass = on_missing == "pass"
+        self._last_use: Use | None = None  # of the last forward with autograd on
+        self._last_passed: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """The mixture of each row's experts, of the shape of x."""
         row_shape = self.layer.row_shape
         shape = tuple(getattr(x, "shape", ()))  # what is no tensor is refused below, with the expert's name
         if len(shape) > len(row_shape) + 1 and shape[-len(row_shape) :] == row_shape:
-            return self._mixture(x.flatten(0, -len(row_shape) - 1)).view(shape)
+            y = self._mixture(x.flatten(0, -len(row_shape) - 1)).view(shape)
+            if self._may_pass:
+                self._last_passed = self.passed.view(shape[: -len(row_shape)])
+            return y
         return self._mixture(x)
 
-    def balance_loss(self) -> Tensor:
-        """The importance loss of the last forward with autograd on, differentiable: add a little of it to the loss.
+    @property
+    def passed(self) -> Tensor:
+        """Which rows of the last forward passed through unchanged: bool, of the leading dimensions of x.
 
-        Zero when all living experts weigh the same over the batch (Shazeer et al., 2017). Raises UsageError before a
-        forward.
+        Raises UsageError before a forward.
+        """
+        if self._last_passed is None:
+            raise UsageError(f"layer {self.layer.prefix}: `passed` belongs to a forward; call the layer first")
+        return self._last_passed
+
+    def balance_loss(self) -> Tensor:
+        """The balance of the last forward with autograd on, differentiable: add a little of it (0.01) to the loss.
+
+        The importance loss, which is zero when all living experts weigh the same over the batch; of a noisy gate also
+        the load loss, zero when all would get as many rows (Shazeer et al., 2017). Raises UsageError before a forward.
         """
         if self._last_use is None:
             raise UsageError(f"layer {self.layer.prefix}: balance_loss() belongs to a forward; call the layer first")
-        return importance_loss(*self._last_use)
+        if not len(self._last_use.candidates):
+            return self._last_use.lines_RL.sum() * 0.0  # nobody was alive, and all rows passed through
+        return self._balance_loss(self._last_use)
+
+    def usage(self) -> Usage:
+        """How the rows of the last batches with autograd on were spread over the experts that are alive now.
+
+        `swarm.report(step, entropy=layer.usage().entropy_share)` puts it on the dashboard. A gate that has collapsed is
+        also told in the log, as a warning, at most every ten minutes.
+        """
+        return self._meter.usage(self._living.now()[1].cells_N.tolist())
 
     def __getstate__(self) -> dict[str, object]:
         """For copies: the last batch's use stays behind, since its graph cannot be copied."""
-        return {**self.__dict__, "_last_use": None}
+        return {**self.__dict__, "_last_use": None, "_last_passed": None}
 
     def extra_repr(self) -> str:
         terms = self.terms
         times = f"deadline_s={terms.deadline_s:g}, grace_s={terms.grace_s:g}"
-        return f"layer={self.layer.prefix!r}, k_best={self.k_best}, k_min={terms.k_min}, {times}"
+        missing = f", on_missing={terms.on_missing!r}" if terms.on_missing != "raise" else ""
+        latency = f", latency_weight={self.latency_weight:g}" if self.latency_weight else ""
+        return f"layer={self.layer.prefix!r}, k_best={self.k_best}, k_min={terms.k_min}, {times}{missing}{latency}"
+
+    def _check_settings(self) -> None:
+        name, terms = f"layer {self.layer.prefix}", self.terms
+        if not 1 <= terms.k_min <= self.k_best:
+            raise ConfigError(f"{name}: k_min is {terms.k_min}; it must lie between 1 and k_best={self.k_best}")
+        if not terms.deadline_s > 0 or not terms.grace_s >= 0:
+            raise ConfigError(f"{name}: deadline_s must be positive and grace_s not negative")
+        if terms.on_missing not in get_args(OnMissing):
+            raise ConfigError(f"{name}: on_missing={terms.on_missing!r}; it is one of {', '.join(get_args(OnMissing))}")
+        if not 0 <= self.latency_weight < math.inf:
+            raise ConfigError(f"{name}: latency_weight is {self.latency_weight}; it must be finite and not negative")
+
+    def _choice(self, lines_RL: Tensor) -> Choice:
+        """How experts are chosen for a batch of these scores, detached and on the CPU."""
+        return Choice(lines_RL, self.k_best, self._penalty if self.latency_weight else None)
+
+    def _penalty(self, view: LayerView, index: CellIndex) -> Tensor:
+        return self.latency_weight * self._paces.expected_s(view, index)
+
+    def _weights(
+        self, lines_RL: Tensor, cells_RS: Tensor, passed_R: Tensor | None, candidates: CellIndex
+    ) -> tuple[Tensor, Tensor | None]:
+        """What each answer weighs [R, S], and what that leaves over for the row itself [R]; None: nothing."""
+        answered_RS = cells_RS >= 0
+        scores_RS = cell_scores(lines_RL, self.layer.grid, cells_RS.clamp_min(0))
+        if passed_R is None:
+            return mixture_weights(scores_RS, answered_RS), None
+        # Rows that pass have no answer to weigh: their slots hold zeros, and any finite weights will do.
+        return mixture_weights(scores_RS, answered_RS | passed_R.unsqueeze(1)), passed_R.to(scores_RS)
+
+    def _balance_loss(self, use: Use) -> Tensor:
+        importance = importance_loss(use.weights_RS, use.cells_RS, use.candidates.cells_N.to(use.cells_RS.device))
+        if use.noise is None:
+            return importance
+        noise = use.noise
+        return importance + load_loss(use.lines_RL, noise.clean_RL, noise.deviation_RL, use.candidates, self.k_best)
 
     def _mixture(self, x: Tensor) -> Tensor:
         check_rows(f"layer {self.layer.prefix}", self.layer, x)
         with self._calls.tracing.round(self.layer.prefix, "forward", x.shape[0]) as traced:
             with section(traced, "gate"):
-                lines_RL = self.gate.line_scores(x)
-            plan = _Plan(self._calls, self.terms, self._living, lines_RL.detach().to("cpu"), self.k_best, traced)
+                lines_RL, noise = self.gate.noisy_line_scores(x)
+            choice = self._choice(lines_RL.detach().to("cpu"))
+            plan = _Plan(self._calls, self.terms, self._living, choice, self.circuit_breaker, traced)
             answers_RSx: Tensor
             cells_RS: Tensor
             answers_RSx, cells_RS = _FanOutToExperts.apply(  # type: ignore[no-untyped-call]
                 x, training_anchor(self.layer), plan
             )
             with section(traced, "mix"):
-                scores_RS = cell_scores(lines_RL, self.layer.grid, cells_RS.clamp_min(0))
-                weights_RS = mixture_weights(scores_RS, cells_RS >= 0)
+                passed_R = self._note_passed(cells_RS) if self._may_pass else None
+                weights_RS, rest_R = self._weights(lines_RL, cells_RS, passed_R, plan.candidates)
                 if torch.is_grad_enabled():
-                    self._last_use = weights_RS, cells_RS, self._living.now()[1].cells_N.to(cells_RS.device)
-                return mix(answers_RSx, weights_RS)
+                    self._count(cells_RS)
+                    self._last_use = Use(lines_RL, noise, weights_RS, cells_RS, plan.candidates)
+                mixed = mix(answers_RSx, weights_RS)
+                return mixed if rest_R is None else add_rest(mixed, x, rest_R)
+
+    def _count(self, cells_RS: Tensor) -> None:
+        self._meter.count(cells_RS.cpu().numpy())
+        if self._meter.is_due():
+            self._meter.warn(self._living.now()[1].cells_N.tolist(), self._calls.clock.monotonic_s())
+
+    def _note_passed(self, cells_RS: Tensor) -> Tensor | None:
+        """Which rows pass through: those without an answer; None when none does."""
+        self._last_passed = passed_R = cells_RS[:, 0] < 0
+        num_passed = int(passed_R.sum())
+        if not num_passed:
+            return None
+        self._calls.stats.passed_through(num_passed)
+        return passed_R
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Plan:
-    """What one forward needs besides its tensors with gradients."""
+    """What one forward needs besides its tensors with gradients, and whom it could have asked."""
 
     calls: CallContext
     terms: Terms
     living: LivingExperts
-    lines_RL: Tensor
-    k_best: int
+    choice: Choice
+    circuit_breaker: bool
     traced: TracedRound | None
+    candidates: CellIndex = field(init=False)
 
 
 class _SavedRound(FunctionCtx):
@@ -156,15 +266,21 @@ class _FanOutToExperts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: _SavedRound, x: Tensor, anchor: Tensor, plan: _Plan) -> tuple[Tensor, Tensor]:
-        terms = plan.terms
+        terms, choice = plan.terms, plan.choice
         deadline = plan.calls.clock.monotonic_s() + terms.deadline_s
-        plan.living.look_for(plan.lines_RL, plan.k_best, deadline)
+        if plan.circuit_breaker:
+            plan.living.judge_hosts()
+        plan.living.look_for(choice.lines_RL, choice.k_best, deadline)
         view, index = plan.living.at_least(terms.k_min, deadline)
-        if len(index) < terms.k_min:
-            raise not_enough(terms.layer.prefix, len(x), len(x), terms.k_min, {})
         with section(plan.traced, "choose"):
-            chosen_RK = best_cells(plan.lines_RL, index, plan.k_best)
-        asking = ForwardRound(plan.calls, terms, plan.living, x.detach().to("cpu"), plan.lines_RL, plan.traced)
+            plan.candidates = choice.candidates(index)
+            if len(index) >= terms.k_min:
+                chosen_RK = choice.best(view, index)
+            elif terms.on_missing == "pass":
+                chosen_RK = torch.full((len(x), 1), -1)
+            else:
+                raise not_enough(terms.layer.prefix, len(x), len(x), terms.k_min, {})
+        asking = ForwardRound(plan.calls, terms, plan.living, x.detach().to("cpu"), choice, plan.traced)
         answers = asking.run(view, chosen_RK, deadline)
         ctx.calls, ctx.terms, ctx.parts = plan.calls, terms, answers.parts
         ctx.save_for_backward(x)

@@ -193,7 +193,8 @@ class FanOut:
         if task.traced is not None:
             _trace(task.traced, answer, error)
         if error is None:
-            self.context.stats.answered(holder.public_key, holder.name, task.num_rows, answer.seconds, now)
+            load_ms = 0.0 if answer.reply is None else answer.reply.load_ms
+            self.context.stats.answered(holder.public_key, holder.name, task.num_rows, answer.seconds, now, load_ms)
         elif self._insist and self._goes_out_again(answer.call, error, now):
             self.context.stats.retried(holder.public_key, holder.name)
             return None

@@ -25,7 +25,16 @@ if TYPE_CHECKING:
     from learning_at_home.client.swarm import Swarm
 
 
+MIN_DEVIATION = 1e-2  # of the noise: what a row's noise may shrink to, so that it never decides for certain
 LOOK_TIMEOUT_S = 5.0  # for the best experts of a layer that is too large to be known whole
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Noise:
+    """What noise was added to a batch's scores: `clean_RL` without it, `deviation_RL` its standard deviation."""
+
+    clean_RL: Tensor
+    deviation_RL: Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,9 +65,14 @@ class Chosen:
 class GatingFunction(torch.nn.Module):
     """`GatingFunction(64, (4, 4), k_best=4, swarm=swarm, layer="ffn0")(x)` chooses the experts for x [rows, 64].
 
-    Its only parameters are those of one linear map from `in_features` to one score per grid line. Without a swarm it
-    can still score (`line_scores`); choosing needs to know who is alive. Raises ConfigError when k_best is below 1, or
-    the grid is not the layer's.
+    Its only parameters are those of one linear map from `in_features` to one score per grid line, and of a second one
+    when it is `noisy`. Without a swarm it can still score (`line_scores`); choosing needs to know who is alive. Raises
+    ConfigError when k_best is below 1, jitter is not in [0, 1), or the grid is not the layer's.
+
+    While training (`gate.train()`, the default), and not in `eval()`: `noisy` adds normal noise to every line's score,
+    its standard deviation a softplus of that second map (Shazeer et al., 2017, eq. 4; theirs is per expert); `jitter`
+    multiplies the gate's input, elementwise, by numbers drawn evenly from 1 - jitter to 1 + jitter (Fedus et al.,
+    2021).
     """
 
     def __init__(
@@ -70,6 +84,8 @@ class GatingFunction(torch.nn.Module):
         swarm: Swarm | None = None,
         layer: str | None = None,
         dtype: torch.dtype | None = None,
+        noisy: bool = False,
+        jitter: float = 0.0,
     ) -> None:
         super().__init__()
         self.grid = Grid(tuple(grid))
@@ -77,7 +93,14 @@ class GatingFunction(torch.nn.Module):
         self.k_best = k_best
         if k_best < 1:
             raise ConfigError(f"k_best is {k_best}; at least one expert must be chosen")
+        if not 0 <= jitter < 1:
+            raise ConfigError(f"jitter is {jitter}; it must be at least 0 and below 1")
+        self.jitter = jitter
         self.lines = torch.nn.Linear(in_features, sum(self.grid.shape), dtype=dtype)
+        self.noise: torch.nn.Linear | None = None
+        if noisy:
+            self.noise = torch.nn.Linear(in_features, sum(self.grid.shape), bias=False, dtype=dtype)
+            torch.nn.init.zeros_(self.noise.weight)  # as in the paper: equal noise everywhere at first
         self._swarm = swarm
         self._prefix = layer
         if (swarm is None) != (layer is None):
@@ -86,26 +109,48 @@ class GatingFunction(torch.nn.Module):
             raise ConfigError(f"layer {layer} has grid {list(swarm.project.layer(layer).grid)}, not {list(grid)}")
 
     @classmethod
-    def of_layer(cls, swarm: Swarm, layer: str, k_best: int = 4) -> GatingFunction:
+    def of_layer(
+        cls, swarm: Swarm, layer: str, k_best: int = 4, *, noisy: bool = False, jitter: float = 0.0
+    ) -> GatingFunction:
         """The gate that fits a layer of the project: its size, its grid, and its dtype where that has enough bits.
 
         Raises UnknownLayer.
         """
         spec = swarm.project.layer(layer)
         dtype = DTYPES[spec.dtype] if spec.dtype in ("float32", "float64") else torch.float32
-        return cls(spec.hidden_size, spec.grid, k_best=k_best, swarm=swarm, layer=layer, dtype=dtype)
+        return cls(
+            spec.hidden_size,
+            spec.grid,
+            k_best=k_best,
+            swarm=swarm,
+            layer=layer,
+            dtype=dtype,
+            noisy=noisy,
+            jitter=jitter,
+        )
 
     def line_scores(self, x: Tensor) -> Tensor:
         """One score per grid line, all dimensions side by side: [R, L]. A row that is a sequence counts by its mean.
 
         Raises SpecMismatch, and NonFiniteTensor when the scores are: then the gate's own weights have diverged.
         """
+        return self.noisy_line_scores(x)[0]
+
+    def noisy_line_scores(self, x: Tensor) -> tuple[Tensor, Noise | None]:
+        """`line_scores`, and the noise in them; None where none was added."""
         if x.dim() not in (2, 3) or x.shape[-1] != self.in_features:
             raise SpecMismatch(f"the gate takes [*, {self.in_features}], not {list(x.shape)}")
-        lines_RL: Tensor = self.lines((x.mean(dim=1) if x.dim() == 3 else x).to(self.lines.weight.dtype))
+        x = (x.mean(dim=1) if x.dim() == 3 else x).to(self.lines.weight.dtype)
+        if self.jitter and self.training:
+            x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
+        lines_RL: Tensor = self.lines(x)
+        noise = None
+        if self.noise is not None and self.training:
+            noise = Noise(lines_RL, MIN_DEVIATION + torch.nn.functional.softplus(self.noise(x)))
+            lines_RL = lines_RL + torch.randn_like(lines_RL) * noise.deviation_RL
         if not bool(torch.isfinite(lines_RL.detach()).all()):
             raise NonFiniteTensor("the gate's scores hold NaN or infinity: its weights have diverged")
-        return lines_RL
+        return lines_RL, noise
 
     def forward(self, x: Tensor) -> Chosen:
         """The k best living experts of every row; fewer when fewer live.
@@ -125,4 +170,5 @@ class GatingFunction(torch.nn.Module):
         return Chosen(self._prefix, cell_scores(lines_RL, self.grid.shape, cells_RK), cells_RK, self._swarm)
 
     def extra_repr(self) -> str:
-        return f"grid={list(self.grid.shape)}, k_best={self.k_best}"
+        noise = f", jitter={self.jitter:g}" if self.jitter else ""
+        return f"grid={list(self.grid.shape)}, k_best={self.k_best}{noise}"

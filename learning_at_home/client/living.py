@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from learning_at_home.client.breaker import WINDOW_S, Breaker, HostFigures
 from learning_at_home.client.fanout import CallContext
 from learning_at_home.client.selection import CellIndex
 from learning_at_home.directory.beam_search import LineScores
 from learning_at_home.directory.directory import LayerView
 from learning_at_home.project import LayerSpec
 
+log = logging.getLogger(__name__)
+
+JUDGED_EVERY_S = 1.0  # hosts, by those who call them
+TOLERATED_SHARE = 0.5  # of the grace time: a host that answers within is never slow
 POLL_S = 0.02  # a look at the directory takes microseconds, and only a caller who lacks experts waits
 
 
@@ -34,6 +41,12 @@ class LivingExperts:
     explore: Callable[[str, LineScores, int, float], None] | None = None
     _explored_s: float = field(default=float("-inf"), repr=False)
     _indexed: tuple[int, CellIndex] | None = field(default=None, repr=False)
+    _breaker: Breaker = field(init=False, repr=False)
+    _judging: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _judged_s: float = field(default=float("-inf"), repr=False)
+
+    def __post_init__(self) -> None:
+        self._breaker = Breaker(TOLERATED_SHARE * self.layer.grace_s, self.layer.k_min)
 
     def now(self) -> tuple[LayerView, CellIndex]:
         """The view and the index of its living cells, in flat order."""
@@ -54,6 +67,36 @@ class LivingExperts:
         self._explored_s = now
         some_RL = lines_RL[:: -(-len(lines_RL) // EXPLORED_ROWS)] if len(lines_RL) else lines_RL
         self.explore(self.layer.prefix, some_RL.tolist(), EXPLORED_WIDTH * k, deadline - now)
+
+    def judge_hosts(self) -> None:
+        """Put hosts aside that are slow or fail often beside the others, once in a second at most. See breaker.py."""
+        now = self.context.clock.monotonic_s()
+        if now < self._judged_s + JUDGED_EVERY_S or not self._judging.acquire(blocking=False):
+            return
+        try:
+            self._judged_s = now
+            for verdict in self._breaker.look(self._figures(now), now):
+                if verdict.until_s is None:
+                    log.info("layer %s: %s is as fast and sound as the others again", self.layer.prefix, verdict.name)
+                    continue
+                self.context.directory.put_aside(verdict.public_key, verdict.until_s)
+                seconds, name = verdict.until_s - now, verdict.name
+                log.info("layer %s: %s is put aside for %.0f s: %s", self.layer.prefix, name, seconds, verdict.reason)
+        finally:
+            self._judging.release()
+
+    def _figures(self, now: float) -> dict[bytes, HostFigures]:
+        """Of the hosts that are alive, those that were called."""
+        cells: dict[bytes, int] = {}
+        for holder in self.context.directory.layer(self.layer.prefix).holders:
+            if holder is not None:
+                cells[holder.public_key] = cells.get(holder.public_key, 0) + 1
+        figures = {}
+        for key, num_cells in cells.items():
+            if lately := self.context.stats.lately(key, now, WINDOW_S):
+                p95_s = None if lately.p95_ms is None else lately.p95_ms / 1000
+                figures[key] = HostFigures(lately.name, num_cells, lately.calls, lately.failures, p95_s)
+        return figures
 
     def at_least(self, num_experts: int, deadline: float) -> tuple[LayerView, CellIndex]:
         """The view as soon as so many experts live; at the deadline (monotonic) whatever there is then."""

@@ -78,6 +78,12 @@ class Quorum:
         self._pending[rows] += 1
         self._patient_until[rows] = now + self._patience_s
 
+    def excuse(self, rows: Rows) -> None:
+        """These rows need no answer, and nobody was asked for them."""
+        self._answered[rows] = self._k_min
+        self._num_short -= len(rows)
+        self._wait = None
+
     def answered(self, rows: Rows, now: float) -> None:
         """One of the experts that were asked has answered for these rows."""
         self._pending[rows] -= 1

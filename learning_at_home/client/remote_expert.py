@@ -216,6 +216,8 @@ class RemoteExpert(torch.nn.Module):
             if any(peer.public_key == self._last_holder.public_key for peer in directory.suspected(now)):
                 holder = self._last_holder
         if holder is None:
+            holder = directory.put_aside_holder(self.uid.prefix, self._cell)
+        if holder is None:
             alive = directory.layer(self.uid.prefix).num_alive
             raise UnknownExpert(
                 f"{self.uid}: no living node serves it now ({alive} of {self.layer.cells.num_cells} experts of layer "

@@ -7,7 +7,7 @@ exact.
 """
 
 # R rows in the batch, L grid lines (sum of the grid's sizes), D grid dimensions, N living cells, K chosen per row,
-# G stretches of STRETCH neighbouring cells, C candidates per row
+# A asked per row so far, G stretches of STRETCH neighbouring cells, C candidates per row
 
 from __future__ import annotations
 
@@ -40,6 +40,18 @@ class CellIndex:
     def __len__(self) -> int:
         return self.cells_N.numel()
 
+    def without_lines(self, dropped_L: Tensor) -> CellIndex:
+        """The cells that lie on none of these grid lines (bool, one per column of `lines_RL`)."""
+        kept_N = ~dropped_L[self.lines_of_ND].any(dim=1)
+        return CellIndex(self.grid, self.cells_N[kept_N], self.lines_of_ND[kept_N])
+
+    def positions(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """Where these cells stand in the index, and whether they do: int64 and bool, of the shape of `cells`."""
+        position = torch.searchsorted(self.cells_N, cells).clamp_max(max(0, len(self) - 1))
+        if not len(self):
+            return position, torch.zeros_like(cells, dtype=torch.bool)
+        return position, self.cells_N[position] == cells
+
 
 def lines_of(grid: tuple[int, ...], cells: Tensor) -> Tensor:
     """The column of `lines_RL` for every dimension of every cell: int64 [len(grid), *cells.shape]."""
@@ -70,14 +82,24 @@ def all_scores(lines_RL: Tensor, index: CellIndex) -> Tensor:
 
 
 @torch.no_grad()
-def best_cells(lines_RL: Tensor, index: CellIndex, k: int) -> Tensor:
-    """The min(k, N) best cells per row, the best first, int64 [R, K]; of equal scores the lower cell wins."""
+def best_cells(lines_RL: Tensor, index: CellIndex, k: int, penalty_N: Tensor | None = None) -> Tensor:
+    """The min(k, N) best cells per row, the best first, int64 [R, K]; of equal scores the lower cell wins.
+
+    `penalty_N`, one finite number per cell, is subtracted from every row's scores.
+    """
     k = min(k, len(index))
     if k == 0:
         return lines_RL.new_zeros((len(lines_RL), 0), dtype=torch.int64)
     block = max(1, SCORES_AT_ONCE // len(index))
-    best_RK = torch.cat([_best_positions(all_scores(rows, index), k) for rows in torch.split(lines_RL, block)])
+    best_RK = torch.cat(
+        [_best_positions(_penalised(rows, index, penalty_N), k) for rows in torch.split(lines_RL, block)]
+    )
     return index.cells_N.to(best_RK.device)[best_RK]
+
+
+def _penalised(lines_RL: Tensor, index: CellIndex, penalty_N: Tensor | None) -> Tensor:
+    scores_NR = all_scores(lines_RL, index)
+    return scores_NR if penalty_N is None else scores_NR - penalty_N.to(scores_NR).unsqueeze(1)
 
 
 def _best_positions(scores_NR: Tensor, k: int) -> Tensor:
@@ -122,25 +144,52 @@ def _in_order(values_RK: Tensor, columns_RK: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def next_best_cells(lines_RL: Tensor, index: CellIndex, asked_RA: Tensor) -> Tensor:
+def next_best_cells(lines_RL: Tensor, index: CellIndex, asked_RA: Tensor, penalty_N: Tensor | None = None) -> Tensor:
     """The best cell of the index per row that is not in `asked_RA` (-1: nothing), int64 [R]; -1 where none is left."""
     if not len(index):
         return torch.full((len(lines_RL),), -1, dtype=torch.int64)
     block = max(1, SCORES_AT_ONCE // len(index))
     best = [
-        _best_unasked(lines, index, asked)
+        _best_unasked(_penalised(lines, index, penalty_N).T, index, asked)
         for lines, asked in zip(torch.split(lines_RL, block), torch.split(asked_RA, block), strict=True)
     ]
     return torch.cat(best)
 
 
-def _best_unasked(lines_RL: Tensor, index: CellIndex, asked_RA: Tensor) -> Tensor:
-    scores_RN = all_scores(lines_RL, index).T
-    position_RA = torch.searchsorted(index.cells_N, asked_RA.clamp_min(0)).clamp_max(len(index) - 1)
-    known_RA = (asked_RA >= 0) & (index.cells_N[position_RA] == asked_RA)
+def _best_unasked(scores_RN: Tensor, index: CellIndex, asked_RA: Tensor) -> Tensor:
+    position_RA, known_RA = index.positions(asked_RA)
     row_RA = torch.arange(len(scores_RN)).unsqueeze(1).expand_as(asked_RA)
     scores_RN[row_RA[known_RA], position_RA[known_RA]] = float("-inf")
     # numpy's argmax takes the first of equal ones, as best_cells does; torch leaves it open
     column_R = torch.from_numpy(scores_RN.numpy().argmax(axis=1))
     found_R = scores_RN.gather(1, column_R.unsqueeze(1)).squeeze(1) > float("-inf")
     return torch.where(found_R, index.cells_N[column_R], -1)
+
+
+@torch.no_grad()
+def best_with_room(scores_RN: Tensor, room_N: Tensor, max_turns: int) -> Tensor:
+    """One cell per row, by its place in the index, so that cell n gets at most `room_N[n]` rows: int64 [R], -1: none.
+
+    In turns: every row that has none asks for its best cell with room left; a cell that more rows ask for than it has
+    room takes those that score it highest (of equal ones the first), and the others ask again.
+    Source: capacity of Fedus et al., 2021, section 2.2, and the priority of Riquelme et al., 2021 (V-MoE), section 4.1.
+    """
+    given_R = torch.full((len(scores_RN),), -1, dtype=torch.int64)
+    room_N = room_N.clone()
+    waiting = torch.arange(len(scores_RN))
+    for _ in range(max_turns):
+        if not len(waiting) or not bool((room_N > 0).any()):
+            break
+        open_RN = scores_RN[waiting].masked_fill(room_N <= 0, float("-inf"))
+        wanted = torch.from_numpy(open_RN.numpy().argmax(axis=1))  # the first of equal ones
+        by_score = open_RN.gather(1, wanted.unsqueeze(1)).squeeze(1).argsort(descending=True, stable=True)
+        order = by_score[wanted[by_score].argsort(stable=True)]  # by cell, in each the highest first
+        cells, counts = torch.unique_consecutive(wanted[order], return_counts=True)
+        first = (counts.cumsum(0) - counts).repeat_interleave(counts)
+        taken = order[torch.arange(len(order)) - first < room_N[wanted[order]]]
+        given_R[waiting[taken]] = wanted[taken]
+        room_N[cells] -= torch.minimum(counts, room_N[cells])
+        left = torch.ones(len(waiting), dtype=torch.bool)
+        left[taken] = False
+        waiting = waiting[left]
+    return given_R

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 from learning_at_home.latencies import Latencies, LatencyWindow
 
+NEWEST_SHARE = 0.1  # of an answer in the running mean of a node's answer times
+
 
 @dataclass(frozen=True, slots=True)
 class NodeStats:
@@ -36,9 +38,33 @@ class SwarmStats:
     late_answers: int  # came after nobody waited for them any more
     zero_gradient_rows: int  # rows of a DMoE that got no gradient from any expert
     lost_contributions: int  # rows times experts that answered forward and not backward
+    passed_rows: int  # rows that passed through a DMoE unchanged, since too few experts answered or none had room
     p50_ms: float | None
     p95_ms: float | None
     nodes: dict[str, NodeStats] = field(default_factory=dict)  # by public key, hex
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How soon a node answers."""
+
+    mean_s: float  # of its answers, the newest counting most
+    load_s: float  # its last answer's hint: how long new work would wait then
+    told_s: float  # monotonic time of its last answer
+
+    def load_now_s(self, now: float) -> float:
+        """What is left of the wait that it told."""
+        return max(0.0, self.load_s - (now - self.told_s))
+
+
+@dataclass(frozen=True, slots=True)
+class Lately:
+    """A node's calls: totals, and the p95 of the last seconds in ms (None when there were none)."""
+
+    name: str
+    calls: int
+    failures: int
+    p95_ms: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +86,9 @@ class _Counts:
     failures: int = 0
     retries: int = 0
     rows: int = 0
+    mean_s: float = -1.0  # before the first answer
+    load_ms: float = 0.0
+    told_s: float = 0.0
     latencies: LatencyWindow = field(default_factory=LatencyWindow)
 
     def copy(self, now: float) -> _Copy:
@@ -74,12 +103,18 @@ class CallStats:
         self._nodes: dict[bytes, _Counts] = {}  # bounded by the nodes of the project that this process has called
         self._zero_gradient_rows = 0
         self._lost_contributions = 0
+        self._passed_rows = 0
 
-    def answered(self, public_key: bytes, name: str, rows: int, seconds: float, now: float) -> None:
+    def answered(
+        self, public_key: bytes, name: str, rows: int, seconds: float, now: float, load_ms: float = 0.0
+    ) -> None:
         with self._lock:
             counts = self._nodes.get(public_key) or self._node(public_key, name)
             counts.calls += 1
             counts.rows += rows
+            counts.mean_s = seconds if counts.mean_s < 0 else counts.mean_s + NEWEST_SHARE * (seconds - counts.mean_s)
+            counts.load_ms = load_ms
+            counts.told_s = now
             counts.latencies.record(seconds, now)
 
     def failed(self, public_key: bytes, name: str) -> None:
@@ -97,10 +132,33 @@ class CallStats:
             self._zero_gradient_rows += zero_rows
             self._lost_contributions += contributions
 
+    def passed_through(self, rows: int) -> None:
+        with self._lock:
+            self._passed_rows += rows
+
+    def pace(self, public_key: bytes) -> Pace | None:
+        """None for a node that has not answered yet."""
+        with self._lock:
+            counts = self._nodes.get(public_key)
+            if counts is None or counts.mean_s < 0:
+                return None
+            return Pace(counts.mean_s, counts.load_ms / 1000, counts.told_s)
+
+    def lately(self, public_key: bytes, now: float, last_s: float) -> Lately | None:
+        """None for a node that was not called yet."""
+        with self._lock:
+            counts = self._nodes.get(public_key)
+            if counts is None:
+                return None
+            name, calls, failures = counts.name, counts.calls, counts.failures
+            latencies = counts.latencies.copy(now, last_s)
+        return Lately(name, calls, failures, latencies.percentiles_ms()[1])
+
     def snapshot(self, now: float, late_answers: int) -> SwarmStats:
         with self._lock:
             nodes = {key.hex(): counts.copy(now) for key, counts in self._nodes.items()}
             zero_gradient_rows, lost_contributions = self._zero_gradient_rows, self._lost_contributions
+            passed_rows = self._passed_rows
         everything = Latencies(tuple(part for counts in nodes.values() for part in counts.latencies.slices))
         p50_ms, p95_ms = everything.percentiles_ms()
         return SwarmStats(
@@ -111,6 +169,7 @@ class CallStats:
             late_answers=late_answers,
             zero_gradient_rows=zero_gradient_rows,
             lost_contributions=lost_contributions,
+            passed_rows=passed_rows,
             p50_ms=p50_ms,
             p95_ms=p95_ms,
             nodes={key: _node_stats(counts) for key, counts in nodes.items()},

@@ -201,8 +201,18 @@ class Directory:
             if self._layers_of(public_key) and self._suspicions.fail(public_key, now):
                 self._rebuild_layers_of(public_key)
 
+    def put_aside(self, public_key: bytes, until_s: float) -> None:
+        """This peer answers, but slowly, or fails often: out of the views until then, whatever it answers meanwhile."""
+        with self._lock:
+            if self._layers_of(public_key):
+                self._suspicions.put_aside(public_key, until_s)
+                self._rebuild_layers_of(public_key)
+
     def report_success(self, public_key: bytes) -> None:
-        """This peer answered: it is back in the views whoever suspects it, and its next failure costs 1 s again."""
+        """This peer answered: it is back in the views whoever suspects it, and its next failure costs 1 s again.
+
+        One that was put aside stays so.
+        """
         self._answered_s[public_key] = self._clock.monotonic_s()
         # Nearly always so; no lock on the way of every call.
         if public_key not in self._suspicions.by_key and public_key not in self._told:
@@ -211,8 +221,21 @@ class Directory:
             if self._suspicions.clear(public_key) | (self._told.pop(public_key, None) is not None):
                 self._rebuild_layers_of(public_key)
 
+    def put_aside_holder(self, prefix: str, cell: int) -> PeerAddress | None:
+        """A peer that serves this cell and was put aside, for whoever has nobody else to ask."""
+        now, wall_ms = self._clock.monotonic_s(), self._clock.wall_s() * 1000
+        with self._lock:
+            claims = self._claims[prefix]
+            for suspicion in self._suspicions.active(now):
+                entry = claims.entries.get(suspicion.public_key)
+                if suspicion.failures or entry is None or not entry.is_serving(wall_ms):
+                    continue
+                if any(cell == claimed for claimed, _ in claimed_cells(entry.claims, prefix, claims.num_cells)):
+                    return entry.address
+        return None
+
     def suspected(self, now: float) -> tuple[Suspicion, ...]:
-        """Peers that are out of the views now because of failures reported here."""
+        """Peers that are out of the views now because of failures reported here, or since they were put aside."""
         with self._lock:
             return self._suspicions.active(now)
 

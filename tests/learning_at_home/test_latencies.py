@@ -47,3 +47,12 @@ def test_a_copy_stays_as_it_was():
 
     assert copy.percentiles_ms()[0] == pytest.approx(1000, rel=0.07)
     assert window.percentiles_ms(now=10.0)[0] == pytest.approx(1, rel=0.07)
+
+
+def test_the_newest_seconds_alone_are_looked_at_to_a_slice():
+    window = LatencyWindow()
+    window.record(10.0, 0.0)
+    window.record(0.1, 30.0)
+
+    assert window.copy(35.0, last_s=10.0).percentiles_ms()[1] == pytest.approx(100.0, rel=0.1)
+    assert window.copy(35.0).percentiles_ms()[1] == pytest.approx(10_000.0, rel=0.1)

@@ -3,38 +3,11 @@
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from learning_at_home.client import selection
 from learning_at_home.client.selection import CellIndex, best_cells, cell_scores, lines_of, next_best_cells
-
-
-@st.composite
-def problems(draw: st.DrawFn) -> tuple[tuple[int, ...], Tensor, list[int], int]:
-    """A grid, the gate's scores, the living cells, and k. Few distinct scores, so that ties are common."""
-    grid = tuple(draw(st.lists(st.integers(1, 5), min_size=1, max_size=3)))
-    num_cells = torch.Size(grid).numel()
-    living = sorted(draw(st.sets(st.integers(0, num_cells - 1), min_size=1)))
-    num_rows = draw(st.integers(1, 4))
-    scores = draw(st.lists(st.integers(-3, 3), min_size=num_rows * sum(grid), max_size=num_rows * sum(grid)))
-    return grid, torch.tensor(scores, dtype=torch.float64).view(num_rows, -1), living, draw(st.integers(1, 8))
-
-
-def score(lines: Tensor, grid: tuple[int, ...], cell: int) -> float:
-    """The sum of one score per dimension, without any trick."""
-    total, offset, indices = 0.0, 0, []
-    for size in reversed(grid):
-        cell, index = divmod(cell, size)
-        indices.append(index)
-    for size, index in zip(grid, reversed(indices), strict=True):
-        total += float(lines[offset + index])
-        offset += size
-    return total
-
-
-def brute_force(lines: Tensor, grid: tuple[int, ...], living: list[int], k: int) -> list[int]:
-    return sorted(living, key=lambda cell: (-score(lines, grid, cell), cell))[:k]
+from tests.learning_at_home.client.grid_problems import brute_force, problems, score
 
 
 @given(problems())

@@ -30,3 +30,25 @@ def test_a_very_long_row_of_failures_does_not_overflow():
         suspicions.fail(PEER, now=number * 100.0)
 
     assert suspicions.until_s(PEER) == 499_900.0 + 30
+
+
+def test_a_peer_that_was_put_aside_stays_so_whatever_it_answers():
+    suspicions = Suspicions()
+    suspicions.put_aside(PEER, until_s=30.0)
+    suspicions.fail(PEER, now=1.0)
+    suspicions.clear(PEER)
+
+    assert [(suspicion.failures, suspicion.until_s) for suspicion in suspicions.active(29.9)] == [(0, 30.0)]
+    assert suspicions.active(30.0) == ()
+    suspicions.prune(now=30.0)
+    assert suspicions.active(29.9) == ()
+
+
+def test_of_a_peer_that_was_put_aside_and_is_silent_the_longer_term_counts():
+    suspicions = Suspicions()
+    suspicions.put_aside(PEER, until_s=0.5)
+    suspicions.fail(PEER, now=0.0)
+    assert [suspicion.until_s for suspicion in suspicions.active(0.1)] == [1.0]
+
+    suspicions.put_aside(PEER, until_s=5.0)
+    assert [suspicion.until_s for suspicion in suspicions.active(0.1)] == [5.0]
