@@ -129,8 +129,10 @@ class DMoE(torch.nn.Module):
     def passed(self) -> Tensor:
         """Which rows of the last forward passed through unchanged: bool, of the leading dimensions of x.
 
-        Raises UsageError before a forward.
+        Raises UsageError before a forward, and where no row can pass.
         """
+        if not self._may_pass:
+            raise UsageError(f"layer {self.layer.prefix}: no row passes through it without on_missing='pass'")
         if self._last_passed is None:
             raise UsageError(f"layer {self.layer.prefix}: `passed` belongs to a forward; call the layer first")
         return self._last_passed
@@ -153,7 +155,7 @@ class DMoE(torch.nn.Module):
         `swarm.report(step, entropy=layer.usage().entropy_share)` puts it on the dashboard. A gate that has collapsed is
         also told in the log, as a warning, at most every ten minutes.
         """
-        return self._meter.usage(self._living.now()[1].cells_N.tolist())
+        return self._meter.usage(self._living.now()[1].cells_N.numpy())
 
     def __getstate__(self) -> dict[str, object]:
         """For copies: the last batch's use stays behind, since its graph cannot be copied."""
@@ -226,7 +228,7 @@ class DMoE(torch.nn.Module):
     def _count(self, cells_RS: Tensor) -> None:
         self._meter.count(cells_RS.cpu().numpy())
         if self._meter.is_due():
-            self._meter.warn(self._living.now()[1].cells_N.tolist(), self._calls.clock.monotonic_s())
+            self._meter.warn(self._living.now()[1].cells_N.numpy(), self._calls.clock.monotonic_s())
 
     def _note_passed(self, cells_RS: Tensor) -> Tensor | None:
         """Which rows pass through: those without an answer; None when none does."""

@@ -48,6 +48,10 @@ class LivingExperts:
     def __post_init__(self) -> None:
         self._breaker = Breaker(TOLERATED_SHARE * self.layer.grace_s, self.layer.k_min)
 
+    def __deepcopy__(self, memo: dict[int, object]) -> LivingExperts:
+        """Copies of a model see the same swarm."""
+        return self
+
     def now(self) -> tuple[LayerView, CellIndex]:
         """The view and the index of its living cells, in flat order."""
         view = self.context.directory.layer(self.layer.prefix)

@@ -20,9 +20,11 @@ from learning_at_home.expert_uid import ExpertUid, Grid
 log = logging.getLogger(__name__)
 
 WINDOW_BATCHES = 100  # a batch of so many ago counts 37 % of the newest one
+GROWTH = 1.0 / (1.0 - 1.0 / WINDOW_BATCHES)
+MAX_UNIT = 1e100  # after 23,000 batches; then all is counted in new units
 MIN_BATCHES = WINDOW_BATCHES  # before them a gate has had no time to collapse, nor we to see it
 COLLAPSED_SHARE = 0.1  # see `has_collapsed`
-LOOK_EVERY_BATCHES = 20
+LOOK_EVERY_BATCHES = 20  # a look takes time for each living cell
 WARN_EVERY_S = 600.0
 
 
@@ -56,46 +58,57 @@ class UsageMeter:
     def __init__(self, prefix: str, grid: Grid) -> None:
         self._prefix = prefix
         self._grid = grid
-        self._answers_N: NDArray[np.float64] = np.zeros(grid.num_cells)  # fading
+        self._answers_N: NDArray[np.float64] = np.zeros(grid.num_cells)  # in units of the newest batch's, growing
         self._last_used_N: NDArray[np.int64] = np.full(grid.num_cells, -WINDOW_BATCHES - 1)  # batch number
-        self._rows = 0.0  # fading
+        self._rows = 0.0  # in the same units
+        self._unit = 1.0  # instead of letting all cells fade, which would cost time for each, the newest count more
         self._batches = 0
         self._warn_at_s = -math.inf
 
     def count(self, cells: NDArray[np.int64]) -> None:
         """A batch: the cells whose answers its rows got, [R, S], -1 where none."""
-        counts = np.bincount(cells.reshape(-1) + 1, minlength=len(self._answers_N) + 1)[1:]
-        self._answers_N *= 1.0 - 1.0 / WINDOW_BATCHES
-        self._answers_N += counts
-        self._rows = self._rows * (1.0 - 1.0 / WINDOW_BATCHES) + int(np.count_nonzero(cells[:, 0] >= 0))
-        self._last_used_N[counts > 0] = self._batches
+        used = cells[cells >= 0]
+        self._unit *= GROWTH
+        if self._unit > MAX_UNIT:
+            self._answers_N /= self._unit
+            self._rows /= self._unit
+            self._unit = 1.0
+        np.add.at(self._answers_N, used, self._unit)
+        self._rows += self._unit * int(np.count_nonzero(cells[:, 0] >= 0))
+        self._last_used_N[used] = self._batches
         self._batches += 1
 
-    def usage(self, living: Sequence[int]) -> Usage:
+    def usage(self, living: Sequence[int] | NDArray[np.int64]) -> Usage:
         """What was counted of the cells that are alive now, by flat index."""
-        answers = self._answers_N[list(living)]
+        places = np.asarray(living, np.int64)
+        answers = self._answers_N[places]
         total = float(answers.sum())
         shares = answers / total if total else answers
         used = shares[shares > 0]
         entropy = max(0.0, float(-(used * np.log(used)).sum()))
         return Usage(
             batches=self._batches,
-            shares={self._grid.uid(self._prefix, c): float(s) for c, s in zip(living, shares, strict=True)},
+            shares={
+                self._grid.uid(self._prefix, cell): share
+                for cell, share in zip(places.tolist(), shares.tolist(), strict=True)
+            },
             entropy=entropy,
-            entropy_share=entropy / math.log(len(living)) if len(living) > 1 else 1.0,
+            entropy_share=entropy / math.log(len(places)) if len(places) > 1 else 1.0,
             effective_experts=math.exp(entropy),
             experts_per_row=float(self._answers_N.sum()) / self._rows if self._rows else 0.0,
-            num_unused=int((self._last_used_N[list(living)] < self._batches - WINDOW_BATCHES).sum()),
+            num_unused=int((self._last_used_N[places] < self._batches - WINDOW_BATCHES).sum()),
         )
 
     def is_due(self) -> bool:
         """Whether `warn` should have a look, after this batch."""
         return self._batches % LOOK_EVERY_BATCHES == 0 and self._batches >= MIN_BATCHES
 
-    def warn(self, living: Sequence[int], now: float) -> bool:
+    def warn(self, living: Sequence[int] | NDArray[np.int64], now: float) -> bool:
         """Say in the log that the gate has collapsed, when it has, once in WARN_EVERY_S; whether it was said."""
+        if now < self._warn_at_s:
+            return False
         usage = self.usage(living)
-        if now < self._warn_at_s or not usage.has_collapsed:
+        if not usage.has_collapsed:
             return False
         self._warn_at_s = now + WARN_EVERY_S
         log.warning(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import pytest
@@ -164,3 +165,4 @@ def test_gradcheck_passes_over_real_nodes_with_frozen_experts():
         for module in (lah.DMoE(swarm, "ffn0", 2), lah.SwitchDMoE(swarm, "ffn0", jitter=0.0, overflow="pass")):
             parameters = (module.gate.lines.weight, module.gate.lines.bias)
             assert torch.autograd.gradcheck(lambda x, *_: module(x), (x, *parameters))  # noqa: B023
+            torch.testing.assert_close(copy.deepcopy(module.eval())(x), module(x))

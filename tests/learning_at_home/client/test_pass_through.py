@@ -188,3 +188,5 @@ def test_the_mask_has_the_leading_dimensions_of_x(small_swarm):
     assert dmoe.passed.shape == (2, 3)
     assert not dmoe.passed.any()
     assert "on_missing='pass'" in repr(dmoe)
+    with pytest.raises(UsageError, match="on_missing"):
+        _ = lah.DMoE(swarm.swarm, "ffn0", 2).passed

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import learning_at_home as lah
+from learning_at_home.client import usage as usage_module
 from learning_at_home.client.usage import MIN_BATCHES, WARN_EVERY_S, WINDOW_BATCHES, UsageMeter
 from learning_at_home.expert_uid import Grid
 from tests.learning_at_home.client.small_swarm import FROZEN, layer, twice
@@ -56,6 +57,16 @@ def test_what_is_long_ago_fades_and_is_unused_after_the_window():
 
     assert usage.num_unused == 7
     assert 0.1 < usage.shares[lah.ExpertUid.parse("ffn0.0")] < 0.25
+
+
+def test_counting_in_new_units_changes_nothing(monkeypatch):
+    expected = meter_of([[0, 1], [0, 2]], 150).usage(ALL)
+    monkeypatch.setattr(usage_module, "MAX_UNIT", 1.5)
+
+    usage = meter_of([[0, 1], [0, 2]], 150).usage(ALL)
+
+    assert list(usage.shares.values()) == pytest.approx(list(expected.shares.values()))
+    assert usage.experts_per_row == pytest.approx(2.0)
 
 
 def test_of_a_layer_that_nobody_used_or_that_nobody_serves():
