@@ -105,7 +105,7 @@ class ForwardRound:
         self._gone: list[tuple[Task, bool]] = []  # failed since their host is gone, and whether by the network
 
     def run(self, view: LayerView, chosen_RK: Tensor, deadline: float) -> Answers:
-        """The answers. A row that is given no cell (-1) is left alone.
+        """The answers. A row whose first cell is -1 is given to nobody.
 
         Raises NotEnoughExperts when another has fewer than k_min by the deadline, or all have failed, unless such rows
         pass through.
@@ -121,14 +121,15 @@ class ForwardRound:
             deadline=deadline,
             every_row=not passing,
         )
-        excused = np.flatnonzero((self._asked_RA < 0).all(axis=1))
-        if len(excused):
-            quorum.excuse(excused)
+        rows = np.repeat(np.arange(len(self._x)), chosen_RK.shape[1])
+        cells = self._asked_RA.reshape(-1)
+        if (self._asked_RA[:, 0] < 0).any():
+            quorum.excuse(np.flatnonzero(self._asked_RA[:, 0] < 0))
+            rows, cells = rows[cells >= 0], cells[cells >= 0]
         with self._context.connections.exchange() as exchange:
             fanout = FanOut(self._context, exchange, deadline, compression=terms.compression, traced=self._traced)
-            rows, columns = np.nonzero(self._asked_RA >= 0)
             if len(rows):
-                self._ask(fanout, quorum, view, rows, self._asked_RA[rows, columns])
+                self._ask(fanout, quorum, view, rows, cells)
             while not isinstance(decision := quorum.decide(clock.monotonic_s()), Done):
                 # What has arrived counts before anybody else is asked.
                 until = decision.until if isinstance(decision, Wait) else clock.monotonic_s()

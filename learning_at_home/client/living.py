@@ -49,7 +49,7 @@ class LivingExperts:
         self._breaker = Breaker(TOLERATED_SHARE * self.layer.grace_s, self.layer.k_min)
 
     def __deepcopy__(self, memo: dict[int, object]) -> LivingExperts:
-        """Copies of a model see the same swarm."""
+        """Copies of a model ask the same swarm."""
         return self
 
     def now(self) -> tuple[LayerView, CellIndex]:
