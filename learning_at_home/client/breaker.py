@@ -120,7 +120,7 @@ class Breaker:
 
     def _badness(self, key: bytes, lately: Mapping[bytes, _Lately]) -> float:
         """How far a host is from the limits: over 1 beyond one of them, under WELL_BELOW well. 0 with few hosts."""
-        others = [other for other_key, other in lately.items() if other_key != key]
+        others = [other for other_key, other in lately.items() if other_key != key and other.calls]
         if len(others) + 1 < MIN_HOSTS:
             return 0.0
         its = lately[key]

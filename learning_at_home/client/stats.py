@@ -7,10 +7,12 @@ percentiles are made of the copies.
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from learning_at_home.latencies import Latencies, LatencyWindow
 
+NOBODY_LEFT_ALONE: Mapping[bytes, float] = {}
 NEWEST_SHARE = 0.1  # of an answer in the running mean of a node's answer times
 
 
@@ -25,6 +27,7 @@ class NodeStats:
     rows: int
     p50_ms: float | None
     p95_ms: float | None
+    left_alone_s: float = 0.0  # for so long no layer will choose it, since it was silent, slow or failed often
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +157,10 @@ class CallStats:
             latencies = counts.latencies.copy(now, last_s)
         return Lately(name, calls, failures, latencies.percentiles_ms()[1])
 
-    def snapshot(self, now: float, late_answers: int) -> SwarmStats:
+    def snapshot(
+        self, now: float, late_answers: int, left_alone_s: Mapping[bytes, float] = NOBODY_LEFT_ALONE
+    ) -> SwarmStats:
+        """`left_alone_s`: seconds, by public key."""
         with self._lock:
             nodes = {key.hex(): counts.copy(now) for key, counts in self._nodes.items()}
             zero_gradient_rows, lost_contributions = self._zero_gradient_rows, self._lost_contributions
@@ -172,7 +178,9 @@ class CallStats:
             passed_rows=passed_rows,
             p50_ms=p50_ms,
             p95_ms=p95_ms,
-            nodes={key: _node_stats(counts) for key, counts in nodes.items()},
+            nodes={
+                key: _node_stats(counts, left_alone_s.get(bytes.fromhex(key), 0.0)) for key, counts in nodes.items()
+            },
         )
 
     def _node(self, public_key: bytes, name: str) -> _Counts:
@@ -182,6 +190,7 @@ class CallStats:
         return counts
 
 
-def _node_stats(counts: _Copy) -> NodeStats:
+def _node_stats(counts: _Copy, left_alone_s: float) -> NodeStats:
     p50_ms, p95_ms = counts.latencies.percentiles_ms()
-    return NodeStats(counts.name, counts.calls, counts.failures, counts.retries, counts.rows, p50_ms, p95_ms)
+    totals = counts.name, counts.calls, counts.failures, counts.retries, counts.rows
+    return NodeStats(*totals, p50_ms, p95_ms, left_alone_s)

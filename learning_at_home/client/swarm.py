@@ -211,8 +211,10 @@ class Swarm:
         self._reports.put(Report(self.run, int(step), finite))
 
     def stats(self) -> SwarmStats:
-        """Counts and latencies of this process's calls."""
-        return self.calls.stats.snapshot(self.calls.clock.monotonic_s(), self.calls.connections.late_answers)
+        """Counts and latencies of this process's calls, and which nodes it leaves alone for a while."""
+        now = self.calls.clock.monotonic_s()
+        left_alone_s = {peer.public_key: peer.until_s - now for peer in self.calls.directory.suspected(now)}
+        return self.calls.stats.snapshot(now, self.calls.connections.late_answers, left_alone_s)
 
     def trace(self, max_spans: int = MAX_SPANS) -> Trace:
         """`with swarm.trace() as t: step()`, then `print(t.text())`: what each call of a step went through.

@@ -99,6 +99,10 @@ def test_what_is_usual_in_the_layer_is_nobodys_fault():
     assert quick.run(120) == [], "0.2 s is tolerated, though it is 200 times what the others take"
 
 
+def test_hosts_that_nobody_calls_are_no_measure():
+    assert Layer({"a": Host(failing=0.1), "b": Host(), "c": Host(per_s=0), "d": Host(per_s=0)}).run(120) == []
+
+
 def test_two_hosts_have_no_median():
     assert Layer({"a": Host(), "b": Host(p95_s=9.0, failing=0.5)}).run(120) == []
 
@@ -213,5 +217,8 @@ def test_a_slow_node_is_out_of_the_choice_and_comes_back(small_swarm, monkeypatc
     assert len(nodes[0].seen) == asked + 1
     assert [suspicion.public_key for suspicion in swarm.directory.suspected(clock.monotonic_s())] == [key]
     assert swarm.directory.suspected(until[0]) == ()
+    left_alone_s = {node: its.left_alone_s for node, its in swarm.swarm.stats().nodes.items()}
+    assert 10.0 < left_alone_s.pop(key.hex()) <= 20.0
+    assert set(left_alone_s.values()) == {0.0}
     assert "calm otter is put aside for 20 s: p95 9 s" in caplog.text
     torch.testing.assert_close(lah.DMoE(swarm.swarm, "ffn0", 1, circuit_breaker=False)(x), 2 * x)
