@@ -65,6 +65,7 @@ class WilfulNode:
     def __init__(self, identity: Identity, project: ProjectRecord, behaviour: Behaviour) -> None:
         self.behaviour = behaviour
         self.seen: list[Work] = []
+        self.load_ms = 0.0  # that its answers tell
         self.server = Server(identity, project.id, self, SystemClock(), max_rows=4096, max_bytes=1 << 26)
         self.server.start()
 
@@ -75,7 +76,7 @@ class WilfulNode:
             raise answer
         if answer is not None:
             spec, sent = to_frames(answer.contiguous())
-            self.server.answer(ticket, Reply(work.call_id, (spec,), 0, 0, 0, 0.0), sent)
+            self.server.answer(ticket, Reply(work.call_id, (spec,), 0, 0, 0, self.load_ms), sent)
 
     def work_here(self) -> bool:
         return False

@@ -39,6 +39,17 @@ def test_the_expected_time_is_the_mean_or_the_wait_that_was_told_and_fades_to_th
     assert after.tolist() == pytest.approx([0.2, 0.2, 0.4, 0.3])
 
 
+def test_answers_tell_a_hosts_load(hosts):
+    hosts.nodes[1].load_ms = 2_000.0
+    x = torch.randn(3, 6, dtype=torch.float64)
+
+    lah.DMoE(hosts.swarm, "ffn0", 4)(x)
+
+    paces = [hosts.swarm.calls.stats.pace(identity.public_key) for identity in hosts.identities]
+    assert [pace and pace.load_s for pace in paces] == [0.0, 2.0, 0.0]
+    assert all(pace is not None and 0 < pace.mean_s < 5.0 for pace in paces)
+
+
 def test_nothing_is_expected_where_nobody_has_answered(hosts):
     view, index = hosts.swarm.living("ffn0").now()
 
