@@ -29,12 +29,13 @@ A first walk through it: [quickstart](quickstart.md); errors by their codes: [er
 """
 # Chapter -> names in order. Errors stand at the end, as the tree that they are.
 CHAPTERS = {
-    "Training": ("Swarm", "DMoE", "GatingFunction", "Chosen", "RemoteExpert", "SwarmStats"),
+    "Training": ("Swarm", "DMoE", "SwitchDMoE", "GatingFunction", "Chosen", "RemoteExpert", "SwarmStats"),
     "The project and its parts": ("ProjectRecord", "LayerSpec", "OptimizerSpec", "ExpertUid", "Identity"),
 }
 # What public calls return and nobody makes: class -> its module.
 RETURNED = {
     "NodeStats": "client.stats",
+    "Usage": "client.usage",
     "LayerView": "directory.directory",
     "DirectorySource": "directory.mirror",
     "Trace": "client.tracing",

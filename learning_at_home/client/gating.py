@@ -137,7 +137,10 @@ class GatingFunction(torch.nn.Module):
         return self.noisy_line_scores(x)[0]
 
     def noisy_line_scores(self, x: Tensor) -> tuple[Tensor, Noise | None]:
-        """`line_scores`, and the noise in them; None where none was added."""
+        """`line_scores` [R, L], and the noise in them; None where none was added.
+
+        Raises SpecMismatch, and NonFiniteTensor when the scores are.
+        """
         if x.dim() not in (2, 3) or x.shape[-1] != self.in_features:
             raise SpecMismatch(f"the gate takes [*, {self.in_features}], not {list(x.shape)}")
         x = (x.mean(dim=1) if x.dim() == 3 else x).to(self.lines.weight.dtype)

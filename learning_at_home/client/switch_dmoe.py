@@ -38,7 +38,8 @@ class SwitchDMoE(DMoE):
     `capacity_factor` times its share of the batch's rows (None: any number); the share is smaller where the hosts'
     answers tell of a longer queue. Rows over it go to the "next_best" living expert with room, or "pass" through
     unchanged, as `overflow` says (see `passed`). `grid_dropout`: the probability by which each line of the grid is left
-    out of a batch's choice. The other settings are DMoE's.
+    out of a batch's choice. The other settings are DMoE's. Raises what DMoE raises, and ConfigError for a setting out
+    of its range.
     """
 
     def __init__(
