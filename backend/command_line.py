@@ -12,7 +12,7 @@ from typing import Literal, get_args
 from backend.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
 from learning_at_home.data_folders import data_folder
 from learning_at_home.errors import ConfigError
-from learning_at_home.project import LayerSpec, OptimizerSpec, ProjectRecord
+from learning_at_home.project import BUILT_IN_OPTIMIZERS, LayerSpec, OptimizerSpec, ProjectRecord
 
 VARIABLE = "LAH_COORDINATOR_"
 DEFAULT_LAYERS = ("ffn0=4x4:ffn:64", "ffn1=4x4:ffn:64")
@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="PREFIX=GRID:ARCHITECTURE:FEATURES",
         help=f"its layers; repeatable (default: {' and '.join(DEFAULT_LAYERS)})",
     )
-    add("--optimizer", help="of its experts: adam, adamw, sgd or frozen (default adam)")
+    add("--optimizer", help=f"of its experts: {', '.join(BUILT_IN_OPTIMIZERS)} (default adam)")
     add("--learning-rate", help="of its experts")
     add("--project-file", action="append", metavar="FILE.toml", help="make or update a project; repeatable")
     add("--log-level", choices=get_args(LogLevel), help="default: warning")
@@ -117,6 +117,11 @@ def _project(values: Mapping[str, object]) -> tuple[ProjectRecord, ...]:
     if given:
         wanted: dict[str, object] = {}
         if "optimizer" in given:
+            if given["optimizer"] not in BUILT_IN_OPTIMIZERS:
+                raise ConfigError(
+                    f"--optimizer {str(given['optimizer'])[:64]!r} is none of {', '.join(BUILT_IN_OPTIMIZERS)}; "
+                    "those of packages are named in a --project-file"
+                )
             wanted["name"] = given["optimizer"]
         if "learning_rate" in given:
             wanted["learning_rate"] = _number("--learning-rate", given["learning_rate"])

@@ -24,34 +24,73 @@ _PROJECT_ID = re.compile(r"[a-z][a-z0-9-]{1,39}")
 MAX_LAYERS = 256
 MAX_ROWS_PER_REQUEST = 4_096
 MAX_BYTES_PER_REQUEST = 64 * 1024 * 1024
+BUILT_IN_OPTIMIZERS = ("adam", "adamw", "sgd", "frozen")
+MAX_UPDATES = 1_000_000_000
+MAX_OPTIONS = 32
+MIN_UPDATE_SECONDS = 0.01  # below that a node would be busy looking at the time
+_REGISTERED_NAME = re.compile(r"[a-z][a-z0-9_.:-]{0,63}")  # of an architecture or an optimizer
 
 
 class OptimizerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an expert's host does with a gradient. `frozen` computes gradients of the inputs and changes nothing.
 
-    `name`, `learning_rate` and `weight_decay` mean what they do in torch.optim; `betas` are Adam's and AdamW's,
-    `momentum` is SGD's.
+    `learning_rate` and `weight_decay` mean what they do in torch.optim; `betas` are Adam's and AdamW's, `momentum` and
+    `nesterov` SGD's.
+
+
+    A schedule counts the expert's own updates. With `update_rows` or `update_seconds` gradients are added up, each
+    clipped by itself, and one update is made when either is reached.
     """
 
-    name: Literal["adam", "adamw", "sgd", "frozen"] = "adam"
+    name: str = "adam"  # sgd, adam, adamw, frozen, or what a package that the hosts have registers
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     momentum: float = 0.0
-    clip_norm: float | None = 1.0  # of an expert's whole gradient, per update; None: no clipping
+    nesterov: bool = False  # look ahead along the momentum
+    options: dict[str, float] = {}  # what else a registered optimizer takes; msgspec copies it
+    clip_norm: float | None = 1.0  # of an expert's whole gradient, per request; None: no clipping
+    warmup_updates: int = 0  # the rate rises evenly to `learning_rate` with the last of these
+    schedule: Literal["constant", "linear", "cosine"] = "constant"  # how it falls after that
+    decay_updates: int = 0  # ... within so many updates
+    final_learning_rate: float = 0.0  # ... to this
+    update_rows: int | None = None  # one update for the gradients of so many rows or more
+    update_seconds: float | None = None  # ... or of so long, from the first of them
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.learning_rate, self.update_rows))  # `options` has no hash
+
+    @property
+    def gathers(self) -> bool:
+        """Whether gradients wait for others before a step is made."""
+        return self.update_rows is not None or self.update_seconds is not None
 
     def check(self, owner: str) -> None:
         """Nothing, when every value can be used. Raises ConfigError naming `owner` and the value."""
         ranges = {
+            "name": _REGISTERED_NAME.fullmatch(self.name) is not None,
             "learning_rate": 0 <= self.learning_rate <= 100,
             "weight_decay": 0 <= self.weight_decay <= 100,
             "betas": all(0 <= beta < 1 for beta in self.betas),
             "momentum": 0 <= self.momentum < 1,
+            "options": len(self.options) <= MAX_OPTIONS and all(map(math.isfinite, self.options.values())),
             "clip_norm": self.clip_norm is None or 0 < self.clip_norm < math.inf,
+            "warmup_updates": 0 <= self.warmup_updates <= MAX_UPDATES,
+            "decay_updates": 0 <= self.decay_updates <= MAX_UPDATES,
+            "final_learning_rate": 0 <= self.final_learning_rate <= self.learning_rate,
+            "update_rows": self.update_rows is None or 1 <= self.update_rows <= MAX_UPDATES,
+            "update_seconds": self.update_seconds is None or MIN_UPDATE_SECONDS <= self.update_seconds <= 86_400,
         }
         for name, holds in ranges.items():
             if not holds:
-                raise ConfigError(f"{owner}: optimizer {name} = {getattr(self, name)} is out of range")
+                raise ConfigError(f"{owner}: optimizer {name} = {str(getattr(self, name))[:80]} is out of range")
+        if self.nesterov and not self.momentum:
+            raise ConfigError(f"{owner}: optimizer nesterov = true needs a momentum above 0")
+        if (self.schedule == "constant") != (self.decay_updates == 0):
+            raise ConfigError(
+                f"{owner}: optimizer schedule = {self.schedule!r} and decay_updates = {self.decay_updates} do not go "
+                "together: linear and cosine take at least one update, constant takes none"
+            )
 
 
 class LayerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -101,7 +140,7 @@ class LayerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             Grid(self.grid)
         except InvalidUid as error:
             raise ConfigError(f"{where}: {error.message}") from error
-        if not re.fullmatch(r"[a-z][a-z0-9_.:-]{0,63}", self.architecture):
+        if not _REGISTERED_NAME.fullmatch(self.architecture):
             raise ConfigError(f"{where}: architecture {self.architecture[:64]!r} is no name")
         if not 1 <= self.hidden_size <= 1_000_000:
             raise ConfigError(f"{where}: hidden_size {self.hidden_size} is out of range")

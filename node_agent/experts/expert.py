@@ -3,7 +3,7 @@
 Not thread-safe: one thread at a time uses it. Knows nothing of requests; several callers' rows may come as one batch,
 and a gradient that is not finite never reaches the weights. Source: the runtime of Ryabinin & Gusev, 2020: backward
 computes forward again, and the optimizer steps at once. Beyond it: a forward that is still remembered, with the weights
-as they were, is not computed again.
+as they were, is not computed again; and gradients may be gathered for a step of more rows.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from learning_at_home.tensors.finite import is_finite
 from learning_at_home.tensors.frames import DTYPES
 from node_agent.experts.activations import Activations, Forward
 from node_agent.experts.architectures import BACKWARD_FLOP_FACTOR, build_expert, flop_per_row
+from node_agent.experts.gathered import Gathered
 from node_agent.experts.gradients import Gradients, in_own_memory, largest_norm, total_norm
 from node_agent.experts.memory import saved_bytes_per_row
 from node_agent.experts.optimizers import Optimizer, step_together
@@ -40,7 +41,7 @@ WORTH_REMEMBERING_FLOP = 50e6  # of a forward: about a millisecond of a core; to
 
 
 class Expert:
-    """An expert on its device. `updates` counts its optimizer steps."""
+    """An expert on its device."""
 
     def __init__(self, uid: ExpertUid, layer: LayerSpec, module: nn.Module, device: torch.device) -> None:
         self.uid = uid
@@ -49,7 +50,6 @@ class Expert:
         self.dtype = DTYPES[layer.dtype]
         self.row_shape, self.row_bytes, self.max_rows = layer.row_shape, layer.row_bytes, layer.max_rows
         self.module = module.to(device).train()
-        self.updates = 0
         frozen = layer.optimizer.name == "frozen"
         parameters = list(self.module.parameters())
         for parameter in parameters:
@@ -61,6 +61,7 @@ class Expert:
         self.forward_flop_per_row = flop_per_row(layer)
         self.backward_flop_per_row = BACKWARD_FLOP_FACTOR * self.forward_flop_per_row
         self._optimizer = Optimizer(layer.optimizer, self.trained)
+        self.gathered = Gathered(layer.optimizer)
         self.activations = Activations()  # none; experts of a node share theirs
         self._name = str(uid)
         self._largest_norm = min([largest_norm(parameter.dtype) for parameter in self.trained], default=math.inf)
@@ -69,6 +70,11 @@ class Expert:
     def create(cls, uid: ExpertUid, layer: LayerSpec, project: str, device: torch.device) -> Expert:
         """A new expert with its initial weights, the same wherever it is made."""
         return cls(uid, layer, build_expert(layer, project, uid), device)
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps so far."""
+        return self._optimizer.updates
 
     @cached_property
     def kind(self) -> tuple[str, LayerSpec]:
@@ -134,16 +140,43 @@ class Expert:
         self.check_can_step(gradients)
         step_experts([self], [gradients])
 
+    def apply(self, gradients: Gradients, rows: int) -> None:
+        """Step by the clipped gradients of so many rows, or gather them until there are enough.
+
+        Raises ExpertFailed, changing nothing.
+        """
+        self.check_can_step(gradients)
+        apply_gradients([self], [gradients], [rows])
+
+    def step_gathered(self) -> None:
+        """Step by what was gathered, if anything was. It is gone also when the optimizer fails, which is raised."""
+        if self.gathered.rows:
+            step_experts([self], [self.gathered.take()])
+
     def forget(self) -> None:
         """The forwards that are remembered, if the weights change by a step."""
         if self.trained:
             self.activations.forget(self._name)
 
 
+def apply_gradients(experts: Sequence[Expert], gradients: Sequence[Gradients], rows: Sequence[int]) -> None:
+    """For each of these experts of one layer, its gradients of so many rows, which have passed `check_can_step`.
+
+    They step by one kernel; an expert that gathers steps when it has enough.
+    """
+    if not experts or not experts[0].layer.optimizer.gathers:
+        step_experts(experts, gradients)
+        return
+    for expert, of_one, num_rows in zip(experts, gradients, rows, strict=True):
+        if not of_one.norm + expert.gathered.norm < expert._largest_norm:  # each could step alone
+            expert.step_gathered()
+        expert.gathered.add(of_one, num_rows)
+    ready = [expert for expert in experts if expert.gathered.is_enough]
+    step_experts(ready, [expert.gathered.take() for expert in ready])
+
+
 def step_experts(experts: Sequence[Expert], gradients: Sequence[Gradients]) -> None:
     """One step of each of these experts of one layer, which have passed `check_can_step`, by one kernel."""
     for expert in experts:
         expert.forget()
-    stepped = step_together([expert._optimizer for expert in experts], [of_one.of_parameters for of_one in gradients])
-    for expert, has_stepped in zip(experts, stepped, strict=True):
-        expert.updates += has_stepped
+    step_together([expert._optimizer for expert in experts], [of_one.of_parameters for of_one in gradients])

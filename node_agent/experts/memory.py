@@ -19,8 +19,8 @@ from learning_at_home.errors import ConfigError
 from learning_at_home.project import LayerSpec
 from node_agent.experts.architectures import build_checked, weight_bytes
 from node_agent.experts.sizes import shown
+from node_agent.experts.update_rules import make_rule
 
-OPTIMIZER_COPIES = {"adam": 2, "adamw": 2, "sgd": 0, "frozen": 0}
 GRADIENT_COPIES = 2
 MARGIN = 0.9  # of what is free: allocators round up, and the machine's owner wants to go on working
 
@@ -29,7 +29,7 @@ MARGIN = 0.9  # of what is free: allocators round up, and the machine's owner wa
 class ExpertMemory:
     """Bytes of one expert of a layer."""
 
-    lasting_bytes: int  # weights and optimizer state
+    lasting_bytes: int  # weights, optimizer state and gathered gradients
     passing_bytes: int  # gradients, activations and rows while its largest batch is computed
 
 
@@ -52,10 +52,8 @@ def measure(layer: LayerSpec, max_rows: int) -> ExpertMemory:
 
 
 def optimizer_copies(layer: LayerSpec) -> int:
-    """The optimizer's state, in multiples of the weights."""
-    if layer.optimizer.name == "sgd" and layer.optimizer.momentum > 0:
-        return 1
-    return OPTIMIZER_COPIES[layer.optimizer.name]
+    """The optimizer's state and gathered gradients, in multiples of the weights. Raises ConfigError."""
+    return len(make_rule(layer.optimizer).state) + layer.optimizer.gathers
 
 
 def saved_bytes_per_row(module: torch.nn.Module, layer: LayerSpec) -> int:

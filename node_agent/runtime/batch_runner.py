@@ -19,7 +19,7 @@ from learning_at_home.errors import LearningAtHomeError
 from learning_at_home.transport.answers import failure_of
 from learning_at_home.transport.server import Ticket
 from learning_at_home.wire.framing import take_small
-from learning_at_home.wire.messages import Failure, Reply
+from learning_at_home.wire.messages import Failure, Operation, Reply
 from node_agent.experts.expert import Expert
 from node_agent.experts.hosted import HostedExperts
 from node_agent.runtime.backward_window import BackwardWindow
@@ -28,6 +28,7 @@ from node_agent.runtime.computation import Outcome, compute, device_still_works,
 from node_agent.runtime.group_computation import compute_group
 from node_agent.runtime.packing import PackedAnswer, looks_finite, packed_answer
 from node_agent.runtime.statistics import Statistics
+from node_agent.runtime.update_timer import UpdateTimer
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class BatchRunner:
         answers: Answers,
         wait_s: Callable[[], float],
         chunk_bytes: int,
+        updates: UpdateTimer,
     ) -> None:
         self._experts = experts
         self._device = device
@@ -77,6 +79,7 @@ class BatchRunner:
         self._answers = answers
         self._wait_s = wait_s
         self._chunk_bytes = chunk_bytes
+        self._updates = updates
 
     def run(self, batch: Batch[Job], *, flush: bool) -> float:
         """Serve one batch of at least one request; the seconds that computing took.
@@ -93,6 +96,7 @@ class BatchRunner:
         if flush:
             self._answers.flush()  # counting can wait
         self._count(expert, batch, outcomes, unseen=unseen)
+        self._see_to_updates([expert], batch.operation, finished)
         return finished - started
 
     def run_group(self, batches: Sequence[Batch[Job]], *, flush: bool) -> float:
@@ -113,7 +117,16 @@ class BatchRunner:
             self._answers.flush()
         for batch, (expert, _), outcomes in served:
             self._count(expert, batch, outcomes, unseen=is_left_to_sender(expert, operation, len(outcomes)))
+        self._see_to_updates([expert for expert, _ in work], operation, finished)
         return finished - started
+
+    def _see_to_updates(self, experts: Sequence[Expert], operation: Operation, now: float) -> None:
+        """Make those that are due of what was gathered: a busy node has no other time for it."""
+        if operation == "backward":
+            for expert in experts:
+                self._updates.observe(expert, now)
+        if self._updates.is_due(now):
+            self._updates.step_due(now)
 
     def _answer(
         self,

@@ -1,8 +1,9 @@
 """Compute one batch so that no request in it can harm another.
 
-The requests' rows are computed together. Of a forward, a request whose rows are not finite fails alone, and is told
-whether its inputs were; a batch that raises is computed one request at a time. A backward clips each request's gradient
-on its own, adds them up and steps the optimizer once per batch, with the gradients of the requests that were sound.
+The requests' rows are computed together. Of a forward, a
+request whose rows are not finite fails alone, and is told whether its inputs were; a batch that raises is computed one
+request at a time. A backward clips each request's gradient on its own, adds them up and steps the optimizer once per
+batch, with the gradients of the requests that were sound.
 Runs in one thread at a time. An expert's code, which may be anyone's, ends here: whatever it raises is the answer to
 the request that provoked it. Whether the device itself has failed, `device_still_works` tells.
 Policy: docs/decisions/0003-node-runtime.md.
@@ -49,6 +50,18 @@ def compute(expert: Expert, operation: Operation, requests: Sequence[Sequence[Te
         return _backward(expert, [(tensors[0], tensors[1]) for tensors in requests])
     finally:
         torch.set_flush_denormal(False)
+
+
+def step_gathered(expert: Expert) -> LearningAtHomeError | None:
+    """Make the update that an expert's gathered gradients wait for. Why there was none; they are lost then."""
+    torch.set_flush_denormal(True)
+    try:
+        expert.step_gathered()
+    except Exception as error:  # noqa: BLE001 - the edge: see above
+        return explained(expert, error)
+    finally:
+        torch.set_flush_denormal(False)
+    return None
 
 
 def is_left_to_sender(expert: Expert, operation: Operation, num_requests: int) -> bool:
@@ -103,7 +116,7 @@ def _backward_of_one(expert: Expert, rows: Tensor, output_gradient: Tensor) -> O
     found = _gradients(expert, rows, output_gradient, 1)
     if isinstance(found, LearningAtHomeError):
         return found
-    failure = _step(expert, found)
+    failure = _apply(expert, found, len(rows))
     return found.of_rows if failure is None else failure
 
 
@@ -123,8 +136,9 @@ def _backward(expert: Expert, requests: list[tuple[Tensor, Tensor]]) -> list[Out
             outcomes[index] = found.of_rows
         else:
             outcomes[index] = found
-    failure = None if total is None else _step(expert, total)
     in_order = [outcomes[index] for index in range(len(requests))]
+    num_rows = sum(len(outcome) for outcome in in_order if isinstance(outcome, Tensor))
+    failure = None if total is None else _apply(expert, total, num_rows)
     return in_order if failure is None else [failure if isinstance(o, Tensor) else o for o in in_order]
 
 
@@ -168,10 +182,10 @@ def _gradients(
         return explained(expert, error, rows)
 
 
-def _step(expert: Expert, gradients: Gradients) -> LearningAtHomeError | None:
-    """Why there was no step; None when there was one."""
+def _apply(expert: Expert, gradients: Gradients, num_rows: int) -> LearningAtHomeError | None:
+    """Why these were neither stepped by nor gathered; None when they were."""
     try:
-        expert.step(gradients)
+        expert.apply(gradients, num_rows)
     except Exception as error:  # noqa: BLE001 - the edge: see above
         return explained(expert, error)
     return None

@@ -23,6 +23,7 @@ from node_agent.runtime.batch_runner import Answers, BatchRunner, Job
 from node_agent.runtime.batcher import Batch, Batcher, Limits, Pending
 from node_agent.runtime.costs import Costs
 from node_agent.runtime.statistics import Statistics
+from node_agent.runtime.update_timer import UpdateTimer
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class DeviceThread:
         self._next: list[Batch[Job]] = []
         self._group_of = experts.group_of if experts.has_groups else None
         self._costs = Costs()
+        self._updates = UpdateTimer(experts, statistics)
         self._answers: Answers | None = None
         self._runner: BatchRunner  # made by start
         self.error: BaseException | None = None
@@ -82,6 +84,7 @@ class DeviceThread:
             answers,
             self._batcher.wait_s,
             self._chunk_bytes,
+            self._updates,
         )
         self._thread.start()
 
@@ -137,6 +140,8 @@ class DeviceThread:
                 self._serve_one(batch, is_last=batch is batches[-1])
         with self._lock:
             self._computing = False
+            if self._is_update_due():
+                self._work_came.notify()
             if self._next or self._batcher.queued_rows:
                 return True
             if self._stopping or self._awaited:
@@ -150,15 +155,26 @@ class DeviceThread:
             try:
                 return self._went_idle.wait_for(
                     lambda: (
-                        not self._thread.is_alive() or not (self._computing or self._next or self._batcher.queued_rows)
+                        not self._thread.is_alive()
+                        or not (self._computing or self._next or self._batcher.queued_rows or self._is_update_due())
                     ),
                     timeout_s,
                 )
             finally:
                 self._awaited -= 1
 
+    def finish(self, timeout_s: float) -> bool:
+        """The same; and experts make the update for which they gather gradients, without waiting for more."""
+        with self._lock:
+            self._updates.finish()
+            self._work_came.notify()
+        return self.wait_until_idle(timeout_s)
+
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
-        """End after the batch that is being computed; what still waits is refused. May be called twice."""
+        """End after the batch that is being computed; what still waits is refused. May be called twice.
+
+        Experts make the update for which they gather gradients.
+        """
         with self._lock:
             left = self._end()
         for request in left:
@@ -169,8 +185,9 @@ class DeviceThread:
     def _run(self) -> None:
         try:
             torch.set_num_threads(self._num_threads)
-            while batches := self._next_batches():
+            while (batches := self._next_batches()) is not None:
                 self._serve(batches)
+            self._make_last_updates()
         except BaseException as error:
             self.error = error
             log.exception("the thread of %s stopped", self._device)
@@ -181,16 +198,32 @@ class DeviceThread:
             for request in left:
                 self._fail(request, NodeDraining(f"{request.uid}: this node's device stopped"))
 
-    def _next_batches(self) -> list[Batch[Job]]:
-        """The next ones that are not the data plane's, as soon as there are some; none when it is time to stop."""
+    def _make_last_updates(self) -> None:
+        with self._lock:
+            self._updates.finish()
+            if not self._went_idle.wait_for(lambda: not self._computing, STOP_TIMEOUT_S):
+                return
+        self._updates.step_due(self._clock.monotonic_s())
+
+    def _next_batches(self) -> list[Batch[Job]] | None:
+        """The next ones that are not the data plane's, as soon as there are some; None when it is time to stop.
+
+        An empty list: updates are due.
+        """
         with self._lock:
             self._computing = False
             while not self._stopping:
+                if not self._computing and self._is_update_due():
+                    self._computing = True
+                    return []
                 if batches := self._claim_slow():
                     return batches
                 self._went_idle.notify_all()  # perhaps: whoever waits for it looks himself
-                self._work_came.wait()
-            return []
+                self._work_came.wait(self._updates.wait_s(self._clock.monotonic_s()))
+            return None
+
+    def _is_update_due(self) -> bool:
+        return self._updates.is_due(self._clock.monotonic_s())
 
     def _claim_slow(self) -> list[Batch[Job]]:
         """What the device's thread computes next, together; nothing when it is quick: then the data plane is told."""
@@ -249,6 +282,9 @@ class DeviceThread:
 
     def _serve(self, batches: Sequence[Batch[Job]]) -> None:
         """Compute them, several as a group, and answer each request."""
+        if not batches:
+            self._updates.step_due(self._clock.monotonic_s())
+            return
         for batch in batches:
             self._refuse_late(batch.late)
         batches = [batch for batch in batches if batch.requests]

@@ -20,7 +20,7 @@ from torch import Tensor
 from learning_at_home.errors import LearningAtHomeError
 from learning_at_home.tensors.finite import is_finite
 from learning_at_home.wire.messages import Operation
-from node_agent.experts.expert import Expert, step_experts
+from node_agent.experts.expert import Expert, apply_gradients
 from node_agent.experts.gradients import CLIP_EPSILON, Gradients
 from node_agent.experts.grouping import Group
 from node_agent.experts.portions import Portion, plan
@@ -109,7 +109,11 @@ def _backward_at_once(group: Group, lanes: Sequence[Lane]) -> dict[int, list[Out
                 of_rows[position] += of_requests
     sound = [lane for lane in lanes if lane.position not in failed and _can_step(lane, totals[lane.position])]
     try:
-        step_experts([lane.expert for lane in sound], [totals[lane.position] for lane in sound])
+        apply_gradients(
+            [lane.expert for lane in sound],
+            [totals[lane.position] for lane in sound],
+            [lane.rows for lane in sound],
+        )
     except Exception as error:  # noqa: BLE001 - the edge; some may have stepped, so nothing is done again
         return {lane.position: [explained(lane.expert, error)] * len(lane.requests) for lane in sound}
     return {lane.position: of_rows[lane.position] for lane in sound}

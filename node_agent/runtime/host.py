@@ -130,9 +130,9 @@ class Host:
         self.backwards.sweep(round(self._clock.wall_s() * 1000), self._clock.monotonic_s())
 
     def drain(self, timeout_s: float) -> bool:
-        """Take nothing new and finish the queue; whether it was finished in time. Blocks."""
+        """Take nothing new, finish the queue and make the updates that wait; whether it was done in time. Blocks."""
         self._draining = True
-        return self.device_thread.wait_until_idle(timeout_s)
+        return self.device_thread.finish(timeout_s)
 
     def stop(self) -> None:
         """End both threads, at once but for the batch that is being computed. May be called twice."""

@@ -66,11 +66,14 @@ class Statistics:
                 counters.rows_forward += rows
             else:
                 counters.rows_backward += rows
-            if updates != counters.updates:
-                counters.updates = updates
-                counters.updated_at = now
+            _count_updates(counters, updates, now)
             counters.latencies.record(latency_s, now)
             self.rows += rows
+
+    def updated(self, uid: str, updates: int, now: float) -> None:
+        """The expert has made its update of this number, without a request."""
+        with self._lock:
+            _count_updates(self._experts[uid], updates, now)
 
     def failed(self, uid: str) -> None:
         """One request reached the expert and could not be computed."""
@@ -96,6 +99,12 @@ class Statistics:
                 (uid, copy.copy(counters), counters.latencies.copy(now)) for uid, counters in self._experts.items()
             ]
         return [_snapshot(uid, counters, latencies, now) for uid, counters, latencies in copies]
+
+
+def _count_updates(counters: ExpertCounters, updates: int, now: float) -> None:
+    if updates != counters.updates:
+        counters.updates = updates
+        counters.updated_at = now
 
 
 def _snapshot(uid: str, counters: ExpertCounters, latencies: Latencies, now: float) -> ExpertSnapshot:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,13 +57,66 @@ def test_an_unknown_layer_is_answered_with_those_there_are() -> None:
         ({"deadline_s": float("nan")}, "deadline_s"),
         ({"optimizer": {"learning_rate": -1.0}}, "learning_rate"),
         ({"optimizer": {"learning_rate": float("inf")}}, "learning_rate"),
-        ({"optimizer": {"name": "lion"}}, "name"),
+        ({"optimizer": {"name": "Lion!"}}, "name"),
+        ({"optimizer": {"schedule": "cosine"}}, "decay_updates"),
+        ({"optimizer": {"decay_updates": 5}}, "schedule"),
+        ({"optimizer": {"schedule": "exponential"}}, "schedule"),
+        ({"optimizer": {"final_learning_rate": 0.5}}, "final_learning_rate"),
+        ({"optimizer": {"nesterov": True}}, "momentum"),
+        ({"optimizer": {"update_rows": 0}}, "update_rows"),
+        ({"optimizer": {"update_seconds": 0.0}}, "update_seconds"),
+        ({"optimizer": {"options": {"rank": float("nan")}}}, "options"),
         ({"surprise": 1}, "surprise"),
     ],
 )
 def test_a_layer_that_cannot_be_used_is_refused_by_name(layer: dict[str, object], word: str) -> None:
     with pytest.raises(ConfigError, match=word):
         ProjectRecord.from_builtins({"id": "digits", "layers": [{"prefix": "ffn0", "grid": [4, 4], **layer}]})
+
+
+def test_all_that_an_optimizer_may_be_told_survives_toml_json_and_bytes(tmp_path) -> None:
+    optimizer = OptimizerSpec(
+        name="lion",
+        options={"friction": 0.5},
+        warmup_updates=10,
+        schedule="cosine",
+        decay_updates=100,
+        update_rows=512,
+        update_seconds=2.0,
+    )
+    record = ProjectRecord(id="digits", layers=(LayerSpec(prefix="ffn0", grid=(2,), optimizer=optimizer),)).check()
+    file = tmp_path / "project.toml"
+    file.write_text(
+        """id = "digits"
+        [[layers]]
+        prefix = "ffn0"
+        grid = [2]
+        [layers.optimizer]
+        name = "lion"
+        options = { friction = 0.5 }
+        warmup_updates = 10
+        schedule = "cosine"
+        decay_updates = 100
+        update_rows = 512
+        update_seconds = 2.0
+        """,
+        "utf-8",
+    )
+
+    assert ProjectRecord.from_toml(file) == record
+    assert ProjectRecord.from_bytes(record.to_bytes()) == record
+    assert ProjectRecord.from_builtins(json.loads(msgspec.json.encode(record))) == record
+    assert len({record.layers[0], ProjectRecord.from_bytes(record.to_bytes()).layers[0]}) == 1
+
+
+def test_a_record_of_an_earlier_version_has_the_defaults_of_what_it_does_not_say() -> None:
+    earlier = {"name": "sgd", "learning_rate": 0.1, "weight_decay": 0.0, "betas": [0.9, 0.999], "momentum": 0.0}
+
+    record = ProjectRecord.from_builtins(
+        {"id": "digits", "layers": [{"prefix": "ffn0", "grid": [4], "optimizer": {**earlier, "clip_norm": 1.0}}]}
+    )
+
+    assert record.layers[0].optimizer == OptimizerSpec(name="sgd", learning_rate=0.1)
 
 
 @pytest.mark.parametrize("id_", ["", "d", "Digits", "a/b", "x" * 41, "a b", "<b>"])
@@ -101,3 +156,11 @@ def test_rows_per_request_are_bound_by_bytes_too() -> None:
     wide = LayerSpec(prefix="a", grid=(1,), hidden_size=8_192, sequence_length=128)
     assert wide.row_shape == (128, 8_192)
     assert wide.max_rows == 64 * 1024 * 1024 // (2 * 128 * 8_192 * 4)
+
+
+def test_every_field_of_a_layer_and_its_optimizer_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "project-record.md").read_text("utf-8")
+
+    fields = (*LayerSpec.__struct_fields__, *OptimizerSpec.__struct_fields__)
+
+    assert [field for field in fields if f"`{field}`" not in page] == []

@@ -20,6 +20,7 @@ LAYER = LayerSpec(prefix="ffn0", grid=(4, 4))
         (OptimizerSpec(name="sgd"), 1),
         (OptimizerSpec(name="sgd", momentum=0.9), 2),
         (OptimizerSpec(name="frozen"), 1),
+        (OptimizerSpec(name="sgd", update_rows=512), 2),
     ],
 )
 def test_weights_and_optimizer_state_last(optimizer, copies):

@@ -24,6 +24,7 @@ OPTIMIZERS = {
     "unclipped adamw": OptimizerSpec(name="adamw", learning_rate=0.01, weight_decay=0.1, clip_norm=None),
     "momentum": OptimizerSpec(name="sgd", learning_rate=0.1, momentum=0.9, clip_norm=0.5),
     "frozen": OptimizerSpec(name="frozen"),
+    "gathering": OptimizerSpec(name="sgd", learning_rate=0.1, warmup_updates=3, update_rows=6),
 }
 # by position, the rows of each of its requests
 WORK = {
@@ -201,7 +202,7 @@ def test_a_step_that_fails_is_never_taken_again(monkeypatch):
     def fail(*_):
         raise RuntimeError("the device is gone")
 
-    monkeypatch.setattr(group_computation, "step_experts", fail)
+    monkeypatch.setattr(group_computation, "apply_gradients", fail)
     before = [[parameter.detach().clone() for parameter in expert.module.parameters()] for expert in setting.experts]
 
     ours, _ = setting.both("backward", setting.requests({0: [2], 1: [3, 2]}))
