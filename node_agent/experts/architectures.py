@@ -1,8 +1,8 @@
 """What an expert may be made of: networks by name, each from one LayerSpec.
 
 Knows shapes and flop; knows nothing of optimizers, requests or devices. A network maps rows to rows of the same shape
-and dtype, and no row may depend on another (rows of several callers are computed together), so neither batch
-normalisation nor dropout belongs here. The paper's block is `ffn` (Ryabinin & Gusev, 2020).
+and dtype, and no row may depend on another (rows of several callers are computed together), so batch normalisation
+does not belong here. Dropout does (randomness.py). The paper's block is `ffn` (Ryabinin & Gusev, 2020).
 
 An installed package adds its own through an entry point of the group `learning_at_home.experts`: a callable without
 arguments that calls `register_expert`. Code never comes from the network: a name that no installed package registered
@@ -11,10 +11,8 @@ is refused.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 
@@ -25,6 +23,7 @@ from learning_at_home.errors import ConfigError
 from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.project import LayerSpec
 from learning_at_home.tensors.frames import DTYPES
+from node_agent.experts.randomness import numbers_from
 
 ENTRY_POINT_GROUP = "learning_at_home.experts"
 INNER_FACTOR = 4  # the paper's blocks are four times wider inside
@@ -45,7 +44,6 @@ class Architecture:
 
 
 _registry: dict[str, Architecture] = {}
-_random_numbers = threading.Lock()  # torch's modules draw their weights from one generator of the whole process
 
 
 def register_expert(name: str, *, flop_per_row: FlopPerRow | None = None) -> Callable[[Build], Build]:
@@ -81,7 +79,7 @@ def build_expert(layer: LayerSpec, project: str, uid: ExpertUid) -> nn.Module:
     """The network of one cell with its initial weights: the same on every machine for the same project and uid."""
     seed = int.from_bytes(hashlib.sha256(f"{project}/{uid}".encode()).digest()[:8], "big") >> 1
     architecture = find_architecture(layer.architecture)
-    with _random_numbers_from(seed):
+    with numbers_from(seed):
         return architecture.build(layer).to(DTYPES[layer.dtype])
 
 
@@ -94,7 +92,7 @@ def build_checked(layer: LayerSpec) -> nn.Module:
     dtype = DTYPES[layer.dtype]
     rows = torch.zeros(2, *layer.row_shape, dtype=dtype)
     architecture = find_architecture(layer.architecture)
-    with _random_numbers_from(0):
+    with numbers_from(0):
         module = architecture.build(layer).to(dtype)
     try:
         with torch.no_grad():
@@ -127,17 +125,6 @@ def flop_per_row(layer: LayerSpec) -> int:
     if architecture.flop_per_row is not None:
         return architecture.flop_per_row(layer)
     return 2 * weight_bytes(layer) // DTYPES[layer.dtype].itemsize * _positions(layer)
-
-
-@contextlib.contextmanager
-def _random_numbers_from(seed: int) -> Iterator[None]:
-    """torch's CPU generator, seeded, for one thread at a time; afterwards it goes on where it was.
-
-    Only that one: torch.manual_seed would also seed every GPU's.
-    """
-    with _random_numbers, torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
 
 
 def _rows(tensor: Tensor) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
 import torch
@@ -29,6 +29,7 @@ from node_agent.experts.gradients import Gradients, in_own_memory, largest_norm,
 from node_agent.experts.memory import saved_bytes_per_row
 from node_agent.experts.optimizers import Optimizer, step_together
 from node_agent.experts.pullback import pull_back
+from node_agent.experts.randomness import draws_numbers, has_dropout, numbers_from, seed_of
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ _inference_mode: Callable[[bool], AbstractContextManager[object]] = getattr(
     torch._C, "_InferenceMode", torch.inference_mode
 )
 
+_NOTHING_DRAWN = nullcontext()
 WORTH_REMEMBERING_FLOP = 50e6  # of a forward: about a millisecond of a core; to remember it takes a tenth of that
 
 
@@ -64,12 +66,20 @@ class Expert:
         self.gathered = Gathered(layer.optimizer)
         self.activations = Activations()  # none; experts of a node share theirs
         self._name = str(uid)
+        self.is_random = has_dropout(module)
         self._largest_norm = min([largest_norm(parameter.dtype) for parameter in self.trained], default=math.inf)
 
     @classmethod
     def create(cls, uid: ExpertUid, layer: LayerSpec, project: str, device: torch.device) -> Expert:
         """A new expert with its initial weights, the same wherever it is made."""
-        return cls(uid, layer, build_expert(layer, project, uid), device)
+        expert = cls(uid, layer, build_expert(layer, project, uid), device)
+        expert.find_out_if_random()
+        return expert
+
+    def find_out_if_random(self) -> None:
+        """Try whether its network draws random numbers otherwise than by torch's dropout."""
+        rows = torch.zeros(2, *self.row_shape, dtype=self.dtype, device=self.device)
+        self.is_random = draws_numbers(self.module, self.kind, rows)
 
     @property
     def updates(self) -> int:
@@ -84,7 +94,8 @@ class Expert:
     def forward(self, rows: Tensor, *, remember: bool = False) -> Tensor:
         """The network's output for rows on the expert's device, as it is: it may hold NaN or infinity.
 
-        `remember`: a backward of the same rows may follow. They must not change then.
+        `remember`: a backward of the same rows may follow. They must not change then. A random network is to be called
+        within `numbers_for`.
         """
         if (
             remember
@@ -96,9 +107,16 @@ class Expert:
             output: Tensor = self.module(leaf)
             self.activations.keep(self._name, Forward(leaf, output, num_bytes))
             return output.detach()
+        if self.is_random:  # some kernels draw otherwise where no gradient is wanted
+            recorded: Tensor = self.module(rows.detach().requires_grad_())
+            return recorded.detach()
         with _inference_mode(True):
             answer: Tensor = self.module(rows)
         return answer
+
+    def numbers_for(self, rows: Tensor) -> AbstractContextManager[None]:
+        """What a random network draws meanwhile follows from the request's rows, as they lie on the CPU."""
+        return numbers_from(seed_of(self._name, rows), self.device) if self.is_random else _NOTHING_DRAWN
 
     @cached_property
     def _remembered_bytes_per_row(self) -> int:

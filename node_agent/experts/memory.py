@@ -18,6 +18,7 @@ from torch import Tensor
 from learning_at_home.errors import ConfigError
 from learning_at_home.project import LayerSpec
 from node_agent.experts.architectures import build_checked, weight_bytes
+from node_agent.experts.randomness import numbers_from
 from node_agent.experts.sizes import shown
 from node_agent.experts.update_rules import make_rule
 
@@ -59,6 +60,8 @@ def optimizer_copies(layer: LayerSpec) -> int:
 def saved_bytes_per_row(module: torch.nn.Module, layer: LayerSpec) -> int:
     """Bytes that autograd keeps of one row's forward until its backward; no less, if it keeps one tensor twice."""
 
+    parameter = next(module.parameters())
+
     def saved(num_rows: int) -> int:
         seen: dict[int, Tensor] = {id(parameter): parameter for parameter in module.parameters()}
         total = 0
@@ -70,9 +73,10 @@ def saved_bytes_per_row(module: torch.nn.Module, layer: LayerSpec) -> int:
                 total += tensor.numel() * tensor.element_size()
             return tensor.detach()  # itself it might be the output, which holds this: a circle that nobody frees
 
-        rows = torch.zeros(num_rows, *layer.row_shape, dtype=next(module.parameters()).dtype)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            module(rows.to(next(module.parameters()).device).requires_grad_())
+        rows = torch.zeros(num_rows, *layer.row_shape, dtype=parameter.dtype, device=parameter.device)
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        with numbers_from(0, parameter.device), hooks:  # a forward that is under way goes on with its own numbers
+            module(rows.requires_grad_())
         return total
 
     return max(

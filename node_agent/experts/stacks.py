@@ -99,6 +99,7 @@ def make_stacked(
             memory[position].copy_(parameter.data)
             parameter.data = memory[position]
         experts.append(Expert(uid, layer, module, device))
+        experts[-1].find_out_if_random()
     return experts, stacked
 
 
@@ -106,6 +107,8 @@ def try_stack(experts: Sequence[Expert], stacked: Sequence[Tensor], bounds: Boun
     """A stack of these, when random rows give together what they give one expert at a time; else None."""
     kinds = {expert.kind for expert in experts}
     if len(experts) < 2 or len(kinds) > 1 or not stacked or any(True for _ in experts[0].module.buffers()):
+        return None
+    if experts[0].is_random:  # each request has a seed of its own
         return None
     try:
         stack = ExpertStack(experts, stacked, bounds)

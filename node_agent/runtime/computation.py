@@ -1,6 +1,6 @@
 """Compute one batch so that no request in it can harm another.
 
-The requests' rows are computed together. Of a forward, a
+The requests' rows are computed together, but for networks that draw random numbers (randomness.py). Of a forward, a
 request whose rows are not finite fails alone, and is told whether its inputs were; a batch that raises is computed one
 request at a time. A backward clips each request's gradient on its own, adds them up and steps the optimizer once per
 batch, with the gradients of the requests that were sound.
@@ -87,15 +87,18 @@ def device_still_works(device: torch.device) -> bool:
 def _forward_of_one(expert: Expert, rows: Tensor, *, remember: bool = False) -> Outcome:
     """`remember`: it came without company, so that on a CPU nobody has to look at its answer here."""
     try:
-        if remember and rows.device == expert.device:
-            return expert.forward(rows, remember=True)
-        answer = expert.forward(to_device([rows], expert.device))
+        with expert.numbers_for(rows):
+            if remember and rows.device == expert.device:
+                return expert.forward(rows, remember=True)
+            answer = expert.forward(to_device([rows], expert.device))
         return to_cpu(answer) if is_finite(answer) else not_finite(expert, rows)
     except Exception as error:  # noqa: BLE001 - the edge: see above
         return explained(expert, error, rows)
 
 
 def _forward(expert: Expert, requests: list[Tensor]) -> list[Outcome]:
+    if expert.is_random:
+        return [_forward_of_one(expert, rows) for rows in requests]
     try:
         answers = expert.forward(to_device(requests, expert.device))
         sound = is_finite(answers)
@@ -144,6 +147,8 @@ def _backward(expert: Expert, requests: list[tuple[Tensor, Tensor]]) -> list[Out
 
 def _to_compute_together(expert: Expert, sizes: list[int]) -> list[int]:
     """Which requests to compute as one batch, by their rows: the shortest first."""
+    if expert.is_random:
+        return []
     if expert.clip_norm is None or not expert.trained:
         return list(range(len(sizes)))
     flop = ALONE_FLOP.get(expert.device.type, ALONE_FLOP["cpu"])
@@ -174,7 +179,8 @@ def _gradients(
 ) -> Gradients | LearningAtHomeError:
     """Of one of so many requests, clipped: of the parameters on the device, of the rows on the CPU."""
     try:
-        found = expert.gradients(to_device([rows], expert.device), to_device([output_gradient], expert.device))
+        with expert.numbers_for(rows):
+            found = expert.gradients(to_device([rows], expert.device), to_device([output_gradient], expert.device))
         found = found.clipped(expert.clip_norm)
         expert.check_can_step(found, times=num_requests)
         return _with_rows_on_cpu(found)
