@@ -111,6 +111,8 @@ class NodeTelemetry(msgspec.Struct, frozen=True, tag="node"):
     p50_ms: Amount | None  # of all its calls, admission to answer, last 60 s
     p95_ms: Amount | None
     device: DeviceTelemetry = DeviceTelemetry()
+    staleness_p50: Count | None = None  # updates that its experts made between a forward and its backward, lately
+    staleness_max: Count | None = None
     notice: Annotated[str, msgspec.Meta(max_length=300)] = ""  # why it is not simply online, or what it yielded
 
 

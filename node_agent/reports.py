@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from learning_at_home.coordinator_messages import DeviceTelemetry, ExpertTelemetry, NodeState, NodeTelemetry
 from learning_at_home.project import ProjectRecord
+from learning_at_home.staleness import figures_of
 from node_agent.runtime.host import Host
 from node_agent.runtime.statistics import ExpertSnapshot
 
@@ -18,6 +19,7 @@ def node_telemetry(
     """What this node says of itself now. Experts that it yielded are told in the notice, not as hosted."""
     p50_ms, p95_ms = host.statistics.percentiles_ms(now)
     yielded = host.experts.yielded
+    staleness = figures_of(host.statistics.staleness(now))
     return NodeTelemetry(
         started_s=started_s,
         state=state,
@@ -31,6 +33,8 @@ def node_telemetry(
         p50_ms=p50_ms,
         p95_ms=p95_ms,
         device=device,
+        staleness_p50=None if staleness is None else staleness.median,
+        staleness_max=None if staleness is None else staleness.largest,
         notice=_notice(yielded),
     )
 

@@ -44,6 +44,8 @@ class HealthWriter:
             "calls/refused": float(telemetry.refused),
             "latency_ms/p50": telemetry.p50_ms,
             "latency_ms/p95": telemetry.p95_ms,
+            "staleness_updates/p50": telemetry.staleness_p50,
+            "staleness_updates/max": telemetry.staleness_max,
             "experts/hosted": float(len(experts)),
             "experts/updates": float(sum(expert.updates for expert in experts)),
             "device/load_percent": telemetry.device.load_percent,

@@ -37,6 +37,7 @@ from learning_at_home.errors import (
 )
 from learning_at_home.peer_address import PeerAddress
 from learning_at_home.project import MAX_BYTES_PER_REQUEST
+from learning_at_home.tensors.fingerprint import fingerprint
 from learning_at_home.tensors.frames import Framed, from_frames_checked, to_frames
 from learning_at_home.transport.calls import Answer, Call
 from learning_at_home.transport.connections import Connections, Exchange
@@ -195,6 +196,7 @@ class FanOut:
         if error is None:
             load_ms = 0.0 if answer.reply is None else answer.reply.load_ms
             self.context.stats.answered(holder.public_key, holder.name, task.num_rows, answer.seconds, now, load_ms)
+            self._count_updates(task, answer, now)
         elif self._insist and self._goes_out_again(answer.call, error, now):
             self.context.stats.retried(holder.public_key, holder.name)
             return None
@@ -206,6 +208,11 @@ class FanOut:
             self._answered.add(holder.public_key)
             self.context.directory.report_success(holder.public_key)
         return Result(task, tensor, error)
+
+    def _count_updates(self, task: Task, answer: Answer, now: float) -> None:
+        assert answer.reply is not None, "it was usable"
+        forward = task.holder.public_key, task.uid, fingerprint(task.tensors[0])
+        self.context.stats.told_updates(forward, task.operation, answer.reply.updates, now)
 
     def _call(self, task: Task) -> Call:
         """The task with its tensors as frames."""

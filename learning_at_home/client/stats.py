@@ -7,10 +7,12 @@ percentiles are made of the copies.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
 from learning_at_home.latencies import Latencies, LatencyWindow
+from learning_at_home.staleness import Forwards, Staleness, figures_of
+from learning_at_home.wire.messages import Operation
 
 NOBODY_LEFT_ALONE: Mapping[bytes, float] = {}
 NEWEST_SHARE = 0.1  # of an answer in the running mean of a node's answer times
@@ -44,6 +46,10 @@ class SwarmStats:
     passed_rows: int  # rows that passed through a DMoE unchanged, since too few experts answered or none had room
     p50_ms: float | None
     p95_ms: float | None
+    # Updates that experts made between a forward of this trainer and its backward, which is not counted itself (last 60
+    # to 120 s); None when nothing was trained. Where hosts gather rows for an update it may have been one more.
+    staleness_p50: int | None
+    staleness_max: int | None
     nodes: dict[str, NodeStats] = field(default_factory=dict)  # by public key, hex
 
 
@@ -107,6 +113,8 @@ class CallStats:
         self._zero_gradient_rows = 0
         self._lost_contributions = 0
         self._passed_rows = 0
+        self._forwards = Forwards()
+        self._staleness = Staleness()
 
     def answered(
         self, public_key: bytes, name: str, rows: int, seconds: float, now: float, load_ms: float = 0.0
@@ -119,6 +127,14 @@ class CallStats:
             counts.load_ms = load_ms
             counts.told_s = now
             counts.latencies.record(seconds, now)
+
+    def told_updates(self, forward: Hashable, operation: Operation, updates: int, now: float) -> None:
+        """The answer to a forward, or to its backward, said how many updates the expert had made."""
+        with self._lock:
+            if operation == "forward":
+                self._forwards.remember(forward, updates)
+            elif (before := self._forwards.take(forward)) is not None and updates:
+                self._staleness.record(updates - before - 1, now)
 
     def failed(self, public_key: bytes, name: str) -> None:
         with self._lock:
@@ -165,6 +181,7 @@ class CallStats:
             nodes = {key.hex(): counts.copy(now) for key, counts in self._nodes.items()}
             zero_gradient_rows, lost_contributions = self._zero_gradient_rows, self._lost_contributions
             passed_rows = self._passed_rows
+            staleness = figures_of(self._staleness.histogram(now))
         everything = Latencies(tuple(part for counts in nodes.values() for part in counts.latencies.slices))
         p50_ms, p95_ms = everything.percentiles_ms()
         return SwarmStats(
@@ -178,6 +195,8 @@ class CallStats:
             passed_rows=passed_rows,
             p50_ms=p50_ms,
             p95_ms=p95_ms,
+            staleness_p50=None if staleness is None else staleness.median,
+            staleness_max=None if staleness is None else staleness.largest,
             nodes={
                 key: _node_stats(counts, left_alone_s.get(bytes.fromhex(key), 0.0)) for key, counts in nodes.items()
             },

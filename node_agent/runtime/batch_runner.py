@@ -16,6 +16,8 @@ from torch import Tensor
 
 from learning_at_home.clock import Clock
 from learning_at_home.errors import LearningAtHomeError
+from learning_at_home.staleness import Forwards
+from learning_at_home.tensors.fingerprint import fingerprint
 from learning_at_home.transport.answers import failure_of
 from learning_at_home.transport.server import Ticket
 from learning_at_home.wire.framing import take_small
@@ -80,6 +82,7 @@ class BatchRunner:
         self._wait_s = wait_s
         self._chunk_bytes = chunk_bytes
         self._updates = updates
+        self._forwards = Forwards()
 
     def run(self, batch: Batch[Job], *, flush: bool) -> float:
         """Serve one batch of at least one request; the seconds that computing took.
@@ -88,14 +91,14 @@ class BatchRunner:
         """
         expert = self._experts.by_uid[batch.uid]
         monotonic_s = self._clock.monotonic_s
-        started = monotonic_s()
+        started, updates_before = monotonic_s(), expert.updates
         outcomes = compute(expert, batch.operation, [request.payload.tensors for request in batch.requests])
         finished = monotonic_s()
         unseen = is_left_to_sender(expert, batch.operation, len(outcomes))
         self._answer(expert, batch, outcomes, started, finished, unseen=unseen, shared=len(outcomes) > 1)
         if flush:
             self._answers.flush()  # counting can wait
-        self._count(expert, batch, outcomes, unseen=unseen)
+        self._count(expert, batch, outcomes, updates_before, unseen=unseen)
         self._see_to_updates([expert], batch.operation, finished)
         return finished - started
 
@@ -106,7 +109,7 @@ class BatchRunner:
             (self._experts.by_uid[batch.uid], [request.payload.tensors for request in batch.requests])
             for batch in batches
         ]
-        started = self._clock.monotonic_s()
+        started, updates_before = self._clock.monotonic_s(), [expert.updates for expert, _ in work]
         outcomes_by_batch = compute_group(self._experts.group_of(batches[0].uid, operation), operation, work)
         finished = self._clock.monotonic_s()
         served = list(zip(batches, work, outcomes_by_batch, strict=True))
@@ -115,10 +118,19 @@ class BatchRunner:
             self._answer(expert, batch, outcomes, started, finished, unseen=unseen, shared=True)
         if flush:
             self._answers.flush()
-        for batch, (expert, _), outcomes in served:
-            self._count(expert, batch, outcomes, unseen=is_left_to_sender(expert, operation, len(outcomes)))
+        for (batch, (expert, _), outcomes), updates in zip(served, updates_before, strict=True):
+            unseen = is_left_to_sender(expert, operation, len(outcomes))
+            self._count(expert, batch, outcomes, updates, unseen=unseen)
         self._see_to_updates([expert for expert, _ in work], operation, finished)
         return finished - started
+
+    def _count_staleness(self, request: Pending[Job], updates: int, now: float) -> None:
+        """The expert had made so many updates when the request was computed."""
+        forward = request.payload.ticket.caller, request.uid, fingerprint(request.payload.tensors[0])
+        if request.operation == "forward":
+            self._forwards.remember(forward, updates)
+        elif (before := self._forwards.take(forward)) is not None:
+            self._statistics.trained(updates - before, now)
 
     def _see_to_updates(self, experts: Sequence[Expert], operation: Operation, now: float) -> None:
         """Make those that are due of what was gathered: a busy node has no other time for it."""
@@ -175,8 +187,10 @@ class BatchRunner:
         )
         return reply, frames
 
-    def _count(self, expert: Expert, batch: Batch[Job], outcomes: list[Outcome], *, unseen: bool) -> None:
-        """Raises RuntimeError when a request failed because the device does not work any more."""
+    def _count(
+        self, expert: Expert, batch: Batch[Job], outcomes: list[Outcome], updates_before: int, *, unseen: bool
+    ) -> None:
+        """`updates_before`: of the expert. Raises RuntimeError when a request failed since the device works no more."""
         operation = batch.operation
         flop_per_row = expert.forward_flop_per_row if operation == "forward" else expert.backward_flop_per_row
         now = self._clock.monotonic_s()
@@ -192,6 +206,8 @@ class BatchRunner:
                 self._statistics.answered(
                     batch.uid, operation, rows, rows * flop_per_row, latency_s, expert.updates, now
                 )
+                if expert.trained:
+                    self._count_staleness(request, updates_before, now)
         if failure is not None:
             log.info("%s: %s", batch.uid, failure)
             if not device_still_works(self._device):

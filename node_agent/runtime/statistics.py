@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from learning_at_home.latencies import Latencies, LatencyWindow
+from learning_at_home.staleness import Staleness
 from learning_at_home.wire.messages import Operation
 
 
@@ -53,6 +54,7 @@ class Statistics:
         self._experts = {uid: ExpertCounters() for uid in uids}
         self.refused = 0
         self.rows = 0
+        self._staleness = Staleness()
 
     def answered(
         self, uid: str, operation: Operation, rows: int, flop: float, latency_s: float, updates: int, now: float
@@ -69,6 +71,16 @@ class Statistics:
             _count_updates(counters, updates, now)
             counters.latencies.record(latency_s, now)
             self.rows += rows
+
+    def trained(self, staleness: int, now: float) -> None:
+        """A gradient reached an expert that had made so many updates since its forward."""
+        with self._lock:
+            self._staleness.record(staleness, now)
+
+    def staleness(self, now: float) -> dict[int, int]:
+        """How many gradients of the last minute or two were so many updates old."""
+        with self._lock:
+            return self._staleness.histogram(now)
 
     def updated(self, uid: str, updates: int, now: float) -> None:
         """The expert has made its update of this number, without a request."""

@@ -170,6 +170,7 @@ async def test_telemetry_counts_the_work_that_was_done(agent_of, caller):
     assert (expert.prefix, expert.cell) == ("ffn0", 0)
     assert (expert.rows_forward, expert.rows_backward, expert.updates, expert.calls) == (2, 2, 1, 2)
     assert expert.flop == 2 * 4 * agent.parts.host.experts.by_uid["ffn0.0.0"].forward_flop_per_row
+    assert (telemetry.staleness_p50, telemetry.staleness_max) == (0, 0)
     assert telemetry.p50_ms is not None
     assert telemetry.device.memory_used_bytes
 

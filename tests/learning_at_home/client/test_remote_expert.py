@@ -396,3 +396,21 @@ def test_cuda_inputs_come_back_on_cuda(small_swarm):
     assert y.is_cuda
     assert x.grad is not None
     assert x.grad.is_cuda
+
+
+def test_both_ends_count_the_updates_between_a_forward_and_its_backward(small_swarm):
+    swarm = small_swarm(layer())
+    host = swarm.add_host([0])
+    expert = swarm.swarm.expert("ffn0.0.0")
+    assert swarm.swarm.stats().staleness_p50 is None
+
+    early, late, evaluated = (rows().requires_grad_() for _ in range(3))
+    y_early, y_late = expert(early), expert(late)
+    expert(evaluated)
+    for y in (y_late, y_early):
+        y.sum().backward()
+
+    stats = swarm.swarm.stats()
+    assert (stats.staleness_p50, stats.staleness_max) == (1, 1)  # of two, the upper one
+    assert host.device_thread.wait_until_idle(10.0)
+    assert host.statistics.staleness(time.monotonic()) == {0: 1, 1: 1}
