@@ -37,11 +37,11 @@ from learning_at_home.errors import (
 )
 from learning_at_home.peer_address import PeerAddress
 from learning_at_home.project import MAX_BYTES_PER_REQUEST
-from learning_at_home.tensors.fingerprint import fingerprint
 from learning_at_home.tensors.frames import Framed, from_frames_checked, to_frames
 from learning_at_home.transport.calls import Answer, Call
 from learning_at_home.transport.connections import Connections, Exchange
 from learning_at_home.transport.link import chunk_bytes_of
+from learning_at_home.wire.fingerprint import fingerprint
 from learning_at_home.wire.messages import CHUNK_BYTES, MAX_WORK_PER_REQUEST, Codec, Operation, TensorSpec
 
 SUSPICIOUS = (PeerUnreachable, CallTimeout, WireError, VersionMismatch)  # what makes a peer worth avoiding for a while
@@ -211,7 +211,7 @@ class FanOut:
 
     def _count_updates(self, task: Task, answer: Answer, now: float) -> None:
         assert answer.reply is not None, "it was usable"
-        forward = task.holder.public_key, task.uid, fingerprint(task.tensors[0])
+        forward = task.holder.public_key, task.uid, fingerprint(answer.call.frames[0])
         self.context.stats.told_updates(forward, task.operation, answer.reply.updates, now)
 
     def _call(self, task: Task) -> Call:

@@ -63,6 +63,7 @@ class Expert:
         self.forward_flop_per_row = flop_per_row(layer)
         self.backward_flop_per_row = BACKWARD_FLOP_FACTOR * self.forward_flop_per_row
         self._optimizer = Optimizer(layer.optimizer, self.trained)
+        self.gathers = layer.optimizer.gathers
         self.gathered = Gathered(layer.optimizer)
         self.activations = Activations()  # none; experts of a node share theirs
         self._name = str(uid)
@@ -163,6 +164,9 @@ class Expert:
 
         Raises ExpertFailed, changing nothing.
         """
+        if not self.gathers:
+            self.step(gradients)
+            return
         self.check_can_step(gradients)
         apply_gradients([self], [gradients], [rows])
 
@@ -182,7 +186,7 @@ def apply_gradients(experts: Sequence[Expert], gradients: Sequence[Gradients], r
 
     They step by one kernel; an expert that gathers steps when it has enough.
     """
-    if not experts or not experts[0].layer.optimizer.gathers:
+    if not experts or not experts[0].gathers:
         step_experts(experts, gradients)
         return
     for expert, of_one, num_rows in zip(experts, gradients, rows, strict=True):

@@ -17,9 +17,9 @@ from torch import Tensor
 from learning_at_home.clock import Clock
 from learning_at_home.errors import LearningAtHomeError
 from learning_at_home.staleness import Forwards
-from learning_at_home.tensors.fingerprint import fingerprint
 from learning_at_home.transport.answers import failure_of
 from learning_at_home.transport.server import Ticket
+from learning_at_home.wire.fingerprint import Fingerprint
 from learning_at_home.wire.framing import take_small
 from learning_at_home.wire.messages import Failure, Operation, Reply
 from node_agent.experts.expert import Expert
@@ -40,6 +40,7 @@ class Job(msgspec.Struct, frozen=True, eq=False, gc=False):
 
     ticket: Ticket
     tensors: tuple[Tensor, ...]
+    rows: Fingerprint | None = None  # by which a backward's forward is known
 
 
 class Answers(Protocol):
@@ -126,7 +127,7 @@ class BatchRunner:
 
     def _count_staleness(self, request: Pending[Job], updates: int, now: float) -> None:
         """The expert had made so many updates when the request was computed."""
-        forward = request.payload.ticket.caller, request.uid, fingerprint(request.payload.tensors[0])
+        forward = request.payload.ticket.caller, request.uid, request.payload.rows
         if request.operation == "forward":
             self._forwards.remember(forward, updates)
         elif (before := self._forwards.take(forward)) is not None:
@@ -134,6 +135,8 @@ class BatchRunner:
 
     def _see_to_updates(self, experts: Sequence[Expert], operation: Operation, now: float) -> None:
         """Make those that are due of what was gathered: a busy node has no other time for it."""
+        if not self._updates.is_needed:
+            return
         if operation == "backward":
             for expert in experts:
                 self._updates.observe(expert, now)
@@ -206,7 +209,7 @@ class BatchRunner:
                 self._statistics.answered(
                     batch.uid, operation, rows, rows * flop_per_row, latency_s, expert.updates, now
                 )
-                if expert.trained:
+                if expert.trained and request.payload.rows is not None:
                     self._count_staleness(request, updates_before, now)
         if failure is not None:
             log.info("%s: %s", batch.uid, failure)

@@ -223,7 +223,7 @@ class DeviceThread:
             return None
 
     def _is_update_due(self) -> bool:
-        return self._updates.is_due(self._clock.monotonic_s())
+        return self._updates.is_needed and self._updates.is_due(self._clock.monotonic_s())
 
     def _claim_slow(self) -> list[Batch[Job]]:
         """What the device's thread computes next, together; nothing when it is quick: then the data plane is told."""

@@ -14,6 +14,7 @@ from learning_at_home.errors import NodeDraining
 from learning_at_home.identity import Identity
 from learning_at_home.project import MAX_BYTES_PER_REQUEST, MAX_ROWS_PER_REQUEST, ProjectRecord
 from learning_at_home.transport.server import Server, TensorFrame, Ticket
+from learning_at_home.wire.fingerprint import Fingerprint, fingerprint
 from learning_at_home.wire.messages import CHUNK_BYTES, PLAIN_CHUNK_BYTES, Work
 from node_agent.experts.hosted import HostedExperts
 from node_agent.runtime.admission import check_specs, unpack
@@ -101,7 +102,7 @@ class Host:
             rows = check_specs(expert, work, self._max_rows)
             num_bytes = rows * expert.row_bytes * len(work.tensors)
             self.device_thread.check_room(work.uid, rows, num_bytes)
-            job = Job(ticket, unpack(expert, work, frames, ticket.codec))
+            job = Job(ticket, unpack(expert, work, frames, ticket.codec), _fingerprint(frames[0][0]))
             self.device_thread.submit(
                 Pending(work.uid, work.operation, rows, num_bytes, ticket.received, ticket.deadline, job)
             )
@@ -146,3 +147,7 @@ class Host:
             if not part.is_alive:
                 return part.error or RuntimeError(f"the thread of the {name} ended")
         return None
+
+
+def _fingerprint(frame: TensorFrame) -> Fingerprint:
+    return fingerprint(frame if isinstance(frame, memoryview) else frame.buffer)

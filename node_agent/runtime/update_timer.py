@@ -20,7 +20,10 @@ LEAST_WAIT_S = 1e-3  # what is due may have to wait until another thread has com
 
 
 class UpdateTimer:
-    """Which of a node's experts have gathered something, and until when it may wait."""
+    """Which of a node's experts have gathered something, and until when it may wait.
+
+    Not `is_needed` where no expert gathers anything: there is nothing to tell it or to ask it then.
+    """
 
     def __init__(self, experts: HostedExperts, statistics: Statistics) -> None:
         self._experts = experts
@@ -29,6 +32,7 @@ class UpdateTimer:
         self._first_due = math.inf
         self._is_gathering = False
         self._is_finishing = False
+        self.is_needed = any(expert.gathers for expert in experts.by_uid.values())
         limits = [expert.layer.optimizer.update_seconds for expert in experts.by_uid.values()]
         self._shortest_s = min((seconds for seconds in limits if seconds is not None), default=math.inf)
 
@@ -44,7 +48,7 @@ class UpdateTimer:
 
     def observe(self, expert: Expert, now: float) -> None:
         """The expert has computed a backward."""
-        if not expert.layer.optimizer.gathers:
+        if not expert.gathers:
             return
         uid = str(expert.uid)
         if not expert.gathered.rows:

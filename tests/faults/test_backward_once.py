@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from learning_at_home.client.dmoe import DMoE
@@ -96,6 +97,21 @@ def test_a_backward_whose_connection_is_cut_is_applied_once(wire, figure, direct
     wire.check_one_step()
     stats = wire.swarm.swarm.stats()
     assert (stats.failures, stats.retries) == (0, 1)
+
+
+def test_a_backward_that_is_cut_is_gathered_once_and_stepped_by_when_the_host_leaves(small_swarm):
+    optimizer = replace(SGD, update_rows=10 * ROWS)
+    wire = Wire(small_swarm(layer((1,), deadline_s=10.0, optimizer=optimizer)))
+    with wire.proxy:
+        y = wire.expert(wire.x)
+        wire.proxy.cut_later("to the caller", HANDSHAKE_BYTES)
+        y.backward(wire.head)
+
+        wire.check_gradient()
+        assert wire.proxy.cuts == 1
+        assert (wire.hosted.updates, wire.hosted.gathered.rows) == (0, ROWS)
+        assert wire.host.drain(TIMEOUT_S)
+        wire.check_one_step()
 
 
 def test_a_backward_that_is_cut_while_it_is_computed_is_applied_once(wire):
