@@ -25,8 +25,11 @@ SUMMARIES = {
     "demo": "train a model on a swarm of this machine, and watch it in a browser",
     "dht": "run a bootstrap peer of the DHT, look something up in it, see who is there",
     "doctor": "check this machine, its network and its clock, and say what to do",
+    "expert": "try whether a node can host a network of your own",
     "node": "host experts on this machine",
 }
+
+EXTRAS = {"expert": "node"}  # of commands that are not named like theirs
 
 EXIT_USAGE = 2  # what argparse uses
 EXIT_MISSING_EXTRA = 3
@@ -86,12 +89,13 @@ def _is_a_missing_package(error: ModuleNotFoundError) -> bool:
 
 
 def _requirement(entry: EntryPoint) -> str:
-    """What to install for an entry: its distribution, with the extra of the same name where there is one."""
+    """What to install for an entry: its distribution, with the extra that it needs where there is one."""
     if entry.dist is None:
         return DISTRIBUTION
     extras = entry.dist.metadata.get_all("Provides-Extra") or []
     name: str = entry.dist.metadata["Name"]
-    return f"{name}[{entry.name}]" if entry.name in extras else name
+    extra = EXTRAS.get(entry.name, entry.name) if name == DISTRIBUTION else entry.name
+    return f"{name}[{extra}]" if extra in extras else name
 
 
 def _parser(commands: dict[str, EntryPoint]) -> argparse.ArgumentParser:

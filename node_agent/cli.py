@@ -107,6 +107,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="cells, as in 'ffn0.[0:4].[0:4]', end excluded; may be repeated; without it vacant cells are chosen",
     )
     what.add_argument("--max-experts", metavar="N", help=f"of vacant cells at most ({DEFAULT_MAX_EXPERTS})")
+    what.add_argument(
+        "--allow-experts",
+        action="append",
+        metavar="PACKAGE",
+        help="run experts and optimizers of this installed package, too; may be repeated (only built-in ones)",
+    )
     what.add_argument("--device", help="auto (the first GPU, else the CPU), cpu, cuda:0 ...")
     what.add_argument("--threads", metavar="N", help="CPU threads that compute (1)")
     what.add_argument("--grouping", help="several experts in one product: auto (where a GPU gains by it), on, off")

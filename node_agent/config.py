@@ -23,6 +23,7 @@ ENVIRONMENT_PREFIX = "LAH_NODE_"
 DEFAULT_MAX_EXPERTS = 16  # of vacant cells, when none are named: enough to matter, little enough for any machine
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _BOOTSTRAP = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):(\d{1,5})")
+_PACKAGE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 
 
@@ -36,6 +37,7 @@ class NodeConfig:
     bootstrap: tuple[str, ...] = ()
     experts: tuple[str, ...] = ()  # patterns; none: vacant cells are chosen, up to max_experts
     max_experts: int = DEFAULT_MAX_EXPERTS
+    allow_experts: tuple[str, ...] = ()  # packages whose experts and optimizers may run here; built-in ones always may
     device: str = "auto"
     name: str | None = None  # None: made from the key
     data_dir: Path | None = None  # None: the machine's folder for data
@@ -81,6 +83,9 @@ class NodeConfig:
             raise ConfigError(f"--name {self.name[:40]!r}: a name has {NAME_RULE}")
         if not _DEVICE.fullmatch(self.device):
             raise ConfigError(f"--device {self.device[:40]!r} is none of auto, cpu, cuda, cuda:0, cuda:1 ...")
+        for package in self.allow_experts:
+            if not _PACKAGE.fullmatch(package):
+                raise ConfigError(f"--allow-experts {package[:80]!r} is no name of a package, as pip knows them")
         self._check_numbers()
         if self.grouping not in GROUPINGS:
             raise ConfigError(f"--grouping {self.grouping[:40]!r} is none of {', '.join(GROUPINGS)}")
@@ -162,6 +167,7 @@ _READERS = {
     "bootstrap": _texts,
     "experts": _texts,
     "max_experts": _whole,
+    "allow_experts": _texts,
     "device": _text,
     "name": _text,
     "data_dir": _path,

@@ -19,6 +19,7 @@ from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.project import ProjectRecord
 from node_agent.cells import choose_vacant, named_cells
 from node_agent.config import NodeConfig
+from node_agent.experts.extensions import load_extensions
 from node_agent.experts.memory import Fit, check_fits, count_fitting, free_device_bytes, measure
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,10 @@ def _choose_experts(
     free_bytes = config.memory_limit_bytes or free_device_bytes(device)
     if config.experts:
         uids = named_cells(project, config.experts)
+        named = {uid.prefix for uid in uids}
+        load_extensions([layer for layer in project.layers if layer.prefix in named], config.allow_experts)
     else:
+        load_extensions(project.layers, config.allow_experts)
         taken = {layer.prefix: _taken(directory, layer.prefix) for layer in project.layers}
         kinds = [measure(layer, min(config.max_rows, layer.max_rows)) for layer in project.layers]
         most = min(config.max_experts, count_fitting(kinds, free_bytes))

@@ -1,14 +1,20 @@
-"""What one check of `lah doctor` found, and how a check is kept from hanging. Async."""
+"""What one check of `lah doctor` or `lah expert check` found, and how it is shown; how a check is kept from hanging.
+
+Async, that last part.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
 
+from learning_at_home.text import printable
+
+MAX_LINE_CHARS = 1_000
 _T = TypeVar("_T")
 
 
@@ -20,7 +26,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the doctor's; `fix` says what to do, and is empty only when nothing need be done."""
+    """One line of a report; `fix` says what to do, and is empty only when nothing need be done."""
 
     name: str
     status: Status
@@ -38,6 +44,19 @@ def warning(name: str, seen: str, fix: str) -> Check:
 
 def failed(name: str, seen: str, fix: str) -> Check:
     return Check(name, Status.FAILED, seen, fix)
+
+
+def check_lines(checks: Sequence[Check]) -> list[str]:
+    """A line for each check, and below it what to do where it is not ok; what strangers wrote is made printable."""
+    width = max(len(check.name) for check in checks)
+    told = []
+    for check in checks:
+        told.append(f"{check.status:<7}  {check.name:<{width}}  {printable(check.seen, MAX_LINE_CHARS)}")
+        if check.fix:
+            told.append(f"{'':<7}  {'':<{width}}  -> {printable(check.fix, MAX_LINE_CHARS)}")
+    counts = {status: sum(check.status is status for check in checks) for status in Status}
+    told.append(", ".join(f"{status}: {count}" for status, count in counts.items() if count))
+    return told
 
 
 async def within(work: Coroutine[Any, Any, Check], timeout_s: float, late: Check) -> Check:

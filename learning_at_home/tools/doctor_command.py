@@ -16,12 +16,10 @@ from learning_at_home.coordinator_access import CoordinatorUrl
 from learning_at_home.data_folders import data_folder
 from learning_at_home.dht.contacts import parse_address
 from learning_at_home.errors import ConfigError
-from learning_at_home.text import printable
-from learning_at_home.tools.checks import Check, Status
+from learning_at_home.tools.checks import check_lines
 from learning_at_home.tools.doctor import Patient, examine, is_healthy
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
-MAX_LINE_CHARS = 1_000
 EPILOG = """\
 Give it what you give the node or the trainer: the coordinator, the bootstrap peers, the ports. It changes nothing.
 
@@ -46,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if flags.json:
         print(json.dumps({"ok": healthy, "checks": [asdict(check) for check in checks]}, indent=2))
     else:
-        print("\n".join(lines(checks)))
+        print("\n".join(check_lines(checks)))
     return EXIT_OK if healthy else EXIT_FAILED
 
 
@@ -84,19 +82,6 @@ def read_patient(flags: argparse.Namespace) -> Patient:
         port=flags.port,
         dht_port=flags.dht_port,
     )
-
-
-def lines(checks: Sequence[Check]) -> list[str]:
-    """A line for each check, and below it what to do where it is not ok; what strangers wrote is made printable."""
-    width = max(len(check.name) for check in checks)
-    told = []
-    for check in checks:
-        told.append(f"{check.status:<7}  {check.name:<{width}}  {printable(check.seen, MAX_LINE_CHARS)}")
-        if check.fix:
-            told.append(f"{'':<7}  {'':<{width}}  -> {printable(check.fix, MAX_LINE_CHARS)}")
-    counts = {status: sum(check.status is status for check in checks) for status in Status}
-    told.append(", ".join(f"{status}: {count}" for status, count in counts.items() if count))
-    return told
 
 
 if __name__ == "__main__":

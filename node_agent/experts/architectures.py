@@ -4,17 +4,15 @@ Knows shapes and flop; knows nothing of optimizers, requests or devices. A netwo
 and dtype, and no row may depend on another (rows of several callers are computed together), so batch normalisation
 does not belong here. Dropout does (randomness.py). The paper's block is `ffn` (Ryabinin & Gusev, 2020).
 
-An installed package adds its own through an entry point of the group `learning_at_home.experts`: a callable without
-arguments that calls `register_expert`. Code never comes from the network: a name that no installed package registered
-is refused.
+An installed package adds its own by `register_expert`; extensions.py loads it, if the operator allows that package.
+Code never comes from the network: a name that nothing registered is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +23,6 @@ from learning_at_home.project import LayerSpec
 from learning_at_home.tensors.frames import DTYPES
 from node_agent.experts.randomness import numbers_from
 
-ENTRY_POINT_GROUP = "learning_at_home.experts"
 INNER_FACTOR = 4  # the paper's blocks are four times wider inside
 BACKWARD_FLOP_FACTOR = 3  # forward again, then one product for the inputs and one for the weights of each product
 HEAD_SIZE = 64  # of the transformer's attention, where the hidden size allows
@@ -64,15 +61,18 @@ def register_expert(name: str, *, flop_per_row: FlopPerRow | None = None) -> Cal
 def find_architecture(name: str) -> Architecture:
     """Raises ConfigError with the names there are."""
     if name not in _registry:
-        for entry in entry_points(group=ENTRY_POINT_GROUP):
-            entry.load()()
-    if name not in _registry:
-        known = ", ".join(sorted(_registry))
-        raise ConfigError(
-            f"no expert architecture {name!r} is installed here; there are: {known}. "
-            f"A package adds one by an entry point of the group {ENTRY_POINT_GROUP}"
-        )
+        raise ConfigError(f"no expert architecture {name!r} is loaded here; there are: {', '.join(sorted(_registry))}")
     return _registry[name]
+
+
+def known_architectures() -> Collection[str]:
+    """Names of those that are registered in this process."""
+    return _registry.keys()
+
+
+def name_of(build: Build) -> str | None:
+    """The name under which this was registered."""
+    return next((name for name, architecture in _registry.items() if architecture.build is build), None)
 
 
 def build_expert(layer: LayerSpec, project: str, uid: ExpertUid) -> nn.Module:

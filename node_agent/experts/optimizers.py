@@ -100,7 +100,7 @@ def step_together(optimizers: Sequence[Optimizer], gradients: Sequence[Sequence[
     return [position in had_any for position in range(len(optimizers))]
 
 
-def _step(optimizers: Sequence[Optimizer], stepped: Stepped, gradients: Sequence[Tensor]) -> None:
+def _step(optimizers: Sequence[Optimizer], stepped: Stepped, gradients: list[Tensor]) -> None:
     if len(stepped.counted) == 1:
         stepped.counted[0].add_(1)
     elif stepped.counted:

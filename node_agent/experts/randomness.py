@@ -31,8 +31,7 @@ def numbers_from(seed: int, device: torch.device | None = None) -> Iterator[None
     """
     generators = [torch.default_generator]
     if device is not None and device.type == "cuda":
-        index = torch.cuda.current_device() if device.index is None else device.index
-        generators.append(torch.cuda.default_generators[index])
+        generators.append(torch.cuda.default_generators[device.index or 0])
     with _ONE_AT_A_TIME:
         states = [generator.get_state() for generator in generators]
         try:
@@ -47,7 +46,7 @@ def numbers_from(seed: int, device: torch.device | None = None) -> Iterator[None
 def seed_of(uid: str, rows: Tensor) -> int:
     """Of a request's rows, which lie on the CPU."""
     digest = hashlib.blake2b(uid.encode(), digest_size=8)
-    digest.update(memoryview(rows.detach().contiguous().numpy()).cast("B"))
+    digest.update(rows.detach().contiguous().numpy().data.cast("B"))
     return int.from_bytes(digest.digest(), "big") >> 1
 
 

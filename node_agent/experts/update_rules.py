@@ -6,14 +6,13 @@ kernels are the same; the state is plain tensors. Fused kernels take 20 to 40 % 
 there is none, torch's functional optimizers are used: they first sort the tensors by device, which takes as long as the
 step of 30,000 parameters.
 
-An installed package adds its own by `register_optimizer`; see docs/custom-experts.md.
+An installed package adds its own by `register_optimizer`, and extensions.py loads it; see docs/custom-experts.md.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import entry_points
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -25,10 +24,9 @@ from torch.optim.sgd import sgd
 from learning_at_home.errors import ConfigError
 from learning_at_home.project import OptimizerSpec
 
-ENTRY_POINT_GROUP = "learning_at_home.optimizers"
 EPSILON = 1e-8  # torch's own default
 FUSED_DEVICES = ("cpu", "cuda")
-State = Mapping[str, Sequence[Tensor]]  # by name, one tensor for each parameter, in the parameters' order
+State = Mapping[str, list[Tensor]]  # by name, one tensor for each parameter, in the parameters' order
 
 
 class UpdateRule(ABC):
@@ -46,9 +44,7 @@ class UpdateRule(ABC):
             raise ConfigError(f"optimizer {spec.name!r} has no option {unknown[0][:64]!r}; its options: {known}")
 
     @abstractmethod
-    def step(
-        self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], state: State, learning_rate: float
-    ) -> None:
+    def step(self, parameters: list[Tensor], gradients: list[Tensor], state: State, learning_rate: float) -> None:
         """Change parameters and state in place, without autograd. The gradients are this method's to change.
 
         All are contiguous and on one device; parameters without a gradient are left out. The parameters may be those of
@@ -75,15 +71,13 @@ def register_optimizer(name: str) -> Callable[[RuleT], RuleT]:
 def make_rule(spec: OptimizerSpec) -> UpdateRule:
     """Raises ConfigError with the names there are."""
     if spec.name not in _registry:
-        for entry in entry_points(group=ENTRY_POINT_GROUP):
-            entry.load()
-    if spec.name not in _registry:
-        known = ", ".join(sorted(_registry))
-        raise ConfigError(
-            f"no optimizer {spec.name!r} is installed here; there are: {known}. "
-            f"A package adds one by an entry point of the group {ENTRY_POINT_GROUP}"
-        )
+        raise ConfigError(f"no optimizer {spec.name!r} is loaded here; there are: {', '.join(sorted(_registry))}")
     return _registry[spec.name](spec)
+
+
+def known_optimizers() -> Collection[str]:
+    """Names of those that are registered in this process."""
+    return _registry.keys()
 
 
 def is_fused(parameters: Sequence[Tensor]) -> bool:
@@ -95,9 +89,7 @@ def is_fused(parameters: Sequence[Tensor]) -> bool:
 class Frozen(UpdateRule):
     """Never changes anything."""
 
-    def step(
-        self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], state: State, learning_rate: float
-    ) -> None:
+    def step(self, parameters: list[Tensor], gradients: list[Tensor], state: State, learning_rate: float) -> None:
         pass
 
 
@@ -109,15 +101,13 @@ class Sgd(UpdateRule):
         super().__init__(spec)
         self.state = ("momentum",) if spec.momentum else ()
 
-    def step(
-        self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], state: State, learning_rate: float
-    ) -> None:
+    def step(self, parameters: list[Tensor], gradients: list[Tensor], state: State, learning_rate: float) -> None:
         spec = self.spec
         momenta = state["momentum"] if spec.momentum else []
         if not is_fused(parameters):
             sgd(
-                list(parameters),
-                list(gradients),
+                parameters,
+                gradients,
                 list(momenta) or [None] * len(gradients),
                 foreach=True,
                 weight_decay=spec.weight_decay,
@@ -148,19 +138,17 @@ class Adam(UpdateRule):
 
     state = ("mean", "mean_of_squares")
     counts_steps = True
-    _functional = staticmethod(adam)
-    _fused = staticmethod(torch._fused_adam_)
+    is_decoupled = False  # whether weight decay stands beside the gradient
 
-    def step(
-        self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], state: State, learning_rate: float
-    ) -> None:
+    def step(self, parameters: list[Tensor], gradients: list[Tensor], state: State, learning_rate: float) -> None:
         spec = self.spec
         if not is_fused(parameters):
-            self._functional(
-                list(parameters),
-                list(gradients),
-                list(state["mean"]),
-                list(state["mean_of_squares"]),
+            functional = adamw if self.is_decoupled else adam
+            functional(
+                parameters,
+                gradients,
+                state["mean"],
+                state["mean_of_squares"],
                 [],
                 list(torch._foreach_sub(state["steps"], 1)),  # it counts for itself
                 foreach=True,
@@ -173,7 +161,8 @@ class Adam(UpdateRule):
                 maximize=False,
             )
             return
-        self._fused(
+        fused = torch._fused_adamw_ if self.is_decoupled else torch._fused_adam_
+        fused(
             parameters,
             gradients,
             state["mean"],
@@ -192,7 +181,6 @@ class Adam(UpdateRule):
 
 @register_optimizer("adamw")
 class AdamW(Adam):
-    """Weight decay beside the gradient."""
+    """Weight decay stands beside the gradient."""
 
-    _functional = staticmethod(adamw)
-    _fused = staticmethod(torch._fused_adamw_)
+    is_decoupled = True

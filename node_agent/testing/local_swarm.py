@@ -48,11 +48,13 @@ class LocalSwarm:
         device: str = "cpu",
         wait: bool = True,
         unencrypted: bool = False,
+        allow_experts: Sequence[str] = (),
     ) -> None:
         """`experts`: patterns per node, instead of equal shares. `wait`: enter only when every node serves.
 
-        `unencrypted`: nodes for callers with `unencrypted=True`.
+        `unencrypted`: nodes for callers with `unencrypted=True`. `allow_experts`: packages whose experts they may run.
         """
+        self._allow_experts = tuple(allow_experts)
         self._unencrypted = unencrypted
         self.project = project.check()
         shares = [list(share) for share in experts] if experts is not None else divide_cells(project, num_nodes)
@@ -166,6 +168,7 @@ class LocalSwarm:
             data_dir=Path(self._folder.name) / f"node-{number}",
             host=HOST,
             unencrypted=self._unencrypted,
+            allow_experts=self._allow_experts,
         ).check()
         return AgentNode(config, self._loop) if self._in_process else ProcessNode(config)
 

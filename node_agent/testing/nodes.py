@@ -195,6 +195,8 @@ def _flags(config: NodeConfig) -> list[str]:
         flags += ["--bootstrap", address]
     for pattern in config.experts:
         flags += ["--experts", pattern]
+    for package in config.allow_experts:
+        flags += ["--allow-experts", package]
     if config.unencrypted:
         flags.append("--unencrypted")
     if config.name is not None:

@@ -3,7 +3,7 @@
 import sys
 import tomllib
 from collections.abc import Callable
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import pytest
@@ -87,6 +87,13 @@ def test_a_missing_third_party_package_is_one_sentence_that_names_what_to_instal
         "lah sing needs the Python package a_package_that_nobody_has, which is not installed: "
         "pip install 'learning-at-home'\n"
     )
+
+
+@pytest.mark.parametrize("command,extra", [("node", "node"), ("expert", "node"), ("dht", None)])
+def test_a_command_is_installed_with_the_extra_that_it_needs(command: str, extra: str | None):
+    (entry,) = entry_points(group=cli.COMMANDS_GROUP, name=command)
+
+    assert cli._requirement(entry) == ("learning-at-home" if extra is None else f"learning-at-home[{extra}]")
 
 
 @pytest.mark.parametrize(

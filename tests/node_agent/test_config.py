@@ -36,6 +36,13 @@ def test_repeated_flags_and_lists_in_variables_are_the_same():
     assert flags.experts == ("ffn0.0.0", "ffn1.[0:2].1")
 
 
+def test_packages_may_be_allowed_by_flags_and_by_a_variable():
+    flags = config_of("--coordinator", URL, "--allow-experts", "gated-experts", "--allow-experts", "Other.Pack")
+
+    assert flags.allow_experts == ("gated-experts", "Other.Pack")
+    assert flags == config_of("--coordinator", URL, environment={"LAH_NODE_ALLOW_EXPERTS": "gated-experts Other.Pack"})
+
+
 def test_values_get_their_types():
     flags = ["--memory-limit", "4GB", "--data-dir", "here", "--join-timeout", "2.5", "--exit-with-parent"]
     config = config_of("--coordinator", URL, *flags)
@@ -61,6 +68,7 @@ def test_values_get_their_types():
         (["--coordinator", URL, "--device", "tpu"], "none of auto, cpu, cuda"),
         (["--coordinator", URL, "--port", "70000"], "--port 70000 is out of range: 0 to 65,535"),
         (["--coordinator", URL, "--port", "http"], "--port 'http' is not a whole number"),
+        (["--coordinator", URL, "--allow-experts", "../evil"], "--allow-experts '../evil' is no name of a package"),
         (["--coordinator", URL, "--threads", "0"], "--threads 0 is out of range"),
         (["--coordinator", URL, "--max-rows", "5000"], "--max-rows 5000 is out of range"),
         (["--coordinator", URL, "--memory-limit", "much"], "such as 4GB"),

@@ -24,9 +24,9 @@ from learning_at_home.dht.node import DhtNode
 from learning_at_home.identity import Identity
 from learning_at_home.project import LayerSpec, ProjectAccess, ProjectRecord
 from learning_at_home.tools import machine_checks
-from learning_at_home.tools.checks import Check, Status
+from learning_at_home.tools.checks import Check, Status, check_lines
 from learning_at_home.tools.doctor import Patient, examine_network, is_healthy
-from learning_at_home.tools.doctor_command import lines, main
+from learning_at_home.tools.doctor_command import main
 from learning_at_home.tools.network_checks import check_clock, series
 from learning_at_home.tools.reachability import Door, judge_knock
 from learning_at_home.version import AGENT
@@ -349,6 +349,6 @@ def test_the_doctor_imports_no_extra():
 
 
 def test_what_strangers_wrote_cannot_steer_the_terminal():
-    told = lines([Check("coordinator", Status.FAILED, "\x1b[2J", "see\x07")])
+    told = check_lines([Check("coordinator", Status.FAILED, "\x1b[2J", "see\x07")])
 
     assert told == ["failed   coordinator  ?[2J", "                      -> see?", "failed: 1"]

@@ -152,7 +152,7 @@ def test_a_registered_rule_gets_the_state_that_it_names_and_the_rate_of_the_sche
 
 
 def test_an_optimizer_that_is_not_installed_is_refused_by_its_name_with_those_there_are():
-    with pytest.raises(ConfigError, match="no optimizer 'lion' is installed here; there are: adam, adamw, frozen, sgd"):
+    with pytest.raises(ConfigError, match="no optimizer 'lion' is loaded here; there are: adam, adamw, frozen, sgd"):
         Optimizer(OptimizerSpec(name="lion"), [])
 
 

@@ -36,7 +36,7 @@ def test_rates_are_those_of_torchs_schedulers(schedule, warmup_updates):
     else:
         end = 1.0 if schedule == "constant" else 0.25
         falling = LinearLR(optimizer, start_factor=1.0, end_factor=end, total_iters=13)
-    scheduler = falling
+    scheduler: LRScheduler = falling
     if warmup_updates:
         optimizer.param_groups[0]["lr"] = 0.4
         rising = LinearLR(optimizer, start_factor=1 / warmup_updates, total_iters=warmup_updates - 1)
