@@ -37,7 +37,6 @@ class OptimizerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     `learning_rate` and `weight_decay` mean what they do in torch.optim; `betas` are Adam's and AdamW's, `momentum` and
     `nesterov` SGD's.
 
-
     A schedule counts the expert's own updates. With `update_rows` or `update_seconds` gradients are added up, each
     clipped by itself, and one update is made when either is reached.
     """
