@@ -11,7 +11,8 @@
     ├── NetworkError           410   nobody's mistake: time, distance, machines that left
     │   ├── CallTimeout        401   ├── PeerUnreachable 402  ├── BootstrapFailed 403   └── CoordinatorUnreachable 404
     └── DirectoryError         510   what the swarm holds is not enough for what was asked
-        ├── NotEnoughExperts   501   ├── AmbiguousProject 502 ├── UnknownProject  503   └── RecordRefused 504
+        ├── NotEnoughExperts   501   ├── AmbiguousProject 502 ├── UnknownProject  503   ├── RecordRefused 504
+        └── ParametersMissing  505
 
 A code is a number that crosses the wire; the class is what the caller catches. `from_wire` turns one into the other.
 """
@@ -209,6 +210,12 @@ class RecordRefused(DirectoryError):
     """A DHT record that is invalid, expired, oversized, replayed or over quota."""
 
     code = 504
+
+
+class ParametersMissing(DirectoryError):
+    """Chunks of shared parameters whose hosts have nothing: new ones, or such that came back without their state."""
+
+    code = 505
 
 
 def _tree(root: type[LearningAtHomeError]) -> Iterator[type[LearningAtHomeError]]:

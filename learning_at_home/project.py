@@ -16,6 +16,8 @@ import msgspec
 
 from learning_at_home.errors import ConfigError, InvalidUid, LearningAtHomeError, UnknownLayer, WireError
 from learning_at_home.expert_uid import MAX_CELLS, Grid, check_prefix
+from learning_at_home.shared_parameters import ARCHITECTURE as SHARED
+from learning_at_home.shared_parameters import ROW_SIZE
 
 DtypeName = Literal["float32", "float64", "float16", "bfloat16"]
 DTYPE_BYTES: dict[str, int] = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -117,8 +119,18 @@ class LayerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return Grid(self.grid)
 
     @property
+    def is_shared(self) -> bool:
+        """Whether the cells hold chunks of parameters that trainers share, not networks."""
+        return self.architecture == SHARED
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one row that goes in: that of the output, or of a note where parameters are shared."""
+        return (ROW_SIZE,) if self.is_shared else self.row_shape
+
+    @property
     def row_shape(self) -> tuple[int, ...]:
-        """Shape of one row of every expert's input and output."""
+        """Shape of one row of every expert's output, and of its input but for shared parameters."""
         return (self.hidden_size,) if self.sequence_length is None else (self.sequence_length, self.hidden_size)
 
     @property
@@ -128,7 +140,9 @@ class LayerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @property
     def max_rows(self) -> int:
-        """Most rows one request may carry: by count and by bytes."""
+        """Most rows one request may carry: by count and by bytes. A change of shared parameters is one."""
+        if self.is_shared:
+            return 1
         return max(1, min(MAX_ROWS_PER_REQUEST, MAX_BYTES_PER_REQUEST // (2 * self.row_bytes)))
 
     def check(self) -> None:
@@ -152,6 +166,20 @@ class LayerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         if not 0 < self.deadline_s <= 3600 or not 0 <= self.grace_s <= 3600 or not 1 <= self.k_min <= 1024:
             raise ConfigError(f"{where}: deadline_s, grace_s or k_min is out of range")
         self.optimizer.check(where)
+        if self.is_shared:
+            self._check_shared(where)
+
+    def _check_shared(self, where: str) -> None:
+        if len(self.grid) != 1 or self.sequence_length is not None:
+            raise ConfigError(
+                f"{where}: shared parameters are chunks one after the other: a grid of one dimension, such as [4], and "
+                "no sequence_length"
+            )
+        if self.optimizer.clip_norm not in (None, OptimizerSpec().clip_norm):
+            raise ConfigError(
+                f"{where}: clip_norm does not apply to shared parameters, whose chunks are parts of one vector; leave "
+                "it out"
+            )
 
 
 class ProjectRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -139,7 +139,7 @@ async def _is_refused(endpoint: str) -> bool:
 
 def zero_row(probe: Probe) -> Call:
     """A forward call of one row of zeros."""
-    spec = TensorSpec(probe.layer.dtype, (1, *probe.layer.row_shape))
+    spec = TensorSpec(probe.layer.dtype, (1, *probe.layer.input_shape))
     uid = str(probe.layer.cells.uid(probe.layer.prefix, probe.cell))
     chunk_bytes = chunk_bytes_of(probe.peer)
     sizes = [min(chunk_bytes, spec.num_bytes - start) for start in range(0, spec.num_bytes, chunk_bytes)]

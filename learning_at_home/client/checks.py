@@ -8,10 +8,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from learning_at_home.errors import BatchTooLarge, EmptyBatch, NonFiniteTensor, SpecMismatch, UsageError
+from learning_at_home.errors import BatchTooLarge, ConfigError, EmptyBatch, NonFiniteTensor, SpecMismatch, UsageError
 from learning_at_home.project import LayerSpec
 from learning_at_home.tensors.finite import is_finite
 from learning_at_home.tensors.frames import DTYPES
+
+
+def check_is_expert(layer: LayerSpec) -> None:
+    """Raises ConfigError for a layer of shared parameters, which has no experts."""
+    if layer.is_shared:
+        raise ConfigError(
+            f"layer {layer.prefix} holds parameters that trainers share: use swarm.shared({layer.prefix!r}, model)"
+        )
 
 
 def check_rows(owner: str, layer: LayerSpec, x: Tensor) -> None:

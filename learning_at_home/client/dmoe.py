@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from learning_at_home.client.checks import check_first_order, check_gradient, check_rows
+from learning_at_home.client.checks import check_first_order, check_gradient, check_is_expert, check_rows
 from learning_at_home.client.choice import Choice
 from learning_at_home.client.compression import Compression, compression_of
 from learning_at_home.client.dispatch import ForwardRound, OnMissing, Part, Terms, ask_backward, not_enough
@@ -91,6 +91,7 @@ class DMoE(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.layer: LayerSpec = swarm.project.layer(layer)
+        check_is_expert(self.layer)
         if in_features is not None and in_features != self.layer.hidden_size:
             raise SpecMismatch(f"layer {layer} takes {self.layer.hidden_size} features, not in_features={in_features}")
         self.k_best = k_best

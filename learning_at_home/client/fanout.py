@@ -94,6 +94,7 @@ class Result(msgspec.Struct, frozen=True, eq=False):
     task: Task
     tensor: Tensor | None
     error: LearningAtHomeError | None
+    updates: int = 0  # of the expert so far, as its reply says
 
 
 class FanOut:
@@ -132,6 +133,10 @@ class FanOut:
         calls = list(map(self._call, tasks))
         self._send(calls)
         return calls
+
+    def ask_again(self, calls: Sequence[Call]) -> None:
+        """Send calls of an earlier round, under the ids that they have: a node answers what it has done from memory."""
+        self._send(calls)
 
     def ask_later(self, task: Task, at: float) -> None:
         """Send the task at a moment (monotonic), from within `next_result`."""
@@ -207,7 +212,7 @@ class FanOut:
         elif holder.public_key not in self._answered:
             self._answered.add(holder.public_key)
             self.context.directory.report_success(holder.public_key)
-        return Result(task, tensor, error)
+        return Result(task, tensor, error, 0 if answer.reply is None else answer.reply.updates)
 
     def _count_updates(self, task: Task, answer: Answer, now: float) -> None:
         assert answer.reply is not None, "it was usable"

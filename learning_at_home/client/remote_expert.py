@@ -19,6 +19,7 @@ from learning_at_home.client.checks import (
     check_finite,
     check_first_order,
     check_gradient,
+    check_is_expert,
     check_one_request,
     check_specs,
 )
@@ -63,6 +64,7 @@ class RemoteExpert(torch.nn.Module):
         super().__init__()
         self.uid = uid if isinstance(uid, ExpertUid) else ExpertUid.parse(uid)
         self.layer: LayerSpec = swarm.project.layer(self.uid.prefix)
+        check_is_expert(self.layer)
         self.deadline_s = self.layer.deadline_s if deadline_s is None else deadline_s
         if not self.deadline_s > 0:
             raise ConfigError(f"{self.uid}: deadline_s is {self.deadline_s}; it must be positive")

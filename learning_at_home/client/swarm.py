@@ -11,10 +11,13 @@ import math
 import os
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, SupportsFloat
+
+from torch import Tensor
+from torch.nn import Module
 
 from learning_at_home.client.access import (
     check_way_in,
@@ -25,12 +28,14 @@ from learning_at_home.client.access import (
     wanted_project,
 )
 from learning_at_home.client.async_calls import AsyncCalls
+from learning_at_home.client.compression import Compression
 from learning_at_home.client.fanout import CallContext
 from learning_at_home.client.living import POLL_S, LivingExperts
 from learning_at_home.client.membership import Membership
 from learning_at_home.client.probing import Prober
 from learning_at_home.client.remote_expert import RemoteExpert
 from learning_at_home.client.reporting import ReportQueue, link_of_trainer
+from learning_at_home.client.shared_group import STARTUP_TIMEOUT_S, SharedParameters
 from learning_at_home.client.stats import CallStats, SwarmStats
 from learning_at_home.client.tracing import MAX_SPANS, Trace, Tracing
 from learning_at_home.clock import SystemClock
@@ -171,6 +176,34 @@ class Swarm:
         if expert is None:
             expert = self._experts[parsed] = RemoteExpert(self, parsed)
         return expert
+
+    def shared(
+        self,
+        layer: str,
+        parameters: Module | Iterable[tuple[str, Tensor]],
+        *,
+        every: int = 50,
+        background: bool = False,
+        deadline_s: float | None = None,
+        compression: Compression | str | tuple[str, str] = "none",
+        timeout_s: float = STARTUP_TIMEOUT_S,
+        fill_missing: bool = False,
+    ) -> SharedParameters:
+        """The model's own parameters, shared with the other trainers: `shared = swarm.shared("trunk", model)`.
+
+        Then `shared.step()` after each `optimizer.step()`. See SharedParameters, and docs/several-trainers.md.
+        """
+        return SharedParameters(
+            self,
+            layer,
+            parameters,
+            every=every,
+            background=background,
+            deadline_s=deadline_s,
+            compression=compression,
+            timeout_s=timeout_s,
+            fill_missing=fill_missing,
+        )
 
     def wait_until_alive(
         self,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from learning_at_home.errors import ConfigError
 from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.project import LayerSpec
+from learning_at_home.shared_parameters import ARCHITECTURE as SHARED
 from learning_at_home.tensors.frames import DTYPES
 from node_agent.experts.randomness import numbers_from
 
@@ -90,7 +91,7 @@ def build_checked(layer: LayerSpec) -> nn.Module:
     layer and both shapes.
     """
     dtype = DTYPES[layer.dtype]
-    rows = torch.zeros(2, *layer.row_shape, dtype=dtype)
+    rows = torch.zeros(2, *layer.input_shape, dtype=dtype)
     architecture = find_architecture(layer.architecture)
     with numbers_from(0):
         module = architecture.build(layer).to(dtype)
@@ -101,10 +102,11 @@ def build_checked(layer: LayerSpec) -> nn.Module:
         raise ConfigError(
             f"layer {layer.prefix}: {layer.architecture} cannot compute rows of {_rows(rows)}: {error}"
         ) from error
-    if not isinstance(answer, Tensor) or answer.shape != rows.shape or answer.dtype != rows.dtype:
+    wanted = torch.empty(2, *layer.row_shape, dtype=dtype)
+    if not isinstance(answer, Tensor) or answer.shape != wanted.shape or answer.dtype != wanted.dtype:
         made = _rows(answer) if isinstance(answer, Tensor) else type(answer).__name__
         raise ConfigError(
-            f"layer {layer.prefix}: {layer.architecture} makes {made} of {_rows(rows)}; both must be the same"
+            f"layer {layer.prefix}: {layer.architecture} makes {made} of {_rows(rows)}; it must make {_rows(wanted)}"
         )
     return module
 
@@ -205,6 +207,21 @@ class TransformerLayer(nn.Module):
         rows = rows + self.attention_output(attended.transpose(1, 2).reshape(num_rows, length, size))
         changed: Tensor = self.inner(self.inner_norm(rows))
         return rows + changed
+
+
+@register_expert(SHARED, flop_per_row=lambda layer: 0)
+class Parameters(nn.Module):
+    """A chunk of parameters that trainers share; each row of notes reads it. What writes it is shared_chunk.py."""
+
+    fingerprint: Tensor
+
+    def __init__(self, layer: LayerSpec) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.zeros(layer.hidden_size))
+        self.register_buffer("fingerprint", torch.zeros((), dtype=torch.int64))  # of whose parameters these are
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.values.repeat(len(rows), 1)  # a copy: the values may change before an answer has left
 
 
 @register_expert("nop", flop_per_row=lambda layer: 0)

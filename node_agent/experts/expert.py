@@ -50,7 +50,8 @@ class Expert:
         self.layer = layer
         self.device = device
         self.dtype = DTYPES[layer.dtype]
-        self.row_shape, self.row_bytes, self.max_rows = layer.row_shape, layer.row_bytes, layer.max_rows
+        self.input_shape, self.row_shape = layer.input_shape, layer.row_shape
+        self.row_bytes, self.max_rows = layer.row_bytes, layer.max_rows
         self.module = module.to(device).train()
         frozen = layer.optimizer.name == "frozen"
         parameters = list(self.module.parameters())
@@ -79,7 +80,7 @@ class Expert:
 
     def find_out_if_random(self) -> None:
         """Try whether its network draws random numbers otherwise than by torch's dropout."""
-        rows = torch.zeros(2, *self.row_shape, dtype=self.dtype, device=self.device)
+        rows = torch.zeros(2, *self.input_shape, dtype=self.dtype, device=self.device)
         self.is_random = draws_numbers(self.module, self.kind, rows)
 
     @property

@@ -22,6 +22,7 @@ from node_agent.experts.calibration import OPERATIONS, UNBOUNDED_ROWS, rows_wort
 from node_agent.experts.expert import Expert
 from node_agent.experts.memory import GRADIENT_COPIES, free_device_bytes, measure, optimizer_copies
 from node_agent.experts.portions import LAUNCH_FLOP, Bounds
+from node_agent.experts.shared_chunk import SharedChunk
 from node_agent.experts.stacks import ExpertStack, make_stacked, try_stack
 
 log = logging.getLogger(__name__)
@@ -52,10 +53,10 @@ def make_experts(
     """
     layers = {uid: project.layer(uid.prefix) for uid in uids}
     if grouping == "off" or (grouping == "auto" and device.type != "cuda"):
-        return [Expert.create(uid, layers[uid], project.id, device) for uid in uids], []
-    made: dict[ExpertUid, Expert] = {}
+        return [_make(uid, layers[uid], project.id, device) for uid in uids], []
+    made = {uid: _make(uid, layer, project.id, device) for uid, layer in layers.items() if layer.is_shared}
     stackable: list[tuple[list[Expert], list[torch.Tensor]]] = []
-    for layer in dict.fromkeys(layers.values()):
+    for layer in dict.fromkeys(layer for layer in layers.values() if not layer.is_shared):
         of_layer = [uid for uid in uids if layers[uid] == layer]
         experts, stacked = make_stacked(of_layer, layer, project.id, device)
         made.update(zip(of_layer, experts, strict=True))
@@ -64,6 +65,10 @@ def make_experts(
         spare_bytes = bytes_left(made.values(), device)
     groups = [_try_group(experts, stacked, grouping, spare_bytes) for experts, stacked in stackable]
     return [made[uid] for uid in uids], [group for group in groups if group is not None]
+
+
+def _make(uid: ExpertUid, layer: LayerSpec, project: str, device: torch.device) -> Expert:
+    return (SharedChunk if layer.is_shared else Expert).create(uid, layer, project, device)
 
 
 def bytes_left(experts: Iterable[Expert], device: torch.device) -> int:

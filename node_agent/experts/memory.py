@@ -73,7 +73,7 @@ def saved_bytes_per_row(module: torch.nn.Module, layer: LayerSpec) -> int:
                 total += tensor.numel() * tensor.element_size()
             return tensor.detach()  # itself it might be the output, which holds this: a circle that nobody frees
 
-        rows = torch.zeros(num_rows, *layer.row_shape, dtype=parameter.dtype, device=parameter.device)
+        rows = torch.zeros(num_rows, *layer.input_shape, dtype=parameter.dtype, device=parameter.device)
         hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
         with numbers_from(0, parameter.device), hooks:  # a forward that is under way goes on with its own numbers
             module(rows.requires_grad_())

@@ -32,9 +32,9 @@ def check_specs(expert: Expert, work: Work, max_rows: int) -> int:
             f"{expert.uid}: {work.operation} takes {len(names)} tensor(s), {' and '.join(names)} ({row_spec(layer)}); "
             f"{len(tensors)} came"
         )
-    for name, spec in zip(names, tensors, strict=True):
-        if spec.dtype != layer.dtype or spec.shape[1:] != expert.row_shape or not spec.shape:
-            raise SpecMismatch(f"{expert.uid}: {name} are {spec}, the expert takes {row_spec(layer)}")
+    for name, spec, shape in zip(names, tensors, (expert.input_shape, expert.row_shape), strict=False):
+        if spec.dtype != layer.dtype or spec.shape[1:] != shape or not spec.shape:
+            raise SpecMismatch(f"{expert.uid}: {name} are {spec}, the expert takes {row_spec(layer, shape)}")
     rows = tensors[0].shape[0]
     if tensors[-1].shape[0] != rows:
         came = " and ".join(map(str, tensors))
@@ -65,6 +65,6 @@ def unpack(
     return tuple([tensor for tensor, _ in read])
 
 
-def row_spec(layer: LayerSpec) -> str:
-    """For people: float32[*, 64]."""
-    return f"{layer.dtype}[*, {', '.join(map(str, layer.row_shape))}]"
+def row_spec(layer: LayerSpec, shape: Sequence[int] | None = None) -> str:
+    """For people: float32[*, 64]. Without a shape that of the inputs."""
+    return f"{layer.dtype}[*, {', '.join(map(str, layer.input_shape if shape is None else shape))}]"

@@ -1,0 +1,92 @@
+"""A chunk of parameters that trainers share: an expert whose forward is a look at it and whose backward is a write.
+
+What a write means stands in its note (learning_at_home/shared_parameters.py): a change is a pseudo-gradient, by which
+the optimizer steps as for any expert; a fill replaces what is older than it. `updates` is the version, 0 while there is
+nothing. Not thread-safe, as any expert. Policy: docs/decisions/0009-shared-parameters.md.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from learning_at_home.errors import ExpertFailed, ParametersMissing, SpecMismatch
+from learning_at_home.expert_uid import ExpertUid
+from learning_at_home.project import LayerSpec
+from learning_at_home.shared_parameters import Meaning, Note
+from node_agent.experts.architectures import Parameters
+from node_agent.experts.expert import Expert
+from node_agent.experts.gradients import Gradients, total_norm
+from node_agent.experts.optimizers import Optimizer
+
+log = logging.getLogger(__name__)
+
+
+class SharedChunk(Expert):
+    """A chunk on its device. Its requests are never clipped: a part of a vector does not tell how long that is."""
+
+    def __init__(self, uid: ExpertUid, layer: LayerSpec, module: nn.Module, device: torch.device) -> None:
+        super().__init__(uid, layer, module, device)
+        assert isinstance(self.module, Parameters), "the layer's architecture is that of shared parameters"
+        self._parameters = self.module
+        self.clip_norm = None
+
+    def forward(self, rows: Tensor, *, remember: bool = False) -> Tensor:
+        """The chunk, once per note. Raises SpecMismatch when a note is of other parameters than it holds."""
+        self._notes(rows)
+        return super().forward(rows)
+
+    def gradients(self, rows: Tensor, output_gradient: Tensor) -> Gradients:
+        """The sum of the changes; of each note the version that will contain what came with it.
+
+        Fills are carried out here: no optimizer makes them. To try a batch twice does not fill twice, since the version
+        is the fill's own then. Raises SpecMismatch, ParametersMissing for changes of an empty chunk, ExpertFailed.
+        """
+        total: Tensor | None = None
+        answers = []
+        for note, values in zip(self._notes(rows), output_gradient, strict=True):
+            if note is None or note.meaning is Meaning.READ:
+                raise SpecMismatch(f"{self.uid}: a backward of shared parameters needs a note that says what it means")
+            contained = self.updates
+            if note.meaning is Meaning.FILL:
+                self._fill(note, values)
+                contained = self.updates
+            elif not self.updates:
+                raise ParametersMissing(
+                    f"{self.uid}: this host has nothing yet, or came back without it; fill it from a copy"
+                )
+            else:
+                total = values.clone() if total is None else total.add_(values)
+                contained = self.updates + 1
+            answers.append(Note(note.meaning, contained, note.fingerprint).to_row())
+        of_parameters = (total,) if self.trained else ()
+        norm = total_norm(of_parameters)
+        if not norm < float("inf"):
+            raise ExpertFailed(f"{self.uid}: the sum of these changes is not finite; no step was taken")
+        return Gradients(torch.tensor(answers, dtype=self.dtype, device=self.device), of_parameters, norm)
+
+    def _fill(self, note: Note, values: Tensor) -> None:
+        """Take the content of a copy that is newer than ours."""
+        if note.version <= self.updates:
+            return
+        log.info("%s: filled with version %d of a trainer's copy, instead of %d", self.uid, note.version, self.updates)
+        with torch.no_grad():
+            self._parameters.values.copy_(values)
+            self._parameters.fingerprint.fill_(note.fingerprint)
+        self._optimizer = Optimizer(self.layer.optimizer, self.trained)  # its momentum was of other values
+        self.updates = note.version
+
+    def _notes(self, rows: Tensor) -> Sequence[Note | None]:
+        """What the rows say. Raises SpecMismatch when they are none, or of other parameters than these."""
+        notes = [Note.from_row(row) for row in rows.tolist()]
+        held = int(self._parameters.fingerprint) if self.updates else 0
+        for note in notes:
+            if note is not None and held and note.fingerprint != held:
+                raise SpecMismatch(
+                    f"{self.uid}: the swarm holds parameters with other names or shapes (fingerprint {held:014x}) than "
+                    f"this trainer's ({note.fingerprint:014x}): all trainers of a group need the same model"
+                )
+        return notes
