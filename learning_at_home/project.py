@@ -17,7 +17,7 @@ import msgspec
 from learning_at_home.errors import ConfigError, InvalidUid, LearningAtHomeError, UnknownLayer, WireError
 from learning_at_home.expert_uid import MAX_CELLS, Grid, check_prefix
 from learning_at_home.shared_parameters import ARCHITECTURE as SHARED
-from learning_at_home.shared_parameters import ROW_SIZE
+from learning_at_home.shared_parameters import HEADER_SIZE, NOTE_SIZE
 
 DtypeName = Literal["float32", "float64", "float16", "bfloat16"]
 DTYPE_BYTES: dict[str, int] = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -126,11 +126,13 @@ class LayerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one row that goes in: that of the output, or of a note where parameters are shared."""
-        return (ROW_SIZE,) if self.is_shared else self.row_shape
+        return (NOTE_SIZE,) if self.is_shared else self.row_shape
 
     @property
     def row_shape(self) -> tuple[int, ...]:
         """Shape of one row of every expert's output, and of its input but for shared parameters."""
+        if self.is_shared:
+            return (HEADER_SIZE + self.hidden_size,)
         return (self.hidden_size,) if self.sequence_length is None else (self.sequence_length, self.hidden_size)
 
     @property

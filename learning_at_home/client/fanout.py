@@ -94,7 +94,6 @@ class Result(msgspec.Struct, frozen=True, eq=False):
     task: Task
     tensor: Tensor | None
     error: LearningAtHomeError | None
-    updates: int = 0  # of the expert so far, as its reply says
 
 
 class FanOut:
@@ -212,7 +211,7 @@ class FanOut:
         elif holder.public_key not in self._answered:
             self._answered.add(holder.public_key)
             self.context.directory.report_success(holder.public_key)
-        return Result(task, tensor, error, 0 if answer.reply is None else answer.reply.updates)
+        return Result(task, tensor, error)
 
     def _count_updates(self, task: Task, answer: Answer, now: float) -> None:
         assert answer.reply is not None, "it was usable"

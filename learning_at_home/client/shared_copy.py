@@ -37,6 +37,7 @@ class ChunkCopy:
     cell: int
     reference_L: Tensor
     version: int = 0
+    origin: int = 0  # of the fill that the state comes from
     doubtful: Doubtful | None = None
     moved_from_L: Tensor | None = None  # the reference before states were taken that the model does not show yet
     _waiting: list[tuple[int, Tensor]] = field(default_factory=list)  # first version that contains it; as applied by 1
@@ -68,10 +69,18 @@ class ChunkCopy:
             self.reference_L = self.reference_L + change
         self.version = version
 
-    def gave(self, model_L: Tensor, version: int) -> None:
+    def adopt(self, values_L: Tensor, version: int, origin: int) -> None:
+        """The host's state where that comes from another fill: what was sent before it is not in it, nor will be."""
+        self.doubtful = None
+        self._waiting = []
+        self.origin = origin
+        self.take(values_L, version)
+
+    def gave(self, model_L: Tensor, version: int, origin: int) -> None:
         """The host was filled with this model."""
         self.reference_L = model_L
         self.version = version
+        self.origin = origin
         self.doubtful = None
         self._waiting = []
 

@@ -139,6 +139,7 @@ class SharedParameters:
             in_doubt=counts.in_doubt,
             fills=counts.fills,
             set_back=counts.set_back,
+            replaced=counts.replaced,
             skipped=counts.skipped,
             staleness=counts.staleness / counts.changes if counts.changes else 0.0,
             versions=tuple(copy.version for copy in self._copies),

@@ -8,6 +8,7 @@ docs/decisions/0009-shared-parameters.md.
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -28,7 +29,7 @@ from learning_at_home.errors import (
 )
 from learning_at_home.peer_address import PeerAddress
 from learning_at_home.project import LayerSpec
-from learning_at_home.shared_parameters import ROW_SIZE, Meaning, Note
+from learning_at_home.shared_parameters import HEADER_SIZE, MAX_ORIGIN, NOTE_SIZE, Meaning, Note
 from learning_at_home.tensors.frames import DTYPES, from_frames
 from learning_at_home.transport.calls import Call
 from learning_at_home.wire.messages import Codec, Operation, TensorSpec
@@ -56,6 +57,7 @@ class Counts:
     in_doubt: int = 0
     fills: int = 0
     set_back: int = 0
+    replaced: int = 0
     skipped: int = 0
     staleness: int = 0
     causes: dict[int, LearningAtHomeError] = field(default_factory=dict)
@@ -72,6 +74,7 @@ class SharedStats:
     in_doubt: int  # changes that a host may not have: nobody could tell any more, so they were not sent again
     fills: int  # of hosts, with this trainer's copy
     set_back: int  # hosts found with less than this trainer's copy, or with nothing
+    replaced: int  # times that a host had been filled by another trainer, with a copy that is no older than ours: taken
     skipped: int  # rounds, since the one before was still under way
     staleness: float  # mean number of updates that were made between taking a state and changing it
     versions: tuple[int, ...]  # of the state last taken, per chunk
@@ -112,33 +115,30 @@ class SharedRound:
             self.counts.set_back += len(behind)
             cells = ", ".join(str(copy.cell) for copy in behind)
             log.warning(
-                "layer %s: the hosts of chunks %s have less than this trainer's copy, or nothing (they were lost or "
-                "came back empty): filling them with it",
+                "layer %s: the hosts of chunks %s have nothing, or were filled by others since (they were lost and "
+                "came back empty): filling them with this trainer's copy, where it is the newer",
                 self._layer.prefix,
                 cells,
             )
             self.fill(behind, model_CL, deadline)
 
-    def read(self, deadline: float) -> dict[int, tuple[Tensor, int]]:
-        """By cell, the content and version of the chunks whose hosts answer. Raises SpecMismatch."""
-        found: dict[int, tuple[Tensor, int]] = {}
+    def read(self, deadline: float) -> dict[int, tuple[Note, Tensor]]:
+        """By cell, the content of the chunks whose hosts answer, and what it is. Raises SpecMismatch."""
+        found: dict[int, tuple[Note, Tensor]] = {}
 
         def look(copy: ChunkCopy) -> _Way:
             holder = self._holder(copy)
             if holder is None:
                 return
             result, _ = yield self._read(copy, holder)
-            if result.tensor is None:
-                self._failed(copy, result.error)
-            else:
-                self.counts.causes.pop(copy.cell, None)
-                found[copy.cell] = result.tensor[0], result.updates
+            if (held := self._held(copy, result)) is not None:
+                found[copy.cell] = held
 
         self._drive([look(copy) for copy in self.copies], deadline, NO_COMPRESSION)
         return found
 
     def fill(self, copies: Iterable[ChunkCopy], model_CL: Tensor, deadline: float) -> None:
-        """Give hosts our copy, with its version; where another trainer's was newer or sooner, take that."""
+        """Give hosts our copy, with its version; where another trainer's is no older, take that."""
         self._drive([self._fill(copy, model_CL[copy.cell]) for copy in copies], deadline, NO_COMPRESSION)
 
     def _drive(self, ways: Sequence[_Way], deadline: float, compression: Compression) -> None:
@@ -185,22 +185,21 @@ class SharedRound:
         if bool(change_L.any()) and not (yield from self._send(copy, holder, model_L, change_L)):
             return
         result, _ = yield self._read(copy, holder)
-        if result.tensor is None:
-            self._failed(copy, result.error)
+        if (held := self._held(copy, result)) is None:
             return
-        self.counts.causes.pop(copy.cell, None)
-        if result.updates < max(1, copy.version):
+        note, values_L = held
+        if note.version < copy.version or note.origin != copy.origin:
             behind.append(copy)
-        elif result.updates > copy.version:
+        elif note.version > copy.version:
             self.counts.taken += 1
-            copy.take(result.tensor[0], result.updates)
+            copy.take(values_L, note.version)
 
     def _send(self, copy: ChunkCopy, holder: PeerAddress, model_L: Tensor, change_L: Tensor) -> _Sending:
-        task = self._write(copy, holder, Meaning.CHANGE, copy.version, -change_L)
+        task = self._write(copy, holder, self._note(Meaning.CHANGE, copy.version, copy.origin), -change_L)
         lost_L: Tensor | None = None
         if self._codec != "none" and task.framed is not None:  # what the host will read instead
             specs, frames = task.framed
-            lost_L = change_L + from_frames(specs[1], frames[1:], self._codec)[0]
+            lost_L = change_L + from_frames(specs[1], frames[1:], self._codec)[0, HEADER_SIZE:]
         result, call = yield task
         return self._sent(copy, result, Doubtful(call, model_L, lost_L, self._calls.clock.monotonic_s()))
 
@@ -232,7 +231,8 @@ class SharedRound:
         elif result.tensor is None:
             self._failed(copy, error)  # it was not applied
         else:
-            contained_in = max(copy.version + 1, _version_of(result.tensor))
+            note = _note_of(result.tensor[0])
+            contained_in = max(copy.version + 1, 0 if note is None else note.version)
             self.counts.changes += 1
             self.counts.staleness += contained_in - 1 - copy.version
             copy.sent(change.model_L, contained_in, change.lost_L)
@@ -246,20 +246,22 @@ class SharedRound:
         holder = self._holder(copy)
         if holder is None:
             return
-        version = max(1, copy.version)
-        result, _ = yield self._write(copy, holder, Meaning.FILL, version, model_L)
+        version, origin = max(1, copy.version), 1 + secrets.randbelow(MAX_ORIGIN)
+        result, _ = yield self._write(copy, holder, self._note(Meaning.FILL, version, origin), model_L)
         if result.tensor is None:
             self._failed(copy, result.error)
             if isinstance(result.error, IN_DOUBT):  # if it is there, nothing of it may be sent again
-                copy.gave(model_L, version)
+                copy.gave(model_L, version, origin)
+            return
+        if (answer := _note_of(result.tensor[0])) is not None and answer.origin == origin:
+            self.counts.fills += 1
+            copy.gave(model_L, version, origin)
             return
         result, _ = yield self._read(copy, holder)
-        if result.tensor is None or (result.updates == version and torch.equal(result.tensor[0], model_L)):
-            self.counts.fills += 1
-            copy.gave(model_L, version)
-        else:  # another trainer's copy was newer, or there first
-            copy.doubtful = None
-            copy.take(result.tensor[0], result.updates)
+        if (held := self._held(copy, result)) is not None:
+            note, values_L = held
+            self.counts.replaced += copy.origin != 0
+            copy.adopt(values_L, note.version, note.origin)
 
     def _holder(self, copy: ChunkCopy) -> PeerAddress | None:
         holder = self._calls.directory.layer(self._layer.prefix).holders[copy.cell]
@@ -272,12 +274,26 @@ class SharedRound:
         if error is not None:
             self.counts.causes[copy.cell] = error
 
-    def _read(self, copy: ChunkCopy, holder: PeerAddress) -> Task:
-        return self._task(copy, holder, "forward", (self._note(Meaning.READ, copy.version),), self._layer.hidden_size)
+    def _held(self, copy: ChunkCopy, result: Result) -> tuple[Note, Tensor] | None:
+        """What a host answers to a look at its chunk. None, counted, when it is no answer."""
+        if result.tensor is None:
+            self._failed(copy, result.error)
+            return None
+        row = result.tensor[0]
+        note = _note_of(row[:NOTE_SIZE])
+        if note is None:
+            self._failed(copy, WireError(f"{result.task.uid}: the answer says nothing of what it is"))
+            return None
+        self.counts.causes.pop(copy.cell, None)
+        return note, row[HEADER_SIZE:]
 
-    def _write(self, copy: ChunkCopy, holder: PeerAddress, meaning: Meaning, version: int, values_L: Tensor) -> Task:
-        tensors = (self._note(meaning, version), values_L.view(1, -1))
-        return self._task(copy, holder, "backward", tensors, ROW_SIZE)
+    def _read(self, copy: ChunkCopy, holder: PeerAddress) -> Task:
+        note = self._note(Meaning.READ, copy.version, copy.origin)
+        return self._task(copy, holder, "forward", (note,), self._layer.row_shape[0])
+
+    def _write(self, copy: ChunkCopy, holder: PeerAddress, note: Tensor, values_L: Tensor) -> Task:
+        behind_header = torch.nn.functional.pad(values_L, (HEADER_SIZE, 0)).view(1, -1)
+        return self._task(copy, holder, "backward", (note, behind_header), NOTE_SIZE)
 
     def _task(
         self,
@@ -292,13 +308,12 @@ class SharedRound:
         expected = TensorSpec(self._layer.dtype, (1, answered))
         return Task(uid, copy.cell, holder, operation, tensors, 1, _ALL_ROWS, expected, framed=framed)
 
-    def _note(self, meaning: Meaning, version: int) -> Tensor:
-        return torch.tensor([Note(meaning, version, self._fingerprint).to_row()], dtype=self._dtype)
+    def _note(self, meaning: Meaning, version: int, origin: int) -> Tensor:
+        return torch.tensor([Note(meaning, version, origin, self._fingerprint).to_row()], dtype=self._dtype)
 
 
-def _version_of(answer: Tensor) -> int:
+def _note_of(numbers: Tensor) -> Note | None:
     try:
-        note = Note.from_row(answer[0].tolist())
+        return Note.from_row(numbers.tolist())
     except SpecMismatch:
-        return 0
-    return 0 if note is None else note.version
+        return None

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from enum import Enum, auto
 
-import torch
 from torch import Tensor
 
 from learning_at_home.client.shared_round import SharedRound
@@ -21,7 +20,7 @@ log = logging.getLogger(__name__)
 
 LOOK_AGAIN_S = 0.1
 PATIENCE_S = 5.0  # with a first trainer that fills no further chunk: then it is taken for dead
-LOOK_TIMEOUT_S = 5.0
+LOOK_TIMEOUT_S, MIN_LOOK_S = 5.0, 1.0  # the last look, too, gets a fair chance
 
 
 class Move(Enum):
@@ -62,8 +61,8 @@ def start(round_of: SharedRound, model_CL: Tensor, timeout_s: float, fill_missin
     is_first, changed_s = False, time.monotonic()
     while True:
         now = time.monotonic()
-        found = round_of.read(min(deadline, now + LOOK_TIMEOUT_S))
-        seen = [found[copy.cell][1] if copy.cell in found else None for copy in round_of.copies]
+        found = round_of.read(now + min(LOOK_TIMEOUT_S, max(MIN_LOOK_S, deadline - now)))
+        seen = [found[copy.cell][0].version if copy.cell in found else None for copy in round_of.copies]
         if seen != versions:
             versions, changed_s = seen, time.monotonic()
         move = next_move(
@@ -71,11 +70,15 @@ def start(round_of: SharedRound, model_CL: Tensor, timeout_s: float, fill_missin
         )
         if move is Move.TAKE:
             for copy in round_of.copies:
-                copy.take(*found[copy.cell])
+                note, values_L = found[copy.cell]
+                if note.origin != copy.origin:
+                    copy.adopt(values_L, note.version, note.origin)
+                else:
+                    copy.take(values_L, note.version)
             return
         if move is Move.CLAIM:
             round_of.fill(round_of.copies[:1], model_CL, deadline)
-            is_first = _is_ours(round_of.read(deadline), model_CL)
+            is_first = round_of.counts.fills > 0
         elif move is Move.FILL:
             empty = [copy for copy, version in zip(round_of.copies, versions, strict=True) if not version]
             log.info("layer %s: filling %d of %d chunks with this trainer's start", prefix, len(empty), len(versions))
@@ -84,10 +87,6 @@ def start(round_of: SharedRound, model_CL: Tensor, timeout_s: float, fill_missin
             _give_up(round_of, versions, timeout_s, prefix)
         else:
             time.sleep(LOOK_AGAIN_S)
-
-
-def _is_ours(found: Mapping[int, tuple[Tensor, int]], model_CL: Tensor) -> bool:
-    return 0 in found and torch.equal(found[0][0], model_CL[0])
 
 
 def _give_up(round_of: SharedRound, versions: Sequence[int | None], timeout_s: float, prefix: str) -> None:

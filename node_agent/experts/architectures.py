@@ -21,6 +21,7 @@ from learning_at_home.errors import ConfigError
 from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.project import LayerSpec
 from learning_at_home.shared_parameters import ARCHITECTURE as SHARED
+from learning_at_home.shared_parameters import HEADER_SIZE
 from learning_at_home.tensors.frames import DTYPES
 from node_agent.experts.randomness import numbers_from
 
@@ -211,17 +212,19 @@ class TransformerLayer(nn.Module):
 
 @register_expert(SHARED, flop_per_row=lambda layer: 0)
 class Parameters(nn.Module):
-    """A chunk of parameters that trainers share; each row of notes reads it. What writes it is shared_chunk.py."""
+    """A chunk of parameters that trainers share; each row reads it. What gives it meaning is shared_chunk.py."""
 
+    origin: Tensor
     fingerprint: Tensor
 
     def __init__(self, layer: LayerSpec) -> None:
         super().__init__()
         self.values = nn.Parameter(torch.zeros(layer.hidden_size))
+        self.register_buffer("origin", torch.zeros((), dtype=torch.int64))
         self.register_buffer("fingerprint", torch.zeros((), dtype=torch.int64))  # of whose parameters these are
 
     def forward(self, rows: Tensor) -> Tensor:
-        return self.values.repeat(len(rows), 1)  # a copy: the values may change before an answer has left
+        return nn.functional.pad(self.values, (HEADER_SIZE, 0)).repeat(len(rows), 1)  # a copy: answers outlast values
 
 
 @register_expert("nop", flop_per_row=lambda layer: 0)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from learning_at_home.errors import ExpertFailed, ParametersMissing, SpecMismatch
 from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.project import LayerSpec
-from learning_at_home.shared_parameters import Meaning, Note
+from learning_at_home.shared_parameters import HEADER_SIZE, NOTE_SIZE, Meaning, Note
 from node_agent.experts.architectures import Parameters
 from node_agent.experts.expert import Expert
 from node_agent.experts.gradients import Gradients, total_norm
@@ -35,33 +35,35 @@ class SharedChunk(Expert):
         self.clip_norm = None
 
     def forward(self, rows: Tensor, *, remember: bool = False) -> Tensor:
-        """The chunk, once per note. Raises SpecMismatch when a note is of other parameters than it holds."""
+        """The chunk behind a note of what it is, once per row. Raises SpecMismatch for notes of other parameters."""
         self._notes(rows)
-        return super().forward(rows)
+        answer = super().forward(rows)
+        with torch.inference_mode():
+            answer[:, :NOTE_SIZE] = torch.tensor(self._held(self.updates).to_row(), dtype=self.dtype)
+        return answer
 
     def gradients(self, rows: Tensor, output_gradient: Tensor) -> Gradients:
-        """The sum of the changes; of each note the version that will contain what came with it.
+        """The sum of the changes; in place of each note the version that will contain what came with it.
 
         Fills are carried out here: no optimizer makes them. To try a batch twice does not fill twice, since the version
-        is the fill's own then. Raises SpecMismatch, ParametersMissing for changes of an empty chunk, ExpertFailed.
+        is the fill's own then. Raises SpecMismatch, ParametersMissing for changes of what is not here, ExpertFailed.
         """
         total: Tensor | None = None
         answers = []
         for note, values in zip(self._notes(rows), output_gradient, strict=True):
-            if note is None or note.meaning is Meaning.READ:
+            if note is None or note.meaning not in (Meaning.CHANGE, Meaning.FILL):
                 raise SpecMismatch(f"{self.uid}: a backward of shared parameters needs a note that says what it means")
-            contained = self.updates
+            values = values[HEADER_SIZE:]
             if note.meaning is Meaning.FILL:
                 self._fill(note, values)
-                contained = self.updates
-            elif not self.updates:
+                answers.append(self._held(self.updates).to_row())
+            elif not self.updates or note.origin != int(self._parameters.origin):
                 raise ParametersMissing(
-                    f"{self.uid}: this host has nothing yet, or came back without it; fill it from a copy"
+                    f"{self.uid}: this host has nothing, or other content than the change is of; fill it from a copy"
                 )
             else:
                 total = values.clone() if total is None else total.add_(values)
-                contained = self.updates + 1
-            answers.append(Note(note.meaning, contained, note.fingerprint).to_row())
+                answers.append(self._held(self.updates + 1).to_row())
         of_parameters = (total,) if self.trained else ()
         norm = total_norm(of_parameters)
         if not norm < float("inf"):
@@ -75,9 +77,13 @@ class SharedChunk(Expert):
         log.info("%s: filled with version %d of a trainer's copy, instead of %d", self.uid, note.version, self.updates)
         with torch.no_grad():
             self._parameters.values.copy_(values)
+            self._parameters.origin.fill_(note.origin)
             self._parameters.fingerprint.fill_(note.fingerprint)
         self._optimizer = Optimizer(self.layer.optimizer, self.trained)  # its momentum was of other values
         self.updates = note.version
+
+    def _held(self, version: int) -> Note:
+        return Note(Meaning.HELD, version, int(self._parameters.origin), int(self._parameters.fingerprint))
 
     def _notes(self, rows: Tensor) -> Sequence[Note | None]:
         """What the rows say. Raises SpecMismatch when they are none, or of other parameters than these."""
@@ -86,7 +92,7 @@ class SharedChunk(Expert):
         for note in notes:
             if note is not None and held and note.fingerprint != held:
                 raise SpecMismatch(
-                    f"{self.uid}: the swarm holds parameters with other names or shapes (fingerprint {held:014x}) than "
-                    f"this trainer's ({note.fingerprint:014x}): all trainers of a group need the same model"
+                    f"{self.uid}: the swarm holds parameters with other names or shapes (fingerprint {held:x}) than "
+                    f"this trainer's ({note.fingerprint:x}): all trainers of a group need the same model"
                 )
         return notes
