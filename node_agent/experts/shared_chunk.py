@@ -19,6 +19,7 @@ from learning_at_home.project import LayerSpec
 from learning_at_home.shared_parameters import HEADER_SIZE, NOTE_SIZE, Meaning, Note
 from node_agent.experts.architectures import Parameters
 from node_agent.experts.expert import Expert
+from node_agent.experts.gathered import Gathered
 from node_agent.experts.gradients import Gradients, total_norm
 from node_agent.experts.optimizers import Optimizer
 
@@ -80,7 +81,8 @@ class SharedChunk(Expert):
             self._parameters.origin.fill_(note.origin)
             self._parameters.fingerprint.fill_(note.fingerprint)
         self._optimizer = Optimizer(self.layer.optimizer, self.trained)  # its momentum was of other values
-        self.updates = note.version
+        self._optimizer.updates = note.version
+        self.gathered = Gathered(self.layer.optimizer)  # and so were changes that wait
 
     def _held(self, version: int) -> Note:
         return Note(Meaning.HELD, version, int(self._parameters.origin), int(self._parameters.fingerprint))

@@ -384,21 +384,28 @@ def test_models_of_another_dtype_send_no_rounding(swarm):
     assert torch.equal(numbers(first), start)
 
 
-def test_momentum_on_the_host_is_an_outer_optimizers(small_swarm):
-    swarm = small_swarm(trunk(OptimizerSpec(name="sgd", learning_rate=0.5, momentum=0.5)))
+def test_the_average_of_two_trainers_is_dilocos_outer_step(small_swarm):
+    """Nesterov momentum over the mean of what both changed (Douillard et al. 2023, algorithm 1)."""
+    half = OptimizerSpec(name="sgd", learning_rate=0.7 / 2, momentum=0.9, nesterov=True, update_rows=2)
+    swarm = small_swarm(trunk(half))
     swarm.add_host([0, 1, 2])
-    first = model()
-    shared = join(swarm, first)
+    first, second = model(), model()
+    one, two = join(swarm, first), join(swarm, second)
     outer = nn.Parameter(numbers(first))
-    optimizer = torch.optim.SGD([outer], 0.5, momentum=0.5)
+    optimizer = torch.optim.SGD([outer], 0.7, momentum=0.9, nesterov=True)
 
     for _ in range(3):
         train(first, 0.25)
-        shared.sync()
-        outer.grad = torch.full_like(outer, -0.25)  # of each round: what the inner steps changed, turned around
+        train(second, 0.75)
+        one.sync()  # waits for the other's at the host, and goes on with its own
+        assert_near(first, outer.detach() + 0.25)
+        two.sync()
+        one.sync()
+        outer.grad = torch.full_like(outer, -0.5)
         optimizer.step()
 
-    assert_near(first, outer.detach())
+        assert_near(first, outer.detach())
+        assert_near(second, outer.detach())
 
 
 def test_layers_of_the_other_kind_are_refused(small_swarm):

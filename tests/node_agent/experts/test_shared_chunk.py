@@ -144,6 +144,29 @@ def test_a_fill_forgets_the_momentum_of_what_it_replaces():
     assert torch.equal(read(host), COPY)
 
 
+def test_changes_that_wait_for_others_are_told_in_which_version_they_will_be():
+    host = chunk(OptimizerSpec(name="sgd", learning_rate=0.5, update_rows=2))
+    write(host, fill())
+
+    (first,) = write(host, change())
+    assert torch.equal(read(host), COPY)
+    (second,) = write(host, change())
+
+    assert (first.version, second.version, host.updates) == (2, 2, 2)
+    assert torch.equal(read(host), COPY - CHANGE)
+
+
+def test_a_fill_drops_the_changes_that_wait():
+    host = chunk(OptimizerSpec(name="sgd", learning_rate=1.0, update_rows=2))
+    write(host, fill())
+    write(host, change())
+
+    write(host, fill(5))
+    write(host, change())
+
+    assert torch.equal(read(host), COPY)
+
+
 def test_a_change_for_an_empty_chunk_is_refused_alone():
     host = chunk()
 
