@@ -151,6 +151,16 @@ async def test_a_taken_udp_port_is_named_with_what_to_do(eyes, tmp_path):
             pass
 
 
+def test_a_chunk_of_shared_parameters_is_probed_by_a_row_of_its_inputs():
+    layer = LayerSpec(prefix="trunk", grid=(2,), architecture="parameters", hidden_size=1_000)
+    peer = PeerAddress(bytes(32), ("tcp://127.0.0.1:1",), "x")
+
+    row = zero_row(Probe(peer, "digits", layer, 0, 1.0, False, lambda answered, hosts_it: None))
+
+    assert row.tensors[0].shape == (1, *layer.input_shape)
+    assert layer.input_shape != layer.row_shape
+
+
 def test_a_large_row_goes_to_an_unencrypted_node_as_one_frame():
     layer = LayerSpec(prefix="ffn0", grid=(2,), hidden_size=1 << 19)
     for scheme, num_frames in (("tcp://", 2), (PLAIN_SCHEME, 1)):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from learning_at_home.client.dmoe import DMoE
+from learning_at_home.client.probing import Prober
 from learning_at_home.client.shared_group import SharedParameters
 from learning_at_home.errors import (
     ConfigError,
@@ -406,6 +407,15 @@ def test_the_average_of_two_trainers_is_dilocos_outer_step(small_swarm):
 
         assert_near(first, outer.detach())
         assert_near(second, outer.detach())
+
+
+def test_a_trainers_probe_of_a_host_is_answered(swarm):
+    prober = Prober(swarm.swarm.calls, swarm.swarm.asynchronous)
+
+    swarm.swarm.asynchronous.submit(prober._probe(swarm.identities[1].public_key)).result(DEADLINE_S)
+
+    stats = swarm.swarm.stats()
+    assert (stats.calls, stats.failures) == (1, 0)
 
 
 def test_layers_of_the_other_kind_are_refused(small_swarm):
