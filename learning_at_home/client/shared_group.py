@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from learning_at_home.client.swarm import Swarm
 
 STARTUP_TIMEOUT_S = 60.0
-CLOSE_TIMEOUT_S = 2.0  # beyond a round's deadline
 
 
 class SharedParameters:
@@ -207,4 +206,4 @@ class SharedParameters:
 
     def _join(self) -> None:
         if self._thread is not None:
-            self._thread.join(self.deadline_s + CLOSE_TIMEOUT_S)
+            self._thread.join()  # it ends soon after its deadline

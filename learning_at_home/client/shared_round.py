@@ -7,6 +7,7 @@ docs/decisions/0009-shared-parameters.md.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ from learning_at_home.client.compression import Compression
 from learning_at_home.client.fanout import NO_COMPRESSION, CallContext, FanOut, Result, Task, frame
 from learning_at_home.client.shared_copy import ChunkCopy, Doubtful
 from learning_at_home.errors import (
+    CallTimeout,
     LearningAtHomeError,
     NetworkError,
     SpecMismatch,
@@ -41,7 +43,7 @@ SETTLED_AFTER_S = 110.0  # a host remembers ids for 120 s: after that it cannot 
 _ALL_ROWS = np.empty(0, np.int64)
 
 _Ask = Task | Call  # a Call is sent again, a Task for the first time
-_Outcome = tuple[Result, Call]
+_Outcome = tuple[Result, Call | None]  # no call: a round that was broken off while it was sent
 _Way = Generator[_Ask, _Outcome, None]
 _Sending = Generator[_Ask, _Outcome, bool]  # whether a state may be taken: nothing is in doubt
 
@@ -147,30 +149,34 @@ class SharedRound:
         mismatch: SpecMismatch | None = None
         with self._calls.connections.exchange() as exchange:
             fanout = FanOut(self._calls, exchange, deadline, insist=True, compression=compression)
-            under_way: dict[int, tuple[_Way, Call]] = {}  # by the task that each waits for
+            under_way: dict[int, tuple[_Way, Task, Call | None]] = {}  # by the task that each waits for
 
             def ask(asked: Sequence[tuple[_Ask, _Way]]) -> None:
                 new = [(what, way) for what, way in asked if isinstance(what, Task)]
-                calls = fanout.ask([task for task, _ in new])
-                for (task, way), call in zip(new, calls, strict=True):
-                    under_way[id(task)] = way, call
+                under_way.update((id(task), (way, task, None)) for task, way in new)
+                for (task, way), call in zip(new, fanout.ask([task for task, _ in new]), strict=True):
+                    under_way[id(task)] = way, task, call
                 for what, way in asked:
                     if isinstance(what, Call):
-                        under_way[id(what.task)] = way, what
+                        under_way[id(what.task)] = way, what.task, what
                         fanout.ask_again((what,))
 
-            ask([(what, way) for way in ways if (what := next(way, None)) is not None])
-            while under_way:
-                result = fanout.next_result(deadline + 1.0)  # every call answers at its deadline at the latest
-                if result is None:
-                    break
-                if isinstance(result.error, SpecMismatch):
-                    mismatch = result.error
-                way, call = under_way.pop(id(result.task))
-                try:
-                    ask([(way.send((result, call)), way)])
-                except StopIteration:
-                    continue
+            try:
+                ask([(what, way) for way in ways if (what := next(way, None)) is not None])
+                while under_way:
+                    result = fanout.next_result(deadline + 1.0)  # every call answers at its deadline at the latest
+                    if result is None:
+                        break
+                    if isinstance(result.error, SpecMismatch):
+                        mismatch = result.error
+                    way, _, call = under_way.pop(id(result.task))
+                    with contextlib.suppress(StopIteration):
+                        ask([(way.send((result, call)), way)])
+            finally:  # also at Ctrl-C: what was sent may have been applied
+                for way, task, call in under_way.values():
+                    silent = Result(task, None, CallTimeout(f"{task.uid}: no answer in this round"))
+                    with contextlib.suppress(StopIteration):
+                        way.send((silent, call))
         if mismatch is not None:
             raise mismatch
 
@@ -195,7 +201,11 @@ class SharedRound:
             copy.take(values_L, note.version)
 
     def _send(self, copy: ChunkCopy, holder: PeerAddress, model_L: Tensor, change_L: Tensor) -> _Sending:
-        task = self._write(copy, holder, self._note(Meaning.CHANGE, copy.version, copy.origin), -change_L)
+        try:
+            task = self._write(copy, holder, self._note(Meaning.CHANGE, copy.version, copy.origin), -change_L)
+        except LearningAtHomeError as error:  # a number that the codec cannot hold: nobody else's changes suffer
+            self._failed(copy, error)
+            return True
         lost_L: Tensor | None = None
         if self._codec != "none" and task.framed is not None:  # what the host will read instead
             specs, frames = task.framed
@@ -222,7 +232,7 @@ class SharedRound:
     def _sent(self, copy: ChunkCopy, result: Result, change: Doubtful) -> bool:
         """What became of a change; whether that is known."""
         error = result.error
-        if isinstance(error, StaleRequest):
+        if isinstance(error, StaleRequest) or (isinstance(error, IN_DOUBT) and change.call is None):
             self._assume_applied(copy, change)
         elif isinstance(error, IN_DOUBT):
             self._failed(copy, error)
@@ -264,6 +274,8 @@ class SharedRound:
             copy.adopt(values_L, note.version, note.origin)
 
     def _holder(self, copy: ChunkCopy) -> PeerAddress | None:
+        """Whom to ask; with it a new exchange of the chunk begins."""
+        self.counts.causes.pop(copy.cell, None)
         holder = self._calls.directory.layer(self._layer.prefix).holders[copy.cell]
         if holder is None:
             self._failed(copy, UnknownExpert(f"{self._layer.prefix}.{copy.cell}: no living node holds this chunk now"))
@@ -284,7 +296,6 @@ class SharedRound:
         if note is None:
             self._failed(copy, WireError(f"{result.task.uid}: the answer says nothing of what it is"))
             return None
-        self.counts.causes.pop(copy.cell, None)
         return note, row[HEADER_SIZE:]
 
     def _read(self, copy: ChunkCopy, holder: PeerAddress) -> Task:

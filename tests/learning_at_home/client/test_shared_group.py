@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from learning_at_home.client.dmoe import DMoE
+from learning_at_home.client.fanout import FanOut
 from learning_at_home.client.probing import Prober
 from learning_at_home.client.shared_group import SharedParameters
 from learning_at_home.errors import (
@@ -323,6 +324,41 @@ def test_a_change_that_its_host_can_no_longer_tell_about_is_not_sent_again(swarm
 
     assert_near(second, start + 0.5)
     assert_near(first, start + 0.5)
+
+
+def test_a_round_that_is_broken_off_leaves_no_change_applied_twice(swarm, monkeypatch):
+    first, second = model(), model()
+    one, two = join(swarm, first), join(swarm, second)
+    start = numbers(first)
+    train(first, 0.5)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FanOut, "next_result", interrupted)  # all three chunks were sent
+        with pytest.raises(KeyboardInterrupt):
+            one.sync()
+
+    assert one.sync()
+    assert two.sync()
+    assert_near(second, start + 0.5)
+    assert_near(first, start + 0.5)
+
+
+def test_a_change_that_the_codec_cannot_hold_is_told_and_harms_no_other_chunk(swarm):
+    first, second = model(), model()
+    one, two = join(swarm, first, compression="float16"), join(swarm, second)
+    start = numbers(first)
+    train(first, 0.5)
+    with torch.no_grad():
+        first.bias[0] += 1e6  # in the last chunk
+
+    assert not one.sync()
+    assert two.sync()
+
+    assert isinstance(one.stats().causes[2], NonFiniteTensor)
+    assert_near(second, torch.cat([start[:80] + 0.5, start[80:]]))
 
 
 def test_beside_the_training_no_step_waits_and_what_is_trained_meanwhile_stays(swarm):
