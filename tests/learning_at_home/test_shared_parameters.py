@@ -21,6 +21,10 @@ NOTES = st.builds(
 )
 
 
+def test_a_note_is_laid_out_as_the_wire_format_says():
+    assert NOTE.to_row() == [127, 3, 0, 0, 2, 44, 0, 0, 0, 12, 32, 0, 0, 0, 0, 7]
+
+
 @given(NOTES, st.sampled_from(CODECS), st.sampled_from([torch.float32, torch.float64]))
 def test_a_note_comes_back_exactly_under_every_codec(note, codec, dtype):
     spec, frames = to_frames(torch.tensor([note.to_row()], dtype=dtype), codec)

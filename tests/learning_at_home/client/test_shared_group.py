@@ -58,7 +58,7 @@ def train(own: nn.Module, by: float) -> None:
     """What an optimizer does, in numbers that add up exactly."""
     with torch.no_grad():
         for parameter in own.parameters():
-            parameter += by
+            parameter.add_(by)
 
 
 def numbers(own: nn.Module) -> torch.Tensor:
@@ -270,7 +270,8 @@ def test_without_hosts_joining_says_which_are_missing(small_swarm):
 
 def drop_answers(host: Host, number: int) -> list[Reply | Failure]:
     """The next answers to this host's callers get lost on the way."""
-    answer, lost = host.server.answer, []
+    answer = host.server.answer
+    lost: list[Reply | Failure] = []
 
     def lose(ticket, message, frames=()):
         if len(lost) < number:
@@ -278,7 +279,7 @@ def drop_answers(host: Host, number: int) -> list[Reply | Failure]:
         else:
             answer(ticket, message, frames)
 
-    host.server.answer = lose
+    host.server.answer = lose  # type: ignore[method-assign]
     return lost
 
 
@@ -367,7 +368,7 @@ def test_beside_the_training_no_step_waits_and_what_is_trained_meanwhile_stays(s
     start = numbers(first)
     train(second, 0.25)
     two.step()
-    held = queue.SimpleQueue()
+    held: queue.SimpleQueue[tuple] = queue.SimpleQueue()
     host = swarm.nodes[1]
     answer = host.server.answer
     host.server.answer = lambda *what: held.put(what)
@@ -397,7 +398,7 @@ def test_what_compression_loses_goes_with_the_next_change(swarm, compression):
 
     with torch.no_grad():
         for parameter in first.parameters():
-            parameter += 0.01 * torch.randn_like(parameter)
+            parameter.add_(0.01 * torch.randn_like(parameter))
     trained = numbers(first)
     for _ in range(6):
         assert one.sync()

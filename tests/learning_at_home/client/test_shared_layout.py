@@ -74,6 +74,10 @@ def test_the_parameter_that_holds_nan_is_named():
         layout.check_finite(layout.read())
 
 
+def test_the_fingerprint_is_the_one_of_the_wire_format():
+    assert fingerprint([("0.weight", (10, 9)), ("0.bias", (10,))]) == 1_912_798_470_561
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from learning_at_home.errors import ExpertFailed, LearningAtHomeError, ParametersMissing, SpecMismatch
+from learning_at_home.errors import ExpertFailed, ParametersMissing, SpecMismatch
 from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.project import LayerSpec, OptimizerSpec, ProjectRecord
 from learning_at_home.shared_parameters import HEADER_SIZE, NOTE_SIZE, Meaning, Note
 from node_agent.experts.hosted import HostedExperts
 from node_agent.experts.shared_chunk import SharedChunk
-from node_agent.runtime.computation import compute
+from node_agent.runtime.computation import Outcome, compute
 
 UID = ExpertUid("trunk", (1,))
 MODEL, ANOTHER = 1234, 99
@@ -45,15 +45,24 @@ def change(values: torch.Tensor = CHANGE, fingerprint: int = MODEL, origin: int 
     return note(Meaning.CHANGE, 1, fingerprint, origin), behind_header(values)
 
 
-def write(host: SharedChunk, *requests: Write) -> list[Note | LearningAtHomeError | None]:
+def write(host: SharedChunk, *requests: Write) -> list[Note]:
+    """What is answered to each. Raises AssertionError with what was refused."""
     outcomes = compute(host, "backward", requests)
-    return [o if isinstance(o, LearningAtHomeError) else Note.from_row(o[0].tolist()) for o in outcomes]
+    assert all(isinstance(outcome, torch.Tensor) for outcome in outcomes), outcomes
+    return [answered(outcome) for outcome in outcomes]
+
+
+def answered(outcome: Outcome) -> Note:
+    assert isinstance(outcome, torch.Tensor), outcome
+    found = Note.from_row(outcome[0, :NOTE_SIZE].tolist())
+    assert found is not None
+    return found
 
 
 def read(host: SharedChunk) -> torch.Tensor:
     (outcome,) = compute(host, "forward", [(note(Meaning.READ),)])
+    assert answered(outcome).version == host.updates
     assert isinstance(outcome, torch.Tensor)
-    assert Note.from_row(outcome[0, :NOTE_SIZE].tolist()).version == host.updates
     return outcome[:, HEADER_SIZE:]
 
 
@@ -93,7 +102,7 @@ def test_a_change_of_another_fills_content_is_refused():
     host = chunk()
     write(host, fill(origin=5))
 
-    (refused,) = write(host, change(origin=6))
+    (refused,) = compute(host, "backward", [change(origin=6)])
 
     assert isinstance(refused, ParametersMissing)
     assert torch.equal(read(host), COPY)
@@ -170,10 +179,10 @@ def test_a_fill_drops_the_changes_that_wait():
 def test_a_change_for_an_empty_chunk_is_refused_alone():
     host = chunk()
 
-    lost, filled = write(host, change(), fill())
+    lost, filled = compute(host, "backward", [change(), fill()])
 
     assert isinstance(lost, ParametersMissing)
-    assert isinstance(filled, Note)
+    assert answered(filled).version == 1
     assert torch.equal(read(host), COPY)
 
 
@@ -182,7 +191,7 @@ def test_another_models_trainer_is_refused_and_changes_nothing(request_of):
     host = chunk()
     write(host, fill())
 
-    (refused, _) = write(host, request_of(fingerprint=ANOTHER), change())
+    (refused, _) = compute(host, "backward", [request_of(fingerprint=ANOTHER), change()])
 
     assert isinstance(refused, SpecMismatch)
     assert "other names or shapes" in refused.message
@@ -196,7 +205,7 @@ def test_a_write_that_does_not_say_what_it_means_is_refused(row):
     host = chunk()
     write(host, fill())
 
-    (refused,) = write(host, (row, behind_header(CHANGE)))
+    (refused,) = compute(host, "backward", [(row, behind_header(CHANGE))])
 
     assert isinstance(refused, SpecMismatch)
     assert torch.equal(read(host), COPY)
@@ -205,15 +214,14 @@ def test_a_write_that_does_not_say_what_it_means_is_refused(row):
 def test_a_probe_reads_an_empty_chunk():
     (outcome,) = compute(chunk(), "forward", [(torch.zeros(1, 16),)])
 
-    assert isinstance(outcome, torch.Tensor)
-    assert Note.from_row(outcome[0, :NOTE_SIZE].tolist()) == Note(Meaning.HELD, 0, 0, 0)
+    assert answered(outcome) == Note(Meaning.HELD, 0, 0, 0)
 
 
 def test_a_change_too_large_for_the_optimizer_is_refused():
     host = chunk()
     write(host, fill())
 
-    (refused,) = write(host, change(torch.full((1, 3), 3e38)))
+    (refused,) = compute(host, "backward", [change(torch.full((1, 3), 3e38))])
 
     assert isinstance(refused, ExpertFailed)
     assert torch.equal(read(host), COPY)
