@@ -38,12 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = []
     for seed in range(options.seeds):
         for number in options.trainers:
-            with LocalSwarm(project(options.outer, number), options.nodes) as nodes:
+            with LocalSwarm(project(options.outer, number), options.nodes, in_process=options.in_process) as nodes:
                 runs.append(TrainerGroup(nodes, settings(options), number, seed).train())
             print(runs[-1].line(), flush=True)
     restarts = []
     if options.kill:
-        with LocalSwarm(project(options.outer, 1), options.nodes) as nodes:
+        with LocalSwarm(project(options.outer, 1), options.nodes, in_process=options.in_process) as nodes:
             restarts.append(kill_and_restart(nodes, settings(options)))
         print(restarts[-1].line())
     if options.json is not None:
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "restarts": msgspec.to_builtins(restarts),
         }
         options.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
-    if options.plot is not None:
+    if options.plot is not None and runs:
         write_plots(options.plot, runs, f"{options.task}, {options.outer}")
     return 0
 
@@ -108,7 +108,7 @@ def write_plots(path: Path, runs: Sequence[Run], title: str) -> None:
         lines = {}
         for run in runs:
             if run.seed == 0:
-                points: list[Point] = [point for point in run.points if point.rows > 0]
+                points: list[Point] = [point for point in run.points if point.rows > 0 and point.seconds > 0]
                 name = f"{run.trainers} trainer{'s' if run.trainers > 1 else ''}"
                 lines[name] = [(float(getattr(point, x_of)), point.loss) for point in points]
         return {name: line for name, line in lines.items() if line}
@@ -121,7 +121,7 @@ def write_plots(path: Path, runs: Sequence[Run], title: str) -> None:
 def parser() -> argparse.ArgumentParser:
     """Small by default: some minutes."""
     flags = argparse.ArgumentParser(prog="experiments.several_trainers", description=__doc__)
-    flags.add_argument("--trainers", type=int, nargs="+", default=[1, 2, 4], help="one run for each number (1 2 4)")
+    flags.add_argument("--trainers", type=int, nargs="*", default=[1, 2, 4], help="one run for each number (1 2 4)")
     flags.add_argument("--task", choices=sorted(TASKS), default="digits")
     flags.add_argument("--rows", type=int, default=60_000, help="of all trainers together (60,000)")
     flags.add_argument("--rows-per-step", type=int, default=128)
@@ -131,6 +131,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--pace-s", type=float, default=0.15, help="least seconds of a trainer's step (0.15)")
     flags.add_argument("--evaluates-every", type=int, default=2, help="exchanges of the first trainer (2)")
     flags.add_argument("--nodes", type=int, default=2)
+    flags.add_argument("--in-process", action="store_true", help="nodes as threads of this process: sooner ready")
     flags.add_argument("--seeds", type=int, default=1, help="runs of each number, with other starts and rows (1)")
     flags.add_argument(
         "--kill", action="store_true", help="also kill a lone trainer half-way (SIGKILL) and start it anew"

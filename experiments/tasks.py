@@ -10,8 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from learning_at_home.demo.digits import NUM_CLASSES, NUM_FEATURES, make_digits_task
-
 # R rows, T bytes of context
 
 HIDDEN_SIZE = 64
@@ -34,6 +32,8 @@ class Task:
 
 def digits(seed: int) -> Task:
     """The demo's distorted digits."""
+    from learning_at_home.demo.digits import NUM_CLASSES, NUM_FEATURES, make_digits_task  # here: needs scikit-learn
+
     made = make_digits_task(seed, NUM_TRAIN_ROWS, NUM_TEST_ROWS)
 
     def build(middle: nn.Module) -> nn.Module:

@@ -75,7 +75,7 @@ class SharedStats:
     failures: int  # exchanges of a chunk that failed; what it changed went with a later round, or will
     in_doubt: int  # changes that a host may not have: nobody could tell any more, so they were not sent again
     fills: int  # of hosts, with this trainer's copy
-    set_back: int  # hosts found with less than this trainer's copy, or with nothing
+    set_back: int  # hosts found with nothing, with less than this trainer's copy, or filled by another trainer
     replaced: int  # times that a host had been filled by another trainer, with a copy that is no older than ours: taken
     skipped: int  # rounds, since the one before was still under way
     staleness: float  # mean number of updates that were made between taking a state and changing it
@@ -261,6 +261,7 @@ class SharedRound:
         if result.tensor is None:
             self._failed(copy, result.error)
             if isinstance(result.error, IN_DOUBT):  # if it is there, nothing of it may be sent again
+                self.counts.in_doubt += 1
                 copy.gave(model_L, version, origin)
             return
         if (answer := _note_of(result.tensor[0])) is not None and answer.origin == origin:
