@@ -230,7 +230,7 @@ def test_the_command_shows_a_line_for_each_finding_and_what_to_do(capsys, monkey
         ("no_such_module:Thing", "cannot be imported: ModuleNotFoundError"),
         ("json:no_such_thing", "cannot be imported: AttributeError"),
         ("json:__doc__", "no class and no function"),
-        ("maxout", "architecture 'maxout' is not installed here; there are: ffn, mlp, nop, transformer"),
+        ("maxout", "architecture 'maxout' is not installed here; there are: ffn, mlp, nop, parameters, transformer"),
     ],
 )
 def test_what_cannot_be_found_is_said(target, words, capsys):

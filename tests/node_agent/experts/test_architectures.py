@@ -152,7 +152,7 @@ def test_experts_made_by_many_threads_have_the_weights_that_one_thread_gives_the
 def test_an_unknown_architecture_is_refused_with_the_known_ones():
     layer = LayerSpec(prefix="a", grid=(2,), architecture="maxout")
 
-    with pytest.raises(ConfigError, match=r"no expert architecture 'maxout'.*ffn, mlp, nop, transformer"):
+    with pytest.raises(ConfigError, match=r"no expert architecture 'maxout'.*ffn, mlp, nop, parameters, transformer"):
         build_checked(layer)
 
 
