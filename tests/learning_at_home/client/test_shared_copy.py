@@ -1,6 +1,11 @@
 """What a trainer's copy of a chunk makes of each thing that may happen to a change. The host adds changes up."""
 
+from dataclasses import dataclass, field
+from typing import Literal
+
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from learning_at_home.client.shared_copy import ChunkCopy, Doubtful
 
@@ -143,3 +148,96 @@ def test_a_state_of_another_fill_has_nothing_of_what_was_sent_before():
     assert torch.equal(model, OTHERS + 10)
     assert torch.equal(copy.change(model), torch.full((2,), 10.0))
     assert (copy.version, copy.origin) == (4, 5)
+
+
+Fate = Literal["answered", "refused", "answer lost", "never came"]
+
+
+@dataclass
+class Host:
+    """Adds up `enough` changes, then makes an update; remembers the ids that it has taken."""
+
+    enough: int
+    values: float = 0.0
+    version: int = 1
+    waiting: list[tuple[int, float]] = field(default_factory=list)  # by id
+    taken: dict[int, int] = field(default_factory=dict)  # by id, the version that contains it
+
+    def take(self, number: int, change: float) -> int:
+        if number not in self.taken:
+            self.taken[number] = self.version + 1
+            self.waiting.append((number, change))
+            if len(self.waiting) >= self.enough:
+                self.flush()
+        return self.taken[number]
+
+    def flush(self) -> None:
+        if self.waiting:
+            self.values += sum(change for _, change in self.waiting)
+            self.version += 1
+            self.waiting = []
+
+
+class Trainer:
+    """What a round does with a copy, without the network."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.copy = ChunkCopy(0, torch.zeros(1), 1)
+        self.model = torch.zeros(1)
+        self.numbers: set[int] = set()  # ids of its changes
+
+    def exchange(self, number: int, fate: Fate) -> None:
+        copy = self.copy
+        if copy.doubtful is not None:
+            again, change = copy.doubtful.call
+            model = copy.doubtful.model_L
+        else:
+            again, change, model = number, float(copy.change(self.model)), self.model.clone()
+            self.numbers.add(number)
+        if fate == "refused":
+            copy.doubtful = None if again not in self.host.taken else copy.doubtful  # it knows what it has taken
+        elif fate == "never came" or fate == "answer lost":
+            if fate == "answer lost":
+                self.host.take(again, change)
+            copy.doubtful = Doubtful((again, change), model, None, 0.0)
+        else:
+            copy.sent(model, self.host.take(again, change))
+        if copy.doubtful is None and self.host.version > copy.version:
+            copy.take(torch.full((1,), self.host.values), self.host.version)
+            self.model = copy.moved(self.model)
+
+
+@given(
+    st.integers(1, 3),
+    st.lists(
+        st.tuples(
+            st.integers(0, 1),
+            st.integers(-50, 50),
+            st.sampled_from(["answered", "refused", "answer lost", "never came"]),
+        ),
+        max_size=30,
+    ),
+)
+def test_whatever_happens_every_change_counts_exactly_once(enough, events):
+    host = Host(enough)
+    trainers = [Trainer(host), Trainer(host)]
+    trained = 0.0
+    for number, (who, by, fate) in enumerate(events):
+        trainers[who].model = trainers[who].model + by
+        trained += by
+        trainer = trainers[who]
+        trainer.exchange(number, fate)
+        if trainer.copy.doubtful is None and not trainer.copy.change(trainer.model).any():
+            own = sum(change for number, change in host.waiting if number in trainer.numbers)
+            assert float(trainer.model) == host.values + own  # what the swarm has, and what it will have of this one's
+
+    for number in range(3):  # settle what is in doubt, send the rest, take what the others did
+        for who, trainer in enumerate(trainers):
+            trainer.exchange(1_000 + 10 * number + who, "answered")
+        host.flush()
+    for who, trainer in enumerate(trainers):
+        trainer.exchange(2_000 + who, "answered")
+
+    assert host.values == trained
+    assert [float(trainer.model) for trainer in trainers] == [trained, trained]

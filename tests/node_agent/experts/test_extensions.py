@@ -44,7 +44,8 @@ def test_built_in_ones_are_allowed_always_and_no_package_can_take_their_names(en
         (
             [],
             [],
-            r"layer ffn0: architecture 'maxout' is not installed here; there are: ffn, mlp, nop, parameters, transformer\. A ",
+            r"layer ffn0: architecture 'maxout' is not installed here; there are: ffn, mlp, nop, parameters, "
+            r"transformer\. A ",
         ),
         ([("maxout", "bold-experts")], ["bold"], "comes with the package bold-experts.*--allow-experts bold-experts"),
         ([("maxout", "bold-experts")], ["bold_experts"], "bold-experts cannot be loaded: No module named"),
