@@ -191,7 +191,8 @@ class Swarm:
     ) -> SharedParameters:
         """The model's own parameters, shared with the other trainers: `shared = swarm.shared("trunk", model)`.
 
-        Then `shared.step()` after each `optimizer.step()`. See SharedParameters, and docs/several-trainers.md.
+        Then `shared.step()` after each `optimizer.step()`. `parameters`: a module, or pairs of a name and a tensor of
+        any shape. See SharedParameters for the rest and for what it raises, and docs/several-trainers.md.
         """
         return SharedParameters(
             self,
