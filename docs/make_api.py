@@ -29,7 +29,17 @@ A first walk through it: [quickstart](quickstart.md); errors by their codes: [er
 """
 # Chapter -> names in order. Errors stand at the end, as the tree that they are.
 CHAPTERS = {
-    "Training": ("Swarm", "DMoE", "SwitchDMoE", "GatingFunction", "Chosen", "RemoteExpert", "SwarmStats"),
+    "Training": (
+        "Swarm",
+        "DMoE",
+        "SwitchDMoE",
+        "GatingFunction",
+        "Chosen",
+        "RemoteExpert",
+        "SharedParameters",
+        "SharedStats",
+        "SwarmStats",
+    ),
     "The project and its parts": ("ProjectRecord", "LayerSpec", "OptimizerSpec", "ExpertUid", "Identity"),
 }
 # What public calls return and nobody makes: class -> its module.
@@ -46,7 +56,7 @@ RETURNED = {
     "PeerAddress": "peer_address",
 }
 # Public by name, and made by the library only: their constructors are not for callers.
-NOT_MADE = {*RETURNED, "Chosen", "Swarm", "SwarmStats"}
+NOT_MADE = {*RETURNED, "Chosen", "SharedParameters", "SharedStats", "Swarm", "SwarmStats"}
 # Public by name, and called by the library's other files only.
 NOT_CALLED = {"RemoteExpert.call", "RemoteExpert.task", "RemoteExpert.tensor_of", "Swarm.living", "Trace.begin_round"}
 MADE_BY_CALLS = "What calls return"

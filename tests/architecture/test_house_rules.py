@@ -16,6 +16,7 @@ CODE_FOLDERS = [
     "migrations",
     "benchmarks",
     "docs",
+    "experiments",
     "examples",
 ]
 PAGE_FOLDERS = ["templates", "static"]
