@@ -35,7 +35,7 @@ from learning_at_home.errors import (
 )
 from learning_at_home.peer_address import PeerAddress
 from learning_at_home.project import LayerSpec
-from learning_at_home.wire.messages import TensorSpec
+from learning_at_home.wire.messages import Operation, TensorSpec
 
 PATIENCE_SHARE = 0.25  # of the deadline: when a row's experts are silent for so long, the next best is asked as well
 LOOK_AGAIN_S = 0.05  # how often a row without anyone to ask looks into the directory
@@ -271,9 +271,11 @@ def ask_backward(
     gradient_RSx: Tensor,
     parts: tuple[Part, ...],
     traced: TracedRound | None = None,
+    operation: Operation = "backward",
 ) -> Tensor:
-    """The gradient of x [R, *row shape], from the experts that answered forward; their hosts update them.
+    """The gradient of x [R, *row shape], from the experts that answered forward.
 
+    Their hosts update them by a "backward", not by a "gradient".
     All tensors are detached, on the CPU. What an expert does not answer is left out of the sum and counted; rows of
     which no expert answers get zero and are counted. Raises NotEnoughExperts when nobody answers at all, unless rows
     without an answer pass through.
@@ -290,11 +292,11 @@ def ask_backward(
             tensors = (x.index_select(0, rows), flat.index_select(0, slots))
             expected = TensorSpec(terms.layer.dtype, tuple(tensors[0].shape))
             tasks.append(
-                Task(part.uid, part.cell, part.holder, "backward", tensors, len(part.rows), part.rows, expected)
+                Task(part.uid, part.cell, part.holder, operation, tensors, len(part.rows), part.rows, expected)
             )
     results, causes, zero_rows = _run_backward(context, terms, tasks, len(x), traced)
     if not results and terms.on_missing == "raise":
-        raise not_enough(terms.layer.prefix, len(x), len(x), 1, causes, "backward")
+        raise not_enough(terms.layer.prefix, len(x), len(x), 1, causes, operation)
     asked = sum(len(task.rows) for task in tasks)
     context.stats.lost_gradients(zero_rows, asked - sum(len(result.task.rows) for result in results))
     with section(traced, "scatter"):

@@ -28,12 +28,14 @@ from learning_at_home.client.mixture import add_rest, importance_loss, load_loss
 from learning_at_home.client.pace import Paces
 from learning_at_home.client.remote_expert import training_anchor
 from learning_at_home.client.selection import CellIndex, cell_scores
+from learning_at_home.client.swarm_module import SwarmModule
 from learning_at_home.client.traced_round import TracedRound
 from learning_at_home.client.tracing import section
 from learning_at_home.client.usage import Usage, UsageMeter
 from learning_at_home.directory.directory import LayerView
 from learning_at_home.errors import ConfigError, SpecMismatch, UsageError
 from learning_at_home.project import LayerSpec
+from learning_at_home.wire.messages import Operation
 
 if TYPE_CHECKING:
     from learning_at_home.client.swarm import Swarm
@@ -50,15 +52,17 @@ class Use:
     candidates: CellIndex
 
 
-class DMoE(torch.nn.Module):
+class DMoE(SwarmModule):
     """`DMoE(swarm, layer="ffn0", k_best=4)(x)`: x [..., *row shape] of the layer's dtype to the same shape, any device.
 
     Every row goes to its `k_best` best living experts; it needs answers of `k_min`, and once it has them the others
     have `grace_s` more. When too few answer, the next best living ones are asked, within `deadline_s`. The defaults
     of k_min, deadline_s and grace_s are the project's. `compression`: "float16", "bfloat16" or "int8" for what is sent
     and what comes back, or a pair of two; what it loses: docs/performance.md. Batches over one request's limit are
-    split, and each part is an update of its own at the expert. Making one raises UnknownLayer, SpecMismatch when
-    `in_features` is not the layer's, or ConfigError for a term that cannot be kept.
+    split, and each part is an update of its own at the expert. `train_experts`: whether a backward updates the experts
+    while the layer is in training mode; None: as long as the gate's parameters ask for gradients. In evaluation mode a
+    backward brings gradients and updates nothing. Making one raises UnknownLayer, SpecMismatch when `in_features` is
+    not the layer's, or ConfigError for a term that cannot be kept.
 
     Forward raises SpecMismatch, EmptyBatch or NonFiniteTensor before anything is sent, and NotEnoughExperts, with a
     cause per uid, when a row has fewer than k_min answers. Backward goes to the experts that answered; one that fails
@@ -88,10 +92,12 @@ class DMoE(torch.nn.Module):
         latency_weight: float = 0.0,
         circuit_breaker: bool = True,
         jitter: float = 0.0,
+        train_experts: bool | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(swarm.project.layer(layer).dtype)
         self.layer: LayerSpec = swarm.project.layer(layer)
         check_is_expert(self.layer)
+        self.train_experts = train_experts
         if in_features is not None and in_features != self.layer.hidden_size:
             raise SpecMismatch(f"layer {layer} takes {self.layer.hidden_size} features, not in_features={in_features}")
         self.k_best = k_best
@@ -115,7 +121,13 @@ class DMoE(torch.nn.Module):
         self._last_use: Use | None = None  # of the last forward with autograd on
         self._last_passed: Tensor | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def trains_experts(self) -> bool:
+        if self.train_experts is None:
+            return self.training and any(parameter.requires_grad for parameter in self.gate.parameters())
+        return self.training and self.train_experts
+
+    def _compute(self, x: Tensor) -> Tensor:
         """The mixture of each row's experts, of the shape of x."""
         row_shape = self.layer.row_shape
         shape = tuple(getattr(x, "shape", ()))  # what is no tensor is refused below, with the expert's name
@@ -211,11 +223,12 @@ class DMoE(torch.nn.Module):
             with section(traced, "gate"):
                 lines_RL, noise = self.gate.noisy_line_scores(x)
             choice = self._choice(lines_RL.detach().to("cpu"))
-            plan = _Plan(self._calls, self.terms, self._living, choice, self.circuit_breaker, traced)
+            operation = self.backward_operation
+            plan = _Plan(self._calls, self.terms, self._living, choice, self.circuit_breaker, traced, operation)
             answers_RSx: Tensor
             cells_RS: Tensor
             answers_RSx, cells_RS = _FanOutToExperts.apply(  # type: ignore[no-untyped-call]
-                x, training_anchor(self.layer), plan
+                x, training_anchor(self.layer, self.trains_experts), plan
             )
             with section(traced, "mix"):
                 passed_R = self._note_passed(cells_RS) if self._may_pass else None
@@ -251,6 +264,7 @@ class _Plan:
     choice: Choice
     circuit_breaker: bool
     traced: TracedRound | None
+    operation: Operation  # of its backward
     candidates: CellIndex = field(init=False)
 
 
@@ -258,6 +272,7 @@ class _SavedRound(FunctionCtx):
     """What forward leaves for backward."""
 
     calls: CallContext
+    operation: Operation
     terms: Terms
     parts: tuple[Part, ...]
     saved_tensors: tuple[Tensor, ...]
@@ -285,7 +300,7 @@ class _FanOutToExperts(torch.autograd.Function):
                 raise not_enough(terms.layer.prefix, len(x), len(x), terms.k_min, {})
         asking = ForwardRound(plan.calls, terms, plan.living, x.detach().to("cpu"), choice, plan.traced)
         answers = asking.run(view, chosen_RK, deadline)
-        ctx.calls, ctx.terms, ctx.parts = plan.calls, terms, answers.parts
+        ctx.calls, ctx.terms, ctx.parts, ctx.operation = plan.calls, terms, answers.parts, plan.operation
         ctx.save_for_backward(x)
         cells_RS = answers.cells.to(x.device)
         ctx.mark_non_differentiable(cells_RS)
@@ -298,6 +313,8 @@ class _FanOutToExperts(torch.autograd.Function):
         check_gradient(name, gradient_RSx)
         (x,) = ctx.saved_tensors
         gradient = gradient_RSx.detach().to("cpu").contiguous()
-        with ctx.calls.tracing.round(ctx.terms.layer.prefix, "backward", x.shape[0]) as traced:
-            x_gradient = ask_backward(ctx.calls, ctx.terms, x.detach().to("cpu"), gradient, ctx.parts, traced)
+        with ctx.calls.tracing.round(ctx.terms.layer.prefix, ctx.operation, x.shape[0]) as traced:
+            x_gradient = ask_backward(
+                ctx.calls, ctx.terms, x.detach().to("cpu"), gradient, ctx.parts, traced, ctx.operation
+            )
         return x_gradient.to(x.device) if ctx.needs_input_grad[0] else None, None, None

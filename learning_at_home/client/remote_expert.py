@@ -25,12 +25,12 @@ from learning_at_home.client.checks import (
 )
 from learning_at_home.client.compression import Compression, compression_of
 from learning_at_home.client.fanout import CallContext, FanOut, Result, Task, frame
+from learning_at_home.client.swarm_module import SwarmModule
 from learning_at_home.client.traced_round import TracedRound
 from learning_at_home.errors import CallTimeout, ConfigError, ExpertFailed, LearningAtHomeError, UnknownExpert
 from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.peer_address import PeerAddress
 from learning_at_home.project import LayerSpec
-from learning_at_home.tensors.frames import DTYPES
 from learning_at_home.tensors.small import COPIED_BYTES
 from learning_at_home.wire.messages import Operation
 
@@ -41,7 +41,7 @@ _TO_TRAIN, _NOTHING_TO_TRAIN = torch.empty(0, requires_grad=True), torch.empty(0
 _ALL_ROWS = np.empty(0, np.int64)  # of a call whose rows are all the same to us
 
 
-class RemoteExpert(torch.nn.Module):
+class RemoteExpert(SwarmModule):
     """`y = RemoteExpert(swarm, "ffn0.1.2")(x)`, x [rows, *row shape] of the layer's dtype, on any device.
 
     Raises InvalidUid, UnknownLayer or ConfigError (deadline_s, compression) at once; a call raises SpecMismatch,
@@ -51,6 +51,7 @@ class RemoteExpert(torch.nn.Module):
     lost once more.
     Backward goes to the host that did the forward, whoever serves the expert by then; when that host is gone it raises.
     However often it was sent, the host applies it once at most; one that raised may have been applied.
+    After `eval()` or `requires_grad_(False)` a backward brings gradients and updates nothing.
     """
 
     def __init__(
@@ -61,43 +62,51 @@ class RemoteExpert(torch.nn.Module):
         deadline_s: float | None = None,
         compression: Compression | str | tuple[str, str] = "none",
     ) -> None:
-        super().__init__()
-        self.uid = uid if isinstance(uid, ExpertUid) else ExpertUid.parse(uid)
-        self.layer: LayerSpec = swarm.project.layer(self.uid.prefix)
+        parsed = uid if isinstance(uid, ExpertUid) else ExpertUid.parse(uid)
+        layer = swarm.project.layer(parsed.prefix)
+        super().__init__(layer.dtype)
+        self.uid = parsed
+        self.layer: LayerSpec = layer
         check_is_expert(self.layer)
         self.deadline_s = self.layer.deadline_s if deadline_s is None else deadline_s
         if not self.deadline_s > 0:
             raise ConfigError(f"{self.uid}: deadline_s is {self.deadline_s}; it must be positive")
         self.compression = compression_of(compression, str(self.uid))
         self._name = str(self.uid)
-        self._dtype, self._row_shape, self._max_rows = (
-            DTYPES[self.layer.dtype],
-            self.layer.row_shape,
-            self.layer.max_rows,
-        )
+        self._row_shape, self._max_rows = self.layer.row_shape, self.layer.max_rows
         self._cell = self.layer.cells.cell(self.uid)
-        self._anchor = training_anchor(self.layer)
+        self._is_frozen = False
         self._swarm = swarm  # keeps the connections open for as long as somebody holds the expert
         self._calls: CallContext = swarm.calls
         self._last_holder: PeerAddress | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def trains_experts(self) -> bool:
+        return self.training and not self._is_frozen
+
+    def requires_grad_(self, requires_grad: bool = True) -> RemoteExpert:
+        """Whether a backward trains the expert. A model's `requires_grad_` does not get here: nothing is ours."""
+        self._is_frozen = not requires_grad
+        return self
+
+    def _compute(self, x: Tensor) -> Tensor:
         """The expert's output, of the shape of x. With autograd on, its backward trains the expert."""
         self._check(x)
         holder = self.holder()
         if not torch.is_grad_enabled():
             return self.call("forward", (x,), holder)
         if torch._C._are_functorch_transforms_active():
-            _apply(x, self._anchor, self, holder, None)  # raises: it cannot be transformed
+            _apply(x, _NOTHING_TO_TRAIN, self, holder, None)  # raises: it cannot be transformed
         recorded: list[Tensor] = []
+        anchor = training_anchor(self.layer, self.trains_experts)
 
         def record() -> None:
             # What `apply` does for functorch's transforms, of which there are none now, is a third of an empty call.
-            recorded.append(_apply_plainly(x, self._anchor, self, holder, None))
+            recorded.append(_apply_plainly(x, anchor, self, holder, None))
 
         answer = self.call("forward", (x,), holder, record)
         if not recorded:
-            return _apply_plainly(x, self._anchor, self, holder, (answer,))
+            return _apply_plainly(x, anchor, self, holder, (answer,))
         y = recorded[0]
         y.data = answer
         return y
@@ -197,7 +206,7 @@ class RemoteExpert(torch.nn.Module):
         """The work that a call is, framed, its tensors on the CPU. Raises UsageError when they do not fit the codec."""
         # A forward's content matters to nobody once its caller has given up. What a backward sends, perhaps a moment
         # after that, an expert would learn from: it must not change, so it is a copy.
-        if operation == "backward":
+        if operation != "forward":
             tensors = tuple(map(_own_copy, tensors))
         elif not tensors[0].is_cpu:
             tensors = (tensors[0].detach().to("cpu"),)
@@ -234,6 +243,7 @@ class _SavedCall(FunctionCtx):
     """What forward leaves for backward."""
 
     expert: RemoteExpert
+    operation: Operation
     holder: PeerAddress
     saved_tensors: tuple[Tensor, ...]
     needs_input_grad: tuple[bool, ...]
@@ -251,7 +261,7 @@ class _RemoteCall(torch.autograd.Function):
         holder: PeerAddress,
         answer: tuple[Tensor] | None,  # in a tuple, so that it is no input
     ) -> Tensor:
-        ctx.expert, ctx.holder = expert, holder
+        ctx.expert, ctx.holder, ctx.operation = expert, holder, expert.backward_operation
         ctx.save_for_backward(x)
         if answer is not None:
             return answer[0]
@@ -264,7 +274,7 @@ class _RemoteCall(torch.autograd.Function):
         check_gradient(name, gradient)
         (x,) = ctx.saved_tensors
         # Never to another host that serves the expert by now: its weights are others, and so is their gradient.
-        x_gradient = ctx.expert.call("backward", (x, gradient), ctx.holder)
+        x_gradient = ctx.expert.call(ctx.operation, (x, gradient), ctx.holder)
         return x_gradient if ctx.needs_input_grad[0] else None, None, None, None, None
 
 
@@ -272,9 +282,9 @@ _apply: Callable[..., Tensor] = _RemoteCall.apply
 _apply_plainly: Callable[..., Tensor] = super(torch.autograd.Function, _RemoteCall).apply
 
 
-def training_anchor(layer: LayerSpec) -> Tensor:
+def training_anchor(layer: LayerSpec, trains_experts: bool) -> Tensor:
     """An empty input that asks for a gradient when experts are trained: backward must reach them though x is data."""
-    return _NOTHING_TO_TRAIN if layer.optimizer.name == "frozen" else _TO_TRAIN
+    return _TO_TRAIN if trains_experts and layer.optimizer.name != "frozen" else _NOTHING_TO_TRAIN
 
 
 def _own_copy(tensor: Tensor) -> Tensor:

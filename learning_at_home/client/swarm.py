@@ -273,7 +273,10 @@ class Swarm:
         return self
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a Swarm cannot be pickled: it holds connections; connect again in the other process")
+        raise TypeError(
+            "a Swarm, and a model with remote experts, cannot be pickled: they hold connections; save the model's "
+            "state_dict(), and connect again in the other process"
+        )
 
     def __repr__(self) -> str:
         state = "connected" if self._finalizer.alive else "closed"

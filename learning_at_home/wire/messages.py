@@ -14,7 +14,7 @@ import msgspec
 
 from learning_at_home.project import DTYPE_BYTES, MAX_BYTES_PER_REQUEST, DtypeName
 
-PROTOCOL_VERSIONS = (3, 3)  # first and last version that this code speaks
+PROTOCOL_VERSIONS = (4, 4)  # first and last version that this code speaks
 CHUNK_BYTES = 1 << 20  # CURVE moves frames of 1 MiB nearly twice as fast as one of 8 MiB
 PLAIN_CHUNK_BYTES = MAX_BYTES_PER_REQUEST  # without it a tensor is one frame, which needs no copy to be one again
 SMALL_BYTES = 16 * 1024  # a tensor up to this travels in the header, if there is room: a frame costs more
@@ -29,7 +29,7 @@ MAX_MESSAGE_CHARS = 2_000
 
 BLOCK_ELEMENTS = 128  # of one scale of codec int8: 3 % of bytes for scales, and an outlier coarsens few neighbours
 
-Operation = Literal["forward", "backward"]
+Operation = Literal["forward", "backward", "gradient"]  # a gradient is a backward without an update
 Codec = Literal["none", "float16", "bfloat16", "int8"]  # how a tensor's numbers travel; its dtype stays what it is
 CODECS: tuple[Codec, ...] = get_args(Codec)
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
@@ -89,7 +89,7 @@ Tensors = Annotated[tuple[TensorSpec, ...], msgspec.Meta(max_length=MAX_TENSORS_
 
 
 class Work(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
-    """What one expert shall do. forward: [inputs]; backward: [inputs, gradient of the outputs]."""
+    """What one expert shall do. forward: [inputs]; backward and gradient: [inputs, gradient of the outputs]."""
 
     call_id: int  # counter of the caller's; the answer carries it
     uid: str
@@ -111,7 +111,8 @@ class Request(msgspec.Struct, frozen=True, tag="request", forbid_unknown_fields=
 
 
 class Reply(msgspec.Struct, frozen=True, tag="reply", forbid_unknown_fields=True):
-    """The result of one Work: its tensors are in `data`, or follow as frames. backward: the gradient of the inputs."""
+    """The result of one Work: its tensors are in `data`, or follow as frames. They are the outputs; of a backward
+    and of a gradient, the gradient of the inputs."""
 
     call_id: int
     tensors: Tensors

@@ -27,6 +27,7 @@ from node_agent.experts.randomness import numbers_from
 
 INNER_FACTOR = 4  # the paper's blocks are four times wider inside
 BACKWARD_FLOP_FACTOR = 3  # forward again, then one product for the inputs and one for the weights of each product
+GRADIENT_FLOP_FACTOR = 2  # forward again, then the product for the inputs alone
 HEAD_SIZE = 64  # of the transformer's attention, where the hidden size allows
 
 Build = Callable[[LayerSpec], nn.Module]

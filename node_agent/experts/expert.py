@@ -1,4 +1,4 @@
-"""One hosted expert: its network, its optimizer, and the two things it does for callers.
+"""One hosted expert: its network, its optimizer, and what it does for callers.
 
 Not thread-safe: one thread at a time uses it. Knows nothing of requests; several callers' rows may come as one batch,
 and a gradient that is not finite never reaches the weights. Source: the runtime of Ryabinin & Gusev, 2020: backward
@@ -22,8 +22,9 @@ from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.project import LayerSpec
 from learning_at_home.tensors.finite import is_finite
 from learning_at_home.tensors.frames import DTYPES
+from learning_at_home.wire.messages import Operation
 from node_agent.experts.activations import Activations, Forward
-from node_agent.experts.architectures import BACKWARD_FLOP_FACTOR, build_expert, flop_per_row
+from node_agent.experts.architectures import BACKWARD_FLOP_FACTOR, GRADIENT_FLOP_FACTOR, build_expert, flop_per_row
 from node_agent.experts.gathered import Gathered
 from node_agent.experts.gradients import Gradients, in_own_memory, largest_norm, total_norm
 from node_agent.experts.memory import saved_bytes_per_row
@@ -63,6 +64,11 @@ class Expert:
         self.clip_norm = layer.optimizer.clip_norm
         self.forward_flop_per_row = flop_per_row(layer)
         self.backward_flop_per_row = BACKWARD_FLOP_FACTOR * self.forward_flop_per_row
+        self.flop_per_row: dict[Operation, float] = {
+            "forward": self.forward_flop_per_row,
+            "backward": self.backward_flop_per_row,
+            "gradient": GRADIENT_FLOP_FACTOR * self.forward_flop_per_row,
+        }
         self._optimizer = Optimizer(layer.optimizer, self.trained)
         self.gathers = layer.optimizer.gathers
         self.gathered = Gathered(layer.optimizer)
@@ -126,7 +132,7 @@ class Expert:
 
     def gradients(self, rows: Tensor, output_gradient: Tensor) -> Gradients:
         """Gradients of inputs and parameters; changes nothing. Raises ExpertFailed when one is not finite."""
-        rows, (of_rows, *found) = self._pulled_back(rows, output_gradient)
+        rows, (of_rows, *found) = self._pulled_back(rows, output_gradient, self.trained)
         if of_rows is None:
             of_rows = torch.zeros_like(rows)
         of_parameters = in_own_memory(found, rows, of_rows, output_gradient)
@@ -135,17 +141,24 @@ class Expert:
             raise ExpertFailed(f"{self.uid}: the gradient is not finite for these inputs; no step was taken")
         return Gradients(of_rows, of_parameters, norm)
 
-    def _pulled_back(self, rows: Tensor, output_gradient: Tensor) -> tuple[Tensor, Sequence[Tensor | None]]:
-        """The rows that were computed, and the gradients of them and of the parameters."""
+    def gradient_of_rows(self, rows: Tensor, output_gradient: Tensor) -> Tensor:
+        """The gradient of the inputs alone; changes nothing. It may hold NaN or infinity."""
+        rows, (of_rows,) = self._pulled_back(rows, output_gradient, ())
+        return torch.zeros_like(rows) if of_rows is None else of_rows.detach()
+
+    def _pulled_back(
+        self, rows: Tensor, output_gradient: Tensor, parameters: Sequence[Tensor]
+    ) -> tuple[Tensor, Sequence[Tensor | None]]:
+        """The rows that were computed, and the gradients of them and of these parameters."""
         remembered = self.activations.take(self._name, rows)
         if remembered is not None:
             try:
                 leaf = remembered.rows
-                return leaf, pull_back(remembered.output, output_gradient, [leaf, *self.trained])
+                return leaf, pull_back(remembered.output, output_gradient, [leaf, *parameters])
             except RuntimeError as error:  # autograd saw that a weight was changed by somebody else than a step
                 log.info("%s: a remembered forward is of no use: %s", self.uid, error)
         rows = rows.detach().requires_grad_()
-        return rows, pull_back(self.module(rows), output_gradient, [rows, *self.trained])
+        return rows, pull_back(self.module(rows), output_gradient, [rows, *parameters])
 
     def check_can_step(self, gradients: Gradients, times: int = 1) -> None:
         """Raises ExpertFailed when so many gradients of this norm might overflow the optimizer's state."""

@@ -74,7 +74,7 @@ class HostedExperts:
     def group_of(self, uid: str, operation: Operation) -> Group | None:
         """With whom an expert may be computed together; None when it is computed alone."""
         group = self._groups.get(uid)
-        return group if group is not None and group.longest[operation] else None
+        return group if group is not None and group.longest.get(operation) else None
 
     def find(self, uid: str) -> Expert:
         """Raises UnknownExpert with the reason."""

@@ -20,6 +20,7 @@ from node_agent.experts.expert import Expert
 TENSOR_NAMES: dict[Operation, tuple[str, ...]] = {
     "forward": ("the inputs",),
     "backward": ("the inputs", "the gradient of the outputs"),
+    "gradient": ("the inputs", "the gradient of the outputs"),
 }
 
 
@@ -52,7 +53,7 @@ def check_specs(expert: Expert, work: Work, max_rows: int) -> int:
 def unpack(
     expert: Expert, work: Work, frames: Sequence[Sequence[TensorFrame]], codec: Codec = "none"
 ) -> tuple[Tensor, ...]:
-    """The tensors, on the CPU. Raises NonFiniteTensor for a backward's.
+    """The tensors, on the CPU. Raises NonFiniteTensor for a backward's or a gradient's.
 
     A forward changes nothing, and whose fault an output is that is not finite, `compute` finds out.
     """

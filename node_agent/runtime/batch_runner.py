@@ -195,7 +195,7 @@ class BatchRunner:
     ) -> None:
         """`updates_before`: of the expert. Raises RuntimeError when a request failed since the device works no more."""
         operation = batch.operation
-        flop_per_row = expert.forward_flop_per_row if operation == "forward" else expert.backward_flop_per_row
+        flop_per_row = expert.flop_per_row[operation]
         now = self._clock.monotonic_s()
         failure: LearningAtHomeError | None = None
         for request, outcome in zip(batch.requests, outcomes, strict=True):

@@ -40,6 +40,8 @@ def compute(expert: Expert, operation: Operation, requests: Sequence[Sequence[Te
     # for them: a caller could stop a node by sending some, and Adam makes them for weights without gradient.
     torch.set_flush_denormal(True)
     try:
+        if operation == "gradient":
+            return _gradients_of_rows(expert, [(tensors[0], tensors[1]) for tensors in requests])
         if len(requests) == 1:
             tensors = requests[0]
             if operation == "forward":
@@ -112,6 +114,22 @@ def _forward(expert: Expert, requests: list[Tensor]) -> list[Outcome]:
         # rows are independent of each other, so a finite part is right whatever stands beside it
         part if is_finite(part) else _forward_of_one(expert, rows) if is_finite(rows) else not_finite(expert, rows)
         for part, rows in zip(parts, requests, strict=True)
+    ]
+
+
+def _gradients_of_rows(expert: Expert, requests: list[tuple[Tensor, Tensor]]) -> list[Outcome]:
+    """A backward without a step: rows are independent of each other, and so are their gradients."""
+    try:
+        rows = to_device([rows for rows, _ in requests], expert.device)
+        output_gradient = to_device([gradient for _, gradient in requests], expert.device)
+        found = to_cpu(expert.gradient_of_rows(rows, output_gradient))
+    except Exception as error:  # noqa: BLE001 - the edge: see above
+        if len(requests) == 1:
+            return [explained(expert, error, requests[0][0])]
+        return [outcome for request in requests for outcome in _gradients_of_rows(expert, [request])]
+    return [
+        part if is_finite(part) else ExpertFailed(f"{expert.uid}: the gradient is not finite for these inputs")
+        for part in found.split_with_sizes([len(rows) for rows, _ in requests])
     ]
 
 

@@ -34,11 +34,11 @@ from learning_at_home.wire.messages import (
     wire_bytes,
 )
 
-GOLDEN = Path(__file__).parents[2] / "data" / "wire-v3.json"
+GOLDEN = Path(__file__).parents[2] / "data" / "wire-v4.json"
 KEY = bytes(range(32))
 ROWS = TensorSpec("float32", (2, 3))
 CALLER_EXAMPLES: dict[str, CallerMessage] = {
-    "greeting": Greeting((3, 3), KEY, "learning-at-home/0.1.0"),
+    "greeting": Greeting((4, 4), KEY, "learning-at-home/0.1.0"),
     "request-forward": Request("digits", 1_790_000_000_000, 10_000, (Work(7, "ffn0.3.1", "forward", (ROWS,)),)),
     "request-backward": Request(
         "digits",
@@ -55,12 +55,13 @@ CALLER_EXAMPLES: dict[str, CallerMessage] = {
         codec="int8",
         reply_codec="bfloat16",
     ),
+    "request-gradient": Request("digits", 1_790_000_000_000, 10_000, (Work(10, "ffn0.3.1", "gradient", (ROWS, ROWS)),)),
     "request-small": Request(
         "digits", 1_790_000_000_000, 10_000, (Work(7, "ffn0.3.1", "forward", (ROWS,)),), data=bytes(range(24))
     ),
 }
 NODE_EXAMPLES: dict[str, NodeMessage] = {
-    "welcome": Welcome(3, KEY, "learning-at-home/0.1.0", 1_790_000_000_123, 4_096, 67_108_864, CODECS),
+    "welcome": Welcome(4, KEY, "learning-at-home/0.1.0", 1_790_000_000_123, 4_096, 67_108_864, CODECS),
     "reply": Reply(7, (ROWS,), 120, 450, 33, 1.5),
     "reply-compressed": Reply(7, (ROWS,), 120, 450, 33, 1.5, "float16"),
     "reply-small": Reply(7, (ROWS,), 120, 450, 33, 1.5, data=bytes(range(24))),
@@ -75,7 +76,7 @@ def decode(name: str, header: bytes) -> object:
     return decode_caller(header) if name in CALLER_EXAMPLES else decode_node(header)
 
 
-def test_the_bytes_of_version_3_never_change() -> None:
+def test_the_bytes_of_version_4_never_change() -> None:
     golden = json.loads(GOLDEN.read_text())
     assert {name: encode(message).hex() for name, message in EXAMPLES.items()} == golden
     assert {name: decode(name, bytes.fromhex(text)) for name, text in golden.items()} == EXAMPLES

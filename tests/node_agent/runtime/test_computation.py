@@ -323,3 +323,30 @@ def test_numbers_that_a_cpu_is_slow_with_are_zero_while_an_expert_computes():
     assert isinstance(outcome, Tensor)
     assert outcome.count_nonzero() == 0
     assert (tiny * 0.5).count_nonzero() == 8, "elsewhere they are what they are"
+
+
+def test_a_gradient_brings_what_a_backward_does_and_changes_nothing():
+    expert = Expert.create(UID, CLIPPED, "digits", CPU)
+    before = [parameter.detach().clone() for parameter in expert.module.parameters()]
+    requests = [(rows(2), rows(2)), (rows(3), 100 * rows(3))]
+
+    together = compute(expert, "gradient", requests)
+    alone = [compute(expert, "gradient", [request])[0] for request in requests]
+
+    assert all(torch.equal(now, then) for now, then in zip(expert.module.parameters(), before, strict=True))
+    assert expert.updates == 0
+    for one, other, backward in zip(together, alone, compute(expert, "backward", requests), strict=True):
+        torch.testing.assert_close(one, other)
+        torch.testing.assert_close(one, backward)
+
+
+def test_a_gradient_that_cannot_be_computed_fails_alone():
+    expert = Expert(UID, LAYER, Picky(), CPU)
+    sound = (rows(2), rows(2))
+
+    first, second = compute(expert, "gradient", [sound, (rows(2, 13.0), rows(2))])
+
+    torch.testing.assert_close(first, compute(expert, "gradient", [sound])[0])
+    assert isinstance(second, ExpertFailed)
+    assert "thirteen" in second.message
+    assert expert.updates == 0
