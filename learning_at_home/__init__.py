@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from learning_at_home.client.dmoe import DMoE
     from learning_at_home.client.gating import Chosen, GatingFunction
+    from learning_at_home.client.pipeline import Pipeline, Step
     from learning_at_home.client.remote_expert import RemoteExpert
+    from learning_at_home.client.sinks import CsvSink, TensorBoardSink
     from learning_at_home.client.stats import SwarmStats
     from learning_at_home.client.swarm import Swarm
     from learning_at_home.client.switch_dmoe import SwitchDMoE
@@ -59,19 +61,23 @@ if TYPE_CHECKING:
 
 _MODULE_OF = {
     "Chosen": "client.gating",
+    "CsvSink": "client.sinks",
     "DMoE": "client.dmoe",
     "ExpertUid": "expert_uid",
     "GatingFunction": "client.gating",
     "Identity": "identity",
     "LayerSpec": "project",
     "OptimizerSpec": "project",
+    "Pipeline": "client.pipeline",
     "ProjectRecord": "project",
     "RemoteExpert": "client.remote_expert",
     "SharedParameters": "client.shared_group",
     "SharedStats": "client.shared_round",
+    "Step": "client.pipeline",
     "Swarm": "client.swarm",
     "SwarmStats": "client.stats",
     "SwitchDMoE": "client.switch_dmoe",
+    "TensorBoardSink": "client.sinks",
     "__version__": "version",
 }
 
@@ -83,6 +89,7 @@ __all__ = [
     "Chosen",
     "ConfigError",
     "CoordinatorUnreachable",
+    "CsvSink",
     "DMoE",
     "DeadlinePassed",
     "DirectoryError",
@@ -104,6 +111,7 @@ __all__ = [
     "ParametersMissing",
     "PeerError",
     "PeerUnreachable",
+    "Pipeline",
     "ProjectRecord",
     "RecordRefused",
     "RemoteExpert",
@@ -111,9 +119,11 @@ __all__ = [
     "SharedStats",
     "SpecMismatch",
     "StaleRequest",
+    "Step",
     "Swarm",
     "SwarmStats",
     "SwitchDMoE",
+    "TensorBoardSink",
     "UnknownExpert",
     "UnknownLayer",
     "UnknownProject",

@@ -52,10 +52,6 @@ class LivingExperts:
         """Copies of a model ask the same swarm."""
         return self
 
-    def __deepcopy__(self, memo: dict[int, object]) -> LivingExperts:
-        """Copies of a model ask the same swarm."""
-        return self
-
     def now(self) -> tuple[LayerView, CellIndex]:
         """The view and the index of its living cells, in flat order."""
         view = self.context.directory.layer(self.layer.prefix)

@@ -11,13 +11,13 @@ import math
 import os
 import time
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, SupportsFloat
 
-from torch import Tensor
-from torch.nn import Module
+import torch
+from torch import Tensor, nn
 
 from learning_at_home.client.access import (
     check_way_in,
@@ -32,10 +32,12 @@ from learning_at_home.client.compression import Compression
 from learning_at_home.client.fanout import CallContext
 from learning_at_home.client.living import POLL_S, LivingExperts
 from learning_at_home.client.membership import Membership
+from learning_at_home.client.pipeline import BatchT, Pipeline
 from learning_at_home.client.probing import Prober
 from learning_at_home.client.remote_expert import RemoteExpert
 from learning_at_home.client.reporting import ReportQueue, link_of_trainer
 from learning_at_home.client.shared_group import STARTUP_TIMEOUT_S, SharedParameters
+from learning_at_home.client.sinks import Sink, Sinks
 from learning_at_home.client.stats import CallStats, SwarmStats
 from learning_at_home.client.tracing import MAX_SPANS, Trace, Tracing
 from learning_at_home.clock import SystemClock
@@ -84,11 +86,14 @@ class Swarm:
         self._mirror = mirror or Mirror(calls.directory, calls.clock)
         self._mirror.on_suspicion = Prober(calls, self.asynchronous).suspected
         self._reports = reports or ReportQueue()
+        self._sinks = Sinks()
         explore = membership.explore if membership else None
         self._living = {layer.prefix: LivingExperts(calls, layer, explore) for layer in project.layers}
         # Weak, because experts keep their swarm alive and not the other way round.
         self._experts: weakref.WeakValueDictionary[ExpertUid, RemoteExpert] = weakref.WeakValueDictionary()
-        self._finalizer = weakref.finalize(self, _close, membership, self.asynchronous, calls.connections, os.getpid())
+        self._finalizer = weakref.finalize(
+            self, _close, membership, self.asynchronous, calls.connections, self._sinks, os.getpid()
+        )
 
     @classmethod
     def connect(
@@ -180,7 +185,7 @@ class Swarm:
     def shared(
         self,
         layer: str,
-        parameters: Module | Iterable[tuple[str, Tensor]],
+        parameters: nn.Module | Iterable[tuple[str, Tensor]],
         *,
         every: int = 50,
         background: bool = False,
@@ -230,10 +235,11 @@ class Swarm:
             time.sleep(POLL_S)
 
     def report(self, step: int, **metrics: SupportsFloat) -> None:
-        """Put figures of a step on the dashboard: `swarm.report(step, loss=loss)`. Never waits for the network.
+        """Put figures of a step on the dashboard, and into sinks: `swarm.report(step, loss=loss)`.
 
-        NaN and infinity are left out. While the coordinator is away the newest 1,024 reports wait; without one they go
-        nowhere. Raises UsageError for what is no number, more than 16 metrics, or a negative step.
+        It never waits for the network. NaN and infinity are left out of the dashboard. While the coordinator is away
+        the newest 1,024 reports wait; without one they go nowhere. Raises UsageError for what is no number, more than
+        16 metrics, or a negative step.
         """
         if step < 0 or len(metrics) > MAX_METRICS or any(len(name) > MAX_NAME_CHARS for name in metrics):
             raise UsageError(
@@ -241,8 +247,47 @@ class Swarm:
                 f"with names of {MAX_NAME_CHARS} characters at most"
             )
         values = {name: _number(name, value) for name, value in metrics.items()}
+        self._sinks.put(int(step), values)
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         self._reports.put(Report(self.run, int(step), finite))
+
+    def add_sink(self, sink: Sink) -> None:
+        """Tell `lah.CsvSink(path)`, `lah.TensorBoardSink(folder)` or a function what is reported from now on.
+
+        It is called as `sink(step, metrics)` in the thread that reports. What it raises is logged, once.
+        """
+        self._sinks.add(sink)
+
+    def pipeline(
+        self,
+        batches: Iterable[BatchT],
+        model: nn.Module,
+        loss: Callable[[nn.Module, BatchT], Tensor],
+        optimizer: torch.optim.Optimizer,
+        *,
+        in_flight: int = 8,
+        clip_norm: float | None = None,
+        tolerate: int = 0,
+        progress: bool | None = None,
+    ) -> Pipeline[BatchT]:
+        """`for step in swarm.pipeline(batches, model, loss, optimizer): print(step.loss)`: 8 batches are under way.
+
+        `loss(model, batch)` runs on threads, with copies of the model; updates of its own parameters are made here, in
+        the order of the batches. What that means exactly, and what becomes of errors: Pipeline. `progress`: a bar or
+        line on standard error; None: on a terminal. Raises ConfigError or UsageError.
+        """
+        if not self._finalizer.alive:
+            raise UsageError("the swarm is closed")
+        return Pipeline(
+            batches,
+            model,
+            loss,
+            optimizer,
+            in_flight=in_flight,
+            clip_norm=clip_norm,
+            tolerate=tolerate,
+            progress=progress,
+        )
 
     def stats(self) -> SwarmStats:
         """Counts and latencies of this process's calls, and which nodes it leaves alone for a while."""
@@ -323,10 +368,13 @@ def _number(name: str, value: SupportsFloat) -> float:
         raise UsageError(f"report: {name} is no number: {error}") from error
 
 
-def _close(membership: Membership | None, asynchronous: AsyncCalls, connections: Connections, owner_pid: int) -> None:
+def _close(
+    membership: Membership | None, asynchronous: AsyncCalls, connections: Connections, sinks: Sinks, owner_pid: int
+) -> None:
     if os.getpid() != owner_pid:
         return  # a forked child: the threads and sockets are its parent's
     asynchronous.close()
     if membership is not None:
         membership.close()
     connections.close()
+    sinks.close()

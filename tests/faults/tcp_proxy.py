@@ -6,8 +6,10 @@ Threaded. It counts bytes and cannot read them; which of them were the answer, a
 from __future__ import annotations
 
 import contextlib
+import queue
 import socket
 import threading
+import time
 from types import TracebackType
 from typing import Literal
 
@@ -17,8 +19,9 @@ Direction = Literal["to the node", "to the caller"]
 class TcpProxy:
     """Listens from `with` to its end."""
 
-    def __init__(self, port: int) -> None:
-        """`port`: the node's."""
+    def __init__(self, port: int, delay_s: float = 0.0) -> None:
+        """`port`: the node's. `delay_s`: how long each byte is on its way, there or back; as many as come."""
+        self._delay_s = delay_s
         self.cuts = 0
         self.num_connections = 0
         self._node = ("127.0.0.1", port)
@@ -85,12 +88,25 @@ class TcpProxy:
         direction: Direction,
         pair: tuple[socket.socket, socket.socket],
     ) -> None:
+        arriving: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
+        if self._delay_s:
+            self._start(self._deliver, arriving, target)
         with contextlib.suppress(OSError):
             while data := source.recv(65_536):
                 if self._is_over(source, direction, len(data)):
                     break
-                target.sendall(data)
+                if self._delay_s:
+                    arriving.put((time.monotonic() + self._delay_s, data))
+                else:
+                    target.sendall(data)
+        arriving.put((0.0, b""))
         _close(pair)
+
+    def _deliver(self, arriving: queue.SimpleQueue[tuple[float, bytes]], target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while (arrives := arriving.get())[1]:
+                time.sleep(max(0.0, arrives[0] - time.monotonic()))
+                target.sendall(arrives[1])
 
     def _is_over(self, source: socket.socket, direction: Direction, size: int) -> bool:
         with self._lock:
