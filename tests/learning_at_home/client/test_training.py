@@ -1,6 +1,7 @@
 """A DMoE trained on real nodes: found through the DHT, killed and stopped on the way."""
 
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -90,6 +91,34 @@ def test_training_survives_a_killed_and_a_stopped_node():
 
         assert task.mean_loss(5) < 0.5 * before
         assert swarm.stats().zero_gradient_rows < 3 * 32
+
+
+@pytest.mark.slow
+def test_with_every_node_stopped_the_error_is_clear_and_training_resumes_when_they_wake():
+    """Silence (SIGSTOP), in which nothing tells that anybody is gone."""
+    with (
+        LocalSwarm(project(), num_nodes=1) as nodes,
+        Swarm.connect(bootstrap=nodes.bootstrap, project=nodes.project) as swarm,
+    ):
+        swarm.wait_until_alive()
+        task = Task(swarm)
+        task.dmoe.terms = replace(task.dmoe.terms, deadline_s=1.0)
+        task.step()
+        nodes.stop(0)
+
+        started = time.monotonic()
+        with pytest.raises(NotEnoughExperts, match=r"layer ffn0, forward: 32 of 32 rows.*no answer"):
+            task.step()
+        assert time.monotonic() - started < 1.0 + 1.5
+
+        nodes.cont(0)
+        back = time.monotonic()
+        while True:
+            try:
+                task.step()
+                break
+            except NotEnoughExperts:
+                assert time.monotonic() - back < 30.0, "a woken node is tried again"
 
 
 @pytest.mark.slow

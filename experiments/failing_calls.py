@@ -1,0 +1,173 @@
+"""Does training survive calls that fail at random? `python -m experiments.failing_calls [--steps 2000 --seeds 5]`
+
+The demo's task and model on four nodes, once calm and once with a share of all calls failing, for every seed: the same
+rows, the same initial weights. Prints a table, and writes JSON with `--json FILE`. An exception in the loop ends it.
+Nodes are agents of this process; a failing call is refused by its node before it is queued, or with `--silent` never
+answered, which costs the layer's grace time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+import learning_at_home as lah
+from benchmarks.machine import machine
+from learning_at_home.demo.digits import DigitsTask, make_digits_task
+from learning_at_home.demo.recipe import LAYERS, Recipe, project_record
+from learning_at_home.demo.trainer import Training, build_model
+from learning_at_home.errors import ExpertFailed
+from learning_at_home.transport.server import TensorFrame, Ticket
+from learning_at_home.wire.messages import Work
+from node_agent.runtime.host import Host
+from node_agent.testing import LocalSwarm
+
+ALLOWED_LOSS = 0.01  # of the mean final accuracy
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One training to its end."""
+
+    seed: int
+    share: float  # of calls that fail
+    accuracy: float  # on the test rows, at the end, with calls failing as before
+    loss: float
+    calls: int
+    failures: int
+    zero_gradient_rows: int
+    seconds: float
+
+
+class FailingCalls:
+    """Makes a share of a node's work fail, at random by a seed; `failed` counts."""
+
+    def __init__(self, host: Host, share: float, seed: int, *, silent: bool) -> None:
+        self.failed = 0
+        self._admit: Callable[[Ticket, Work, list[list[TensorFrame]]], None] = host.on_work
+        self._share = share
+        self._silent = silent
+        self._random = random.Random(seed)
+        host.on_work = self.on_work  # type: ignore[method-assign]
+
+    def on_work(self, ticket: Ticket, work: Work, frames: list[list[TensorFrame]]) -> None:
+        if self._random.random() >= self._share:
+            self._admit(ticket, work, frames)
+            return
+        self.failed += 1
+        if not self._silent:
+            raise ExpertFailed(f"{work.uid}: this call was to fail")
+
+
+def train(task: DigitsTask, recipe: Recipe, share: float, *, num_nodes: int = 4, silent: bool = False) -> Run:
+    """One run on nodes of its own. Raises whatever the training does."""
+    torch.manual_seed(recipe.seed)
+    record = project_record(frozen_experts=False)
+    with (
+        LocalSwarm(record, num_nodes=num_nodes, in_process=True) as nodes,
+        lah.Swarm.connect(bootstrap=nodes.bootstrap, project=record) as swarm,
+    ):
+        swarm.wait_until_alive()
+        for number in range(num_nodes):
+            parts = nodes.agent(number).parts
+            assert parts is not None, "it serves"
+            FailingCalls(parts.host, share, seed=1_000 * recipe.seed + number, silent=silent)
+        training = Training(build_model([lah.DMoE(swarm, layer, recipe.k_best) for layer in LAYERS]), task, recipe)
+        began = time.monotonic()
+        training.train(lambda: None)
+        stats = swarm.stats()
+        return Run(
+            seed=recipe.seed,
+            share=share,
+            accuracy=training.accuracy or 0.0,
+            loss=training.loss,
+            calls=stats.calls,
+            failures=stats.failures,
+            zero_gradient_rows=stats.zero_gradient_rows,
+            seconds=time.monotonic() - began,
+        )
+
+
+def summary(calm: Sequence[Run], failing: Sequence[Run]) -> dict[str, object]:
+    """The figure that is promised: how much lower the mean accuracy is."""
+    lost = [one.accuracy - other.accuracy for one, other in zip(calm, failing, strict=True)]
+    return {
+        "calm_accuracy": statistics.mean(run.accuracy for run in calm),
+        "failing_accuracy": statistics.mean(run.accuracy for run in failing),
+        "lost": statistics.mean(lost),
+        "lost_spread": [min(lost), max(lost)],
+        "failed_share": sum(run.failures for run in failing) / max(1, sum(run.calls for run in failing)),
+        "allowed": ALLOWED_LOSS,
+        "holds": statistics.mean(lost) <= ALLOWED_LOSS,
+    }
+
+
+def table(calm: Sequence[Run], failing: Sequence[Run]) -> str:
+    lines = ["seed  calm   failing  lost    calls failed      rows without gradient  seconds calm/failing"]
+    for one, other in zip(calm, failing, strict=True):
+        lines.append(
+            f"{one.seed:>4}  {one.accuracy:.4f} {other.accuracy:.4f}  {one.accuracy - other.accuracy:+.4f} "
+            f" {other.failures:>6,} of {other.calls:<8,} {other.zero_gradient_rows:>10,}"
+            f"             {one.seconds:>7.0f} / {other.seconds:.0f}"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """0 when the promise holds, 1 when it does not."""
+    options = _parser().parse_args(argv)
+    torch.set_num_threads(1)
+    task = make_digits_task(num_train_rows=options.train_rows, num_test_rows=options.test_rows)
+    calm, failing = [], []
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
+        recipe = Recipe(
+            steps=options.steps, rows_per_step=options.rows, evaluate_every_steps=options.steps, seed=seed,
+            budget_s=math.inf,
+        )  # fmt: skip
+        for runs, share in ((calm, 0.0), (failing, options.share)):
+            runs.append(train(task, recipe, share, silent=options.silent))
+            print(f"seed {seed}, {share:.0%} failing: accuracy {runs[-1].accuracy:.4f}", flush=True)
+    found = summary(calm, failing)
+    print(table(calm, failing))
+    print(
+        f"{options.steps} steps, {found['failed_share']:.1%} of calls failed: the mean accuracy is "
+        f"{found['lost']:+.4f} lower; allowed {ALLOWED_LOSS}: {'holds' if found['holds'] else 'MISSED'}"
+    )
+    if options.json is not None:
+        document = {
+            "experiment": "failing_calls",
+            "machine": machine(),
+            "options": {**vars(options), "json": None},
+            **found,
+            "runs": [asdict(run) for run in (*calm, *failing)],
+        }
+        options.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    return 0 if found["holds"] else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m experiments.failing_calls", description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=60, help="the promise is for 2000")
+    parser.add_argument("--seeds", type=int, default=1, help="pairs of runs; the promise is for 5")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--share", type=float, default=0.1, help="of calls that fail")
+    parser.add_argument("--silent", action="store_true", help="failing calls are never answered instead of refused")
+    parser.add_argument("--rows", type=int, default=512, help="per step")
+    parser.add_argument("--train-rows", type=int, default=30_000)
+    parser.add_argument("--test-rows", type=int, default=5_000)
+    parser.add_argument("--json", type=Path, help="write everything to this file")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
