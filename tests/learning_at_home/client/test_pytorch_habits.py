@@ -348,3 +348,13 @@ def test_pickling_is_refused_with_what_to_do_instead(swarm, make, tmp_path):
         pickle.dumps(make(swarm))
     with pytest.raises(TypeError, match=r"state_dict.*connect again"):
         torch.save(make(swarm), tmp_path / "whole.pt")
+
+
+def test_gradients_of_chosen_parameters_reach_no_experts_before_them(swarm, updates):
+    """As torch.autograd.grad is defined; docs/footguns.md says so."""
+    dmoe = DMoE(swarm, "ffn0", 4)
+    torch.autograd.grad(dmoe(rows()).sum(), list(dmoe.parameters()))
+    assert updates() == 0
+
+    dmoe(rows()).sum().backward()
+    assert updates() == CALLS_PER_FORWARD
