@@ -227,9 +227,11 @@ class DMoE(SwarmModule):
             plan = _Plan(self._calls, self.terms, self._living, choice, self.circuit_breaker, traced, operation)
             answers_RSx: Tensor
             cells_RS: Tensor
+            # Between CPU tensors: a GPU has one thread of autograd; who waits there for experts makes all batches wait.
             answers_RSx, cells_RS = _FanOutToExperts.apply(  # type: ignore[no-untyped-call]
-                x, training_anchor(self.layer, self.trains_experts), plan
+                x.to("cpu"), training_anchor(self.layer, self.trains_experts), plan
             )
+            answers_RSx, cells_RS = answers_RSx.to(x.device), cells_RS.to(x.device)
             with section(traced, "mix"):
                 passed_R = self._note_passed(cells_RS) if self._may_pass else None
                 weights_RS, rest_R = self._weights(lines_RL, cells_RS, passed_R, plan.candidates)
@@ -280,7 +282,7 @@ class _SavedRound(FunctionCtx):
 
 
 class _FanOutToExperts(torch.autograd.Function):
-    """x [R, *row shape] to the answers of its experts [R, S, *row shape] and their cells [R, S]."""
+    """x [R, *row shape] to the answers of its experts [R, S, *row shape] and their cells [R, S], all on the CPU."""
 
     @staticmethod
     def forward(ctx: _SavedRound, x: Tensor, anchor: Tensor, plan: _Plan) -> tuple[Tensor, Tensor]:
@@ -298,13 +300,12 @@ class _FanOutToExperts(torch.autograd.Function):
                 chosen_RK = torch.full((len(x), 1), -1)
             else:
                 raise not_enough(terms.layer.prefix, len(x), len(x), terms.k_min, {})
-        asking = ForwardRound(plan.calls, terms, plan.living, x.detach().to("cpu"), choice, plan.traced)
+        asking = ForwardRound(plan.calls, terms, plan.living, x.detach(), choice, plan.traced)
         answers = asking.run(view, chosen_RK, deadline)
         ctx.calls, ctx.terms, ctx.parts, ctx.operation = plan.calls, terms, answers.parts, plan.operation
         ctx.save_for_backward(x)
-        cells_RS = answers.cells.to(x.device)
-        ctx.mark_non_differentiable(cells_RS)
-        return answers.tensor.to(x.device), cells_RS
+        ctx.mark_non_differentiable(answers.cells)
+        return answers.tensor, answers.cells
 
     @staticmethod
     def backward(ctx: _SavedRound, gradient_RSx: Tensor, _: Tensor | None) -> tuple[Tensor | None, None, None]:
@@ -312,9 +313,7 @@ class _FanOutToExperts(torch.autograd.Function):
         check_first_order(name)
         check_gradient(name, gradient_RSx)
         (x,) = ctx.saved_tensors
-        gradient = gradient_RSx.detach().to("cpu").contiguous()
+        gradient = gradient_RSx.detach().contiguous()
         with ctx.calls.tracing.round(ctx.terms.layer.prefix, ctx.operation, x.shape[0]) as traced:
-            x_gradient = ask_backward(
-                ctx.calls, ctx.terms, x.detach().to("cpu"), gradient, ctx.parts, traced, ctx.operation
-            )
-        return x_gradient.to(x.device) if ctx.needs_input_grad[0] else None, None, None
+            x_gradient = ask_backward(ctx.calls, ctx.terms, x.detach(), gradient, ctx.parts, traced, ctx.operation)
+        return x_gradient if ctx.needs_input_grad[0] else None, None, None

@@ -190,16 +190,16 @@ class _Replica:
             own.copy_(parameter)
             own.requires_grad_(parameter.requires_grad)
             own.grad = None
-        for buffer, own in zip(model.buffers(), self.model.buffers(), strict=True):
-            own.copy_(buffer)
+        for buffer, copied in zip(model.buffers(), self.model.buffers(), strict=True):
+            copied.copy_(buffer)
 
     @torch.no_grad()
     def give_to(self, model: nn.Module) -> None:
         """Let the model have this batch's gradients and buffers."""
         for parameter, own in zip(model.parameters(), self.model.parameters(), strict=True):
             parameter.grad, own.grad = own.grad, None
-        for buffer, own in zip(model.buffers(), self.model.buffers(), strict=True):
-            buffer.copy_(own)
+        for buffer, changed in zip(model.buffers(), self.model.buffers(), strict=True):
+            buffer.copy_(changed)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -236,7 +236,7 @@ class _Work(Generic[BatchT]):
     def _run(self, started: _Started[BatchT]) -> tuple[float, float]:
         """The loss, and how long it took."""
         begin = time.monotonic()
-        loss = self._loss(started.replica.model, started.batch)
+        loss: object = self._loss(started.replica.model, started.batch)  # anybody's code: it may be anything
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise UsageError(f"the loss of batch {started.number} must be one number in a tensor, not {loss!r:.100}")
         if self._left_behind.is_set():

@@ -92,6 +92,8 @@ class RemoteExpert(SwarmModule):
     def _compute(self, x: Tensor) -> Tensor:
         """The expert's output, of the shape of x. With autograd on, its backward trains the expert."""
         self._check(x)
+        if not x.is_cpu:  # not in the graph: a GPU has one thread of autograd's, which must not wait here for all
+            return self._compute(x.to("cpu")).to(x.device)
         holder = self.holder()
         if not torch.is_grad_enabled():
             return self.call("forward", (x,), holder)

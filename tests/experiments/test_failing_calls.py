@@ -54,11 +54,12 @@ def test_a_call_that_is_to_fail_is_refused_or_swallowed_and_never_admitted(silen
 
 def test_the_promise_is_about_the_mean_of_the_pairs():
     def run(share: float, accuracy: float) -> Run:
-        return Run(0, share, accuracy, 0.1, 100, int(100 * share), 0, 1.0)
+        return Run(0, share, accuracy, accuracy + share / 10, 0.1, 100, int(100 * share), 0, 1.0)
 
     calm = [run(0.0, 0.90), run(0.0, 0.88)]
     assert summary(calm, [run(0.1, 0.885), run(0.1, 0.88)])["holds"]
     missed = summary(calm, [run(0.1, 0.86), run(0.1, 0.88)])
     assert not missed["holds"]
     assert missed["lost"] == pytest.approx(0.02)
+    assert missed["lost_learned"] == pytest.approx(0.01)
     assert missed["lost_spread"] == pytest.approx([0.0, 0.04])

@@ -42,6 +42,10 @@ def local_loss(model: nn.Module, batch: Batch) -> Tensor:
     return nn.functional.mse_loss(model(batch[0]), batch[1])
 
 
+def divide_by_zero(model: nn.Module, batch: Batch) -> Tensor:
+    return batch[0] * (1 / 0)
+
+
 def pipeline_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("pipeline")]
 
@@ -196,7 +200,7 @@ def test_the_callers_own_mistakes_are_raised_whatever_is_tolerated():
     ):
         next(steps)
     with (
-        Pipeline(make_batches(1), model, lambda model, batch: 1 / 0, optimizer, tolerate=5) as steps,
+        Pipeline(make_batches(1), model, divide_by_zero, optimizer, tolerate=5) as steps,
         pytest.raises(ZeroDivisionError),
     ):
         next(steps)
@@ -292,15 +296,25 @@ def test_a_closed_swarm_begins_no_pipeline(small_swarm):
         swarm.swarm.pipeline([], model, loss_of, torch.optim.SGD(model.parameters(), lr=0.1))
 
 
+CUDA = pytest.param(
+    "cuda",
+    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
+)
+
+
 @pytest.mark.slow
-def test_many_batches_under_way_hide_the_distance(small_swarm):
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_many_batches_under_way_hide_the_distance(small_swarm, device):
     """50 ms each way: one at a time a step takes 200 ms, eight at a time an eighth of it. Half of that is required."""
     swarm = small_swarm(layer(deadline_s=20.0))
     host = swarm.add_host([0, 1, 2, 3])
     with TcpProxy(host.server.port, delay_s=0.05) as proxy:
         swarm.announce(swarm.identities[0], proxy.port, [0, 1, 2, 3])
-        model = make_model(swarm)
+        model = make_model(swarm).to(device)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+        def loss_of(model: nn.Module, batch: Batch) -> Tensor:
+            return nn.functional.mse_loss(model(batch[0].to(device)), batch[1].to(device))
 
         def seconds_per_step(number: int, in_flight: int) -> float:
             begin = time.monotonic()
