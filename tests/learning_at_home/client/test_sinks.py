@@ -96,7 +96,9 @@ def test_tensorboard_reads_what_was_reported(small_swarm, tmp_path):
         swarm.report(step, loss=1.0 / (1 + step), accuracy=0.5)
     swarm.close()
 
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+        EventAccumulator,
+    )
 
     read = EventAccumulator(str(tmp_path / "first"))
     read.Reload()
