@@ -39,7 +39,10 @@ CHAPTERS = {
         "SharedParameters",
         "SharedStats",
         "SwarmStats",
+        "Pipeline",
+        "Step",
     ),
+    "Reports": ("CsvSink", "TensorBoardSink"),
     "The project and its parts": ("ProjectRecord", "LayerSpec", "OptimizerSpec", "ExpertUid", "Identity"),
 }
 # What public calls return and nobody makes: class -> its module.

@@ -123,6 +123,7 @@ class DMoE(SwarmModule):
 
     @property
     def trains_experts(self) -> bool:
+        """Whether a backward through a forward that is made now lets the experts learn."""
         if self.train_experts is None:
             return self.training and any(parameter.requires_grad for parameter in self.gate.parameters())
         return self.training and self.train_experts

@@ -40,7 +40,7 @@ class Step(Generic[BatchT]):
     """What became of one batch, told when it was its turn."""
 
     number: int  # from 0, in the order of the iterator
-    batch: BatchT
+    batch: BatchT  # as the iterator gave it
     loss: float  # NaN when it failed
     staleness: int  # updates that the local parameters have had between its forward and its own update
     seconds: float  # from its forward's start to its backward's end
@@ -64,6 +64,7 @@ class Pipeline(Generic[BatchT]):
     Leaving the loop, an interrupt, `close()` and the end of `with` end it: forwards that are under way are
     not followed by a backward any more, and their threads end at once or with their calls' deadlines. An error that
     leaves the loop holds the pipeline for as long as somebody holds the error: what is under way is then finished.
+    Making one raises ConfigError for a number out of its range, UsageError when the optimizer has others' parameters.
     """
 
     def __init__(

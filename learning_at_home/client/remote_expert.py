@@ -82,6 +82,7 @@ class RemoteExpert(SwarmModule):
 
     @property
     def trains_experts(self) -> bool:
+        """Whether a backward through a forward that is made now lets the expert learn."""
         return self.training and not self._is_frozen
 
     def requires_grad_(self, requires_grad: bool = True) -> RemoteExpert:

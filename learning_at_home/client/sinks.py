@@ -27,7 +27,7 @@ class CsvSink:
     """`swarm.add_sink(lah.CsvSink("run.csv"))`: a line per metric, so that their names may change on the way.
 
     An existing file is continued. `pandas.read_csv("run.csv").pivot(index="step", columns="metric", values="value")`
-    makes a table of a run.
+    makes a table of a run. Making one raises ConfigError when the file cannot be written.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -41,16 +41,21 @@ class CsvSink:
             self._lines.writerow(CSV_COLUMNS)
 
     def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
+        """A line per metric, in the file when this returns."""
         now_s = round(time.time(), 3)
         self._lines.writerows([(now_s, step, name, repr(value)) for name, value in metrics.items()])
         self._file.flush()  # who reads along, or a crash, finds whole steps
 
     def close(self) -> None:
+        """End the file."""
         self._file.close()
 
 
 class TensorBoardSink:
-    """`swarm.add_sink(lah.TensorBoardSink("runs/first"))`: a scalar per metric. Needs the extra `tensorboard`."""
+    """`swarm.add_sink(lah.TensorBoardSink("runs/first"))`: a scalar per metric. Needs the extra `tensorboard`.
+
+    Making one raises ConfigError without it.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         """Raises ConfigError without the package."""
@@ -61,10 +66,12 @@ class TensorBoardSink:
         self._writer = SummaryWriter(str(folder))
 
     def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
+        """A scalar per metric, written within two minutes."""
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
+        """Write what is left, and end."""
         self._writer.close()
 
 

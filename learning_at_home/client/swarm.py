@@ -272,9 +272,9 @@ class Swarm:
     ) -> Pipeline[BatchT]:
         """`for step in swarm.pipeline(batches, model, loss, optimizer): print(step.loss)`: 8 batches are under way.
 
-        `loss(model, batch)` runs on threads, with copies of the model; updates of its own parameters are made here, in
-        the order of the batches. What that means exactly, and what becomes of errors: Pipeline. `progress`: a bar or
-        line on standard error; None: on a terminal. Raises ConfigError or UsageError.
+        `loss(model, batch)`, a scalar, runs on threads, with copies of the model; updates of its own parameters are
+        made here, in the order of the batches. What that means exactly, and what becomes of errors: Pipeline.
+        `progress`: a bar or line on standard error; None: on a terminal. Raises ConfigError or UsageError.
         """
         if not self._finalizer.alive:
             raise UsageError("the swarm is closed")

@@ -57,6 +57,7 @@ class SwitchDMoE(DMoE):
         on_missing: OnMissing = "raise",
         latency_weight: float = 0.0,
         circuit_breaker: bool = True,
+        train_experts: bool | None = None,
     ) -> None:
         super().__init__(
             swarm,
@@ -70,6 +71,7 @@ class SwitchDMoE(DMoE):
             latency_weight=latency_weight,
             circuit_breaker=circuit_breaker,
             jitter=jitter,
+            train_experts=train_experts,
         )
         name = f"layer {layer}"
         if capacity_factor is not None and not 0 < capacity_factor < math.inf:
