@@ -119,10 +119,13 @@ def _forward(expert: Expert, requests: list[Tensor]) -> list[Outcome]:
 
 def _gradients_of_rows(expert: Expert, requests: list[tuple[Tensor, Tensor]]) -> list[Outcome]:
     """A backward without a step: rows are independent of each other, and so are their gradients."""
+    if expert.is_random and len(requests) > 1:
+        return [outcome for request in requests for outcome in _gradients_of_rows(expert, [request])]
     try:
         rows = to_device([rows for rows, _ in requests], expert.device)
         output_gradient = to_device([gradient for _, gradient in requests], expert.device)
-        found = to_cpu(expert.gradient_of_rows(rows, output_gradient))
+        with expert.numbers_for(requests[0][0]):
+            found = to_cpu(expert.gradient_of_rows(rows, output_gradient))
     except Exception as error:  # noqa: BLE001 - the edge: see above
         if len(requests) == 1:
             return [explained(expert, error, requests[0][0])]
