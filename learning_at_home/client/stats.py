@@ -133,7 +133,7 @@ class CallStats:
         with self._lock:
             if operation == "forward":
                 self._forwards.remember(forward, updates)
-            elif (before := self._forwards.take(forward)) is not None and updates:
+            elif (before := self._forwards.take(forward)) is not None and updates and operation == "backward":
                 self._staleness.record(updates - before - 1, now)
 
     def failed(self, public_key: bytes, name: str) -> None:

@@ -130,7 +130,7 @@ class BatchRunner:
         forward = request.payload.ticket.caller, request.uid, request.payload.rows
         if request.operation == "forward":
             self._forwards.remember(forward, updates)
-        elif (before := self._forwards.take(forward)) is not None:
+        elif (before := self._forwards.take(forward)) is not None and request.operation == "backward":
             self._statistics.trained(updates - before, now)
 
     def _see_to_updates(self, experts: Sequence[Expert], operation: Operation, now: float) -> None:
