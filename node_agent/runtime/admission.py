@@ -28,6 +28,8 @@ def check_specs(expert: Expert, work: Work, max_rows: int) -> int:
     """The number of rows. Raises SpecMismatch, EmptyBatch or BatchTooLarge."""
     names = TENSOR_NAMES[work.operation]
     layer, tensors = expert.layer, work.tensors
+    if work.operation == "gradient" and layer.is_shared:
+        raise SpecMismatch(f"{expert.uid}: shared parameters have no gradient to ask for; a forward reads them")
     if len(tensors) != len(names):
         raise SpecMismatch(
             f"{expert.uid}: {work.operation} takes {len(names)} tensor(s), {' and '.join(names)} ({row_spec(layer)}); "

@@ -88,7 +88,8 @@ def test_output_gradients_and_updates_equal_a_local_mixture(small_swarm, grid, t
         assert host.drain(5.0)
         for expert in host.experts.by_uid.values():
             local = locals_[swarm.spec.cells.cell(expert.uid)]
-            torch.optim.SGD(local.parameters(), lr=SGD.learning_rate).step()
+            if training:
+                torch.optim.SGD(local.parameters(), lr=SGD.learning_rate).step()
             for updated, parameter in zip(expert.module.parameters(), local.parameters(), strict=True):
                 torch.testing.assert_close(updated, parameter)
 

@@ -7,8 +7,10 @@ from learning_at_home.errors import ExpertFailed, ParametersMissing, SpecMismatc
 from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.project import LayerSpec, OptimizerSpec, ProjectRecord
 from learning_at_home.shared_parameters import HEADER_SIZE, NOTE_SIZE, Meaning, Note
+from learning_at_home.wire.messages import TensorSpec, Work
 from node_agent.experts.hosted import HostedExperts
 from node_agent.experts.shared_chunk import SharedChunk
+from node_agent.runtime.admission import check_specs
 from node_agent.runtime.computation import Outcome, compute
 
 UID = ExpertUid("trunk", (1,))
@@ -209,6 +211,17 @@ def test_a_write_that_does_not_say_what_it_means_is_refused(row):
 
     assert isinstance(refused, SpecMismatch)
     assert torch.equal(read(host), COPY)
+
+
+def test_a_fill_in_the_guise_of_a_gradient_is_refused_before_it_is_computed():
+    host = chunk()
+    specs = tuple(TensorSpec("float32", tuple(tensor.shape)) for tensor in fill())
+    assert check_specs(host, Work(1, str(UID), "backward", specs), 4_096) == 1
+
+    with pytest.raises(SpecMismatch, match="no gradient to ask for"):
+        check_specs(host, Work(1, str(UID), "gradient", specs), 4_096)
+
+    assert host.updates == 0
 
 
 def test_a_probe_reads_an_empty_chunk():
