@@ -10,7 +10,7 @@ of its slots, never with the number of publishers.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -76,16 +76,13 @@ class _Entry:
     record: Record
     since_ms: dict[int, int]  # slot -> since when it is there
     fresh_ms: int
-
-    @property
-    def num_bytes(self) -> int:
-        return self.record.num_bytes + SLOT_BYTES * len(self.since_ms)
+    num_bytes: int
 
 
 @dataclass(slots=True)
 class _Key:
     entries: dict[bytes, _Entry] = field(default_factory=dict)
-    slots: dict[int, list[bytes]] = field(default_factory=dict)  # slot -> publishers
+    slots: dict[int, tuple[bytes, ...]] = field(default_factory=dict)  # slot -> publishers
     ended: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
 
 
@@ -111,10 +108,20 @@ class SlotStorage:
 
     def put(self, record: Record, name: str, now_ms: int) -> Refusal | None:
         """Hold the record in its slots of the name's key, or say why not. Holding it already is no refusal."""
-        refusal = self._put(record, name, now_ms)
-        if refusal is not None:
-            self.refusals[refusal.value] += 1
+        (refusal,) = self.put_many(record, [name], now_ms)
         return refusal
+
+    def put_many(self, record: Record, names: Sequence[str], now_ms: int) -> list[Refusal | None]:
+        """The same for many names; the record is verified once, and only if it is new under one of them."""
+        self.prune(now_ms)
+        verdict: list[Refusal | None] = []
+        refusals: list[Refusal | None] = []
+        for name in names:
+            refusal = self._put(record, name, now_ms, verdict)
+            if refusal is not None:
+                self.refusals[refusal.value] += 1
+            refusals.append(refusal)
+        return refusals
 
     def page(
         self, key: bytes, first: int, wanted: tuple[int, ...] | None, known: bytes, max_bytes: int, now_ms: int
@@ -155,8 +162,8 @@ class SlotStorage:
             if entry is not None and entry.record.expires_ms <= horizon:
                 self._remove(key, publisher)
 
-    def _put(self, record: Record, name: str, now_ms: int) -> Refusal | None:
-        self.prune(now_ms)
+    def _put(self, record: Record, name: str, now_ms: int, verdict: list[Refusal | None]) -> Refusal | None:
+        """`verdict`: the verifier's, as soon as it was asked."""
         key = key_of(name)
         here = self._keys.get(key)
         held = here.entries.get(record.publisher) if here else None
@@ -167,22 +174,29 @@ class SlotStorage:
                 return Refusal.MALFORMED
             if not is_newer(record, held.record):
                 return Refusal.OLDER
-        refusal = self._verifier.refusal(record, now_ms)
-        if refusal is not None:
-            return refusal
+        if not verdict:
+            verdict.append(self._verifier.refusal(record, now_ms))
+        if verdict[0] is not None:
+            return verdict[0]
         claimed = () if record.is_tombstone else self._rule.slots(record, name)
         if not claimed and held is None:
             return Refusal.NO_SLOT
-        more_bytes = record.num_bytes + SLOT_BYTES * len(claimed) - (held.num_bytes if held else 0)
+        record_bytes = record.num_bytes
+        more_bytes = record_bytes + SLOT_BYTES * len(claimed) - (held.num_bytes if held else 0)
         refusal = self._usage.refusal(record.publisher, held is None, more_bytes)
         if refusal is not None:
             return refusal
         since_ms = self._win(key, record, claimed, held.since_ms if held else {}, now_ms)
         if not since_ms and held is None:
             return Refusal.SLOT_FULL
+        num_bytes = record_bytes + SLOT_BYTES * len(since_ms)
+        entry = _Entry(record, since_ms, min(record.sequence, now_ms), num_bytes)
+        if here is not None and held is not None and held.since_ms and since_ms:
+            self._replace(key, here, held, entry)
+            return None
         if held is not None:
             self._remove(key, record.publisher)
-        self._add(key, _Entry(record, since_ms, min(record.sequence, now_ms)))
+        self._add(key, entry)
         return None
 
     def _win(
@@ -191,7 +205,12 @@ class SlotStorage:
         """Which of the claimed slots it gets, and since when it counts as there. Whom it displaces leaves."""
         fresh_ms = min(record.sequence, now_ms)
         won: dict[int, int] = {}
+        here = self._keys.get(key)
+        slots = here.slots if here is not None else {}
         for slot in claimed:
+            if slot not in slots or len(slots[slot]) < TENURE_PLACES + FRESH_PLACES:
+                won[slot] = had_ms.get(slot, now_ms)
+                continue
             newcomer = Claimant(record.publisher, had_ms.get(slot, now_ms), fresh_ms)
             loser = surplus([*self._claimants(key, slot, but=record.publisher), newcomer])
             if loser != newcomer:
@@ -214,21 +233,39 @@ class SlotStorage:
             self._remove(key, publisher)
             return
         del entry.since_ms[slot]
-        here.slots[slot].remove(publisher)
+        entry.num_bytes -= SLOT_BYTES
+        _vacate(here, slot, publisher)
         self._usage.add(publisher, 0, -SLOT_BYTES)
+
+    def _replace(self, key: bytes, here: _Key, held: _Entry, entry: _Entry) -> None:
+        """A renewal. Both have slots, mostly the same."""
+        publisher = entry.record.publisher
+        here.entries[publisher] = entry
+        had, has = held.since_ms, entry.since_ms
+        for slot in had:
+            if slot not in has:
+                _vacate(here, slot, publisher)
+        for slot in has:
+            if slot not in had:
+                here.slots[slot] = (*here.slots.get(slot, ()), publisher)
+        self._usage.add(publisher, 0, entry.num_bytes - held.num_bytes)
+        self._note_expiry(entry.record, key)
 
     def _add(self, key: bytes, entry: _Entry) -> None:
         here = self._keys.setdefault(key, _Key())
         publisher = entry.record.publisher
         here.entries[publisher] = entry
         for slot in entry.since_ms:
-            here.slots.setdefault(slot, []).append(publisher)
+            here.slots[slot] = (*here.slots.get(slot, ()), publisher)
         self._usage.add(publisher, 1, entry.num_bytes)
         if not entry.since_ms:
             here.ended[publisher] = None
             if len(here.ended) > MAX_ENDED:
                 self._remove(key, next(iter(here.ended)))
-        self._expiries.push(entry.record.expires_ms, key, publisher)
+        self._note_expiry(entry.record, key)
+
+    def _note_expiry(self, record: Record, key: bytes) -> None:
+        self._expiries.push(record.expires_ms, key, record.publisher)
         if len(self._expiries) > 2 * self.num_records + 1_000:
             self._expiries.replace(
                 (entry.record.expires_ms, key, publisher)
@@ -241,12 +278,18 @@ class SlotStorage:
         entry = here.entries.pop(publisher)
         here.ended.pop(publisher, None)
         for slot in entry.since_ms:
-            here.slots[slot].remove(publisher)
-            if not here.slots[slot]:
-                del here.slots[slot]
+            _vacate(here, slot, publisher)
         self._usage.add(publisher, -1, -entry.num_bytes)
         if not here.entries:
             del self._keys[key]
+
+
+def _vacate(here: _Key, slot: int, publisher: bytes) -> None:
+    publishers = here.slots[slot]
+    if len(publishers) == 1:
+        del here.slots[slot]
+    else:
+        here.slots[slot] = tuple([other for other in publishers if other != publisher])
 
 
 def surplus(claimants: Collection[Claimant]) -> Claimant | None:

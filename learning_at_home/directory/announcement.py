@@ -141,11 +141,14 @@ def _check_claims(claims: tuple[Claim, ...]) -> None:
     num_cells = 0
     for prefix, of_layer in spans.items():
         end_before = 0
-        for first, end in sorted(of_layer):
-            if not end_before <= first < end <= MAX_CELLS:
+        of_layer.sort()
+        for first, end in of_layer:
+            if not end_before <= first < end:
                 raise WireError(f"an announcement claims impossible cells of {prefix!r}, or some twice")
             end_before = end
             num_cells += end - first
+        if end_before > MAX_CELLS:
+            raise WireError(f"an announcement claims cells of {prefix!r} that no grid has")
     if num_cells > MAX_CLAIMED_CELLS:
         raise WireError(f"an announcement claims {num_cells:,} cells; {MAX_CLAIMED_CELLS:,} are allowed")
 

@@ -38,38 +38,50 @@ class AnnouncementSlots:
         self._remembered: OrderedDict[bytes, _Claims | None] = OrderedDict()
 
     def slots(self, record: Record, name: str) -> Collection[int]:
-        if record.signature not in self._remembered:
-            self._remembered[record.signature] = _claims_of(record)
+        signature = record.signature
+        if signature not in self._remembered:
+            self._remembered[signature] = _claims_of(record)
             if len(self._remembered) > MAX_REMEMBERED:
                 self._remembered.popitem(last=False)
-        claims = self._remembered[record.signature]
+        claims = self._remembered[signature]
         if claims is None:
             return ()
-        if name == claims.home:
-            return (0,)
         place = _place_of(name)
-        if place is None or place[0] != claims.project:
+        if place is None:
+            return (0,) if name == claims.home else ()
+        if place[0] != claims.project:
             return ()
-        _, prefix, grid, indices = place
-        return next_indices(claims.spans.get(prefix, ()), grid, indices)
+        return _following(claims.spans.get(place[1], ()), *place[2])
 
 
 def next_indices(spans: Sequence[tuple[int, int]], grid: Grid, indices: tuple[int, ...]) -> list[int]:
     """Which indices may follow these on the way to a cell of the spans (in order, disjoint). Ascending."""
+    return _following(spans, *_window(grid, indices))
+
+
+def _window(grid: Grid, indices: tuple[int, ...]) -> tuple[int, int, int]:
+    """Of the cells below a prefix the first, how many are below each next index, and how many of these there are."""
     depth = len(indices)
     stride = math.prod(grid.shape[depth + 1 :])
     first = 0
     for index, size in zip(indices, grid.shape, strict=False):
         first = first * size + index
-    first *= grid.shape[depth] * stride
-    end = first + grid.shape[depth] * stride
+    return first * grid.shape[depth] * stride, stride, grid.shape[depth]
+
+
+def _following(spans: Sequence[tuple[int, int]], first: int, stride: int, size: int) -> list[int]:
+    end = first + size * stride
     following: list[int] = []
-    number = max(0, bisect.bisect_right(spans, (first, grid.num_cells)) - 1)
-    while number < len(spans) and spans[number][0] < end:
-        lowest = (max(spans[number][0], first) - first) // stride
-        beyond = -(-(min(spans[number][1], end) - first) // stride)
-        following += range(max(lowest, following[-1] + 1 if following else 0), beyond)
-        number += 1
+    next_one = 0
+    for number in range(max(0, bisect.bisect_right(spans, (first, end)) - 1), len(spans)):
+        span_first, span_end = spans[number]
+        if span_first >= end:
+            break
+        lowest = (span_first - first) // stride
+        beyond = -((first - span_end) // stride) if span_end < end else size
+        if beyond > next_one:
+            following += range(lowest if lowest > next_one else next_one, beyond)
+            next_one = beyond
     return following
 
 
@@ -92,8 +104,8 @@ def _claims_of(record: Record) -> _Claims | None:
 
 
 @lru_cache(maxsize=4_096)
-def _place_of(name: str) -> tuple[str, str, Grid, tuple[int, ...]] | None:
-    """Project, layer prefix, grid and indices; None for what is no prefix key's name."""
+def _place_of(name: str) -> tuple[str, str, tuple[int, int, int]] | None:
+    """Project, layer prefix and window; None for what is no prefix key's name."""
     match = _NAME.fullmatch(name)
     if match is None:
         return None
@@ -104,4 +116,4 @@ def _place_of(name: str) -> tuple[str, str, Grid, tuple[int, ...]] | None:
     indices = tuple(map(int, match[4].split("."))) if match[4] else ()
     if len(indices) >= len(grid.shape) or any(i >= n for i, n in zip(indices, grid.shape, strict=False)):
         return None
-    return match[1], match[2], grid, indices
+    return match[1], match[2], _window(grid, indices)

@@ -1,5 +1,6 @@
 """Slots of a key: who has a place, as tables with `now`."""
 
+import msgspec
 import pytest
 
 from learning_at_home.dht.holdings import Quota
@@ -224,3 +225,41 @@ def test_of_a_slots_lives_more_than_a_quarter_of_those_who_hold_the_key_are_beli
     assert _agreed([honest] * 3 + [liar] + [on_the_way] * 20, first=8) == {9: 30}
     assert _agreed([honest] + [on_the_way] * 20, first=0) == {1: 30}
     assert _agreed([on_the_way] * 3, first=0) == {}
+
+
+class CountingVerifier(RecordVerifier):
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_asked = 0
+
+    def refusal(self, record: Record, now_ms: int) -> Refusal | None:
+        self.num_asked += 1
+        return super().refusal(record, now_ms)
+
+
+def test_a_record_for_many_names_is_verified_once_and_each_name_has_an_answer_of_its_own():
+    verifier = CountingVerifier()
+    storage = SlotStorage(verifier, ValueIsSlots())
+
+    assert storage.put_many(record_of(), [NAME, "elsewhere", OTHER_NAME], NOW) == [None, Refusal.NO_SLOT, None]
+    assert verifier.num_asked == 1
+    assert storage.put_many(record_of(), [NAME, OTHER_NAME], NOW) == [None, None]
+    assert verifier.num_asked == 1
+
+    forged = msgspec.structs.replace(record_of(sequence=NOW + 1), value=b"\x02")
+    assert storage.put_many(forged, [NAME, OTHER_NAME], NOW) == [Refusal.BAD_SIGNATURE] * 2
+    assert read(storage) == [record_of()]
+
+
+def test_a_renewal_in_other_slots_leaves_the_old_ones_and_is_counted_once():
+    storage = storage_of()
+    storage.put(record_of(slots=b"\x01\x02"), NAME, NOW)
+    storage.put(record_of(BOB, slots=b"\x02"), NAME, NOW)
+    storage.put(record_of(slots=b"\x02\x03", sequence=NOW + 1), NAME, NOW)
+
+    assert set(lives(storage)) == {2, 3}
+    assert {record.publisher for record in read(storage, wanted=(2,))} == {ALICE.public_key, BOB.public_key}
+    fresh = storage_of()
+    fresh.put(record_of(BOB, slots=b"\x02"), NAME, NOW)
+    fresh.put(record_of(slots=b"\x02\x03", sequence=NOW + 1), NAME, NOW)
+    assert (storage.num_records, storage.num_bytes) == (fresh.num_records, fresh.num_bytes)
