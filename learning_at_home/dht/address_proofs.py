@@ -19,6 +19,7 @@ from learning_at_home.dht.contacts import Address
 from learning_at_home.dht.datagrams import (
     MAX_DATAGRAM_BYTES,
     MAX_MESSAGE_BYTES,
+    NO_TOKEN,
     OVERHEAD_BYTES,
     ROOM_BYTES,
     TOKEN_BYTES,
@@ -54,9 +55,10 @@ class TokenIssuer:
 
     def proves(self, token: bytes, public_key: bytes, address: Address, now: float) -> bool:
         """Whether it was sent to this peer at this address lately."""
-        return any(
-            hmac.compare_digest(token, _token(secret, public_key, address)) for secret in self._living_secrets(now)
-        )
+        if token == NO_TOKEN:
+            return False
+        tokens = [_token(secret, public_key, address) for secret in self._living_secrets(now)]
+        return any(hmac.compare_digest(token, each) for each in tokens)
 
     def _living_secrets(self, now: float) -> list[bytes]:
         if now >= self._until_s:

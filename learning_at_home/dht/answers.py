@@ -6,7 +6,8 @@ next question brings it.
 
 from __future__ import annotations
 
-from learning_at_home.dht.messages import FindSlots, FindValue, Nodes, SlotsFound, Values
+from learning_at_home.dht.contacts import PACKED_BYTES
+from learning_at_home.dht.messages import MAX_TOLD, FindSlots, FindValue, Nodes, SlotsFound, Values
 from learning_at_home.dht.records import ITEM_BYTES
 from learning_at_home.dht.slots import SlotStorage
 from learning_at_home.dht.storage import RecordStorage
@@ -14,6 +15,11 @@ from learning_at_home.dht.storage import RecordStorage
 FRAMING_BYTES = 48  # of an answer, at most, without its records, lives and neighbours
 
 Neighbours = tuple[bytes, ...]  # packed, the closest to the key first
+
+
+def most_neighbours(room_bytes: int) -> int:
+    """How many there is room for, whatever their addresses."""
+    return min(MAX_TOLD, (room_bytes - FRAMING_BYTES) // (PACKED_BYTES[1] + ITEM_BYTES))
 
 
 def nodes(neighbours: Neighbours, room_bytes: int) -> Nodes:
@@ -47,4 +53,4 @@ def _fitting(neighbours: Neighbours, room_bytes: int) -> Neighbours:
 
 def _bytes_beside(neighbours: Neighbours) -> int:
     """What an answer with these takes beside its records and lives."""
-    return FRAMING_BYTES + sum(len(neighbour) + ITEM_BYTES for neighbour in neighbours)
+    return FRAMING_BYTES + ITEM_BYTES * len(neighbours) + sum(map(len, neighbours))

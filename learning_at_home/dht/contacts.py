@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 from enum import Enum, auto
 from functools import lru_cache
 from typing import NamedTuple
@@ -56,15 +57,18 @@ def unpacked_contact(data: bytes) -> Contact:
     return Contact(data[:PUBLIC_KEY_BYTES], str(ip), int.from_bytes(data[-_PORT_BYTES:], "big"))
 
 
+def others_than(asker: Contact, contacts: Iterable[Contact]) -> list[Contact]:
+    """Without who asks, and without who would be where it is."""
+    ip, port = asker.ip, asker.port
+    return [each for each in contacts if each.number != asker.number and (each.port != port or each.ip != ip)]
+
+
 def is_worth_asking(address: Address, relayed_by: Address) -> bool:
     """Whether an address that a peer told us of may be sent datagrams: one that the teller could reach itself.
 
     A stranger must not aim our datagrams at this machine, at our home network, or at names that have to be resolved.
     """
-    place, tellers = _place_of(address[0]), _place_of(relayed_by[0])
-    if place is None or tellers is None or not 1 <= address[1] <= 65_535:
-        return False
-    return place is _Place.INTERNET or tellers is _Place.MACHINE or place is tellers
+    return 1 <= address[1] <= 65_535 and _can_reach(relayed_by[0], address[0])
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -93,7 +97,15 @@ class _Place(Enum):
     INTERNET = auto()
 
 
-@lru_cache(maxsize=4_096)  # every answer tells of 20 addresses, nearly always the same ones
+@lru_cache(maxsize=16_384)  # every answer tells of 20 addresses, nearly always the same ones
+def _can_reach(teller_ip: str, ip: str) -> bool:
+    place, tellers = _place_of(ip), _place_of(teller_ip)
+    if place is None or tellers is None:
+        return False
+    return place is _Place.INTERNET or tellers is _Place.MACHINE or place is tellers
+
+
+@lru_cache(maxsize=4_096)
 def _place_of(ip: str) -> _Place | None:
     """Whence a numeric address can be reached; None for what is no unicast address."""
     try:

@@ -67,6 +67,8 @@ def sealed(datagram: Datagram, pair_key: bytes | None) -> bytes:
 
 def sealed_parts(datagram: Datagram, pair_key: bytes | None) -> list[bytes]:
     """The bytes of the datagrams in which this one's message, of up to MAX_MESSAGE_BYTES, travels."""
+    if len(datagram.message) <= ROOM_BYTES:
+        return [sealed(datagram, pair_key)]
     return [
         sealed(datagram._replace(message=data, part=part), pair_key)
         for part, data in parts_of(datagram.message, ROOM_BYTES)

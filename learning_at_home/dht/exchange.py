@@ -6,6 +6,7 @@ Verifies all that it reads; of several answers the newest valid record of each p
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,10 @@ from typing import Any, TypeVar
 
 from learning_at_home.clock import Clock
 from learning_at_home.dht.contacts import Contact
+from learning_at_home.dht.crawl import Told, run_lookups, told_of
 from learning_at_home.dht.empty_keys import EmptyKeys
-from learning_at_home.dht.lookup import SPARE, Lookup, run_lookups
+from learning_at_home.dht.lookup import SPARE, Lookup
+from learning_at_home.dht.messages import MAX_TARGETS
 from learning_at_home.dht.protocol import DhtProtocol
 from learning_at_home.dht.records import Record, RecordVerifier, Refusal, newest_per_publisher
 from learning_at_home.dht.storage import RecordStorage
@@ -79,12 +82,12 @@ class Exchange:
                 found[key] = Found((), (), num_answered)
                 del collected[key]
 
-        async def ask(contact: Contact, lookups: Sequence[Lookup]) -> list[list[Contact]] | None:
+        async def ask(contact: Contact, lookups: Sequence[Lookup]) -> Told | None:
             fetched = await all_of([self._fetch_pages(contact, lookup.target) for lookup in lookups])
-            told: list[list[Contact]] = []
+            told: list[dict[int, Contact]] = []
             for lookup, (records, neighbours) in zip(lookups, fetched, strict=True):
                 collected[lookup.target].extend(records)
-                told.append((neighbours or [])[: READ_K + SPARE])
+                told.append(told_of((neighbours or [])[: READ_K + SPARE]))
             return None if all(neighbours is None for _, neighbours in fetched) else told
 
         lookups = [self.start_lookup(key, READ_K) for key in collected]
@@ -114,9 +117,14 @@ class Exchange:
     async def closest_peers_of(self, targets: Iterable[bytes]) -> dict[bytes, list[Contact]]:
         """The same for many targets, in one crawl."""
 
-        async def ask(contact: Contact, lookups: Sequence[Lookup]) -> list[list[Contact]] | None:
-            answers = await all_of([self._protocol.call_find_node(contact, lookup.target) for lookup in lookups])
-            return None if all(told is None for told in answers) else [told or [] for told in answers]
+        async def ask(contact: Contact, lookups: Sequence[Lookup]) -> Told | None:
+            targets = [lookup.target for lookup in lookups]
+            chunks = [targets[start : start + MAX_TARGETS] for start in range(0, len(targets), MAX_TARGETS)]
+            answers = await all_of([self._protocol.call_find_node(contact, *chunk) for chunk in chunks])
+            if all(told is None for told in answers):
+                return None
+            told = told_of(itertools.chain.from_iterable(told or () for told in answers))
+            return [told] * len(lookups)
 
         lookups = [self.start_lookup(target, K, MAX_SEEDS) for target in dict.fromkeys(targets)]
         await run_lookups(lookups, ask, self._clock)

@@ -1,4 +1,4 @@
-"""Kademlia's iterative lookup, as a pure core and a small async driver; one crawl may serve several targets.
+"""Kademlia's iterative lookup. Pure: `now` is passed in. crawl.py asks what it wants asked.
 
 Beside the package's crawl, which asks in rounds: there one dead peer holds up a whole round for its timeout, a round's
 first value ends the search, and of several values the most common one wins. Here ALPHA questions are always under way
@@ -14,15 +14,15 @@ Source: Maymounkov & Mazières, 2002, section 2.3; Baumgart & Mies, S/Kademlia, 
 
 from __future__ import annotations
 
-import asyncio
-import bisect
+import heapq
+import itertools
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import NamedTuple
 
-from learning_at_home.clock import Clock
 from learning_at_home.dht.address_blocks import BlockLimits
 from learning_at_home.dht.contacts import Contact
 
@@ -35,7 +35,6 @@ LEAST_LATE_S = 0.0005  # and so much for each answer needed: our own loop takes 
 PATH_WIDTH = 2  # of each teller's nearest are asked, so that one may be dead or its answer lost
 PATH_DEATHS = 2  # of a teller's nearest may be dead before its path ends; a liar's false ones cost no more
 HOPELESS = 5  # times its patience: it was asked three times by then, and the last answer would be here
-STALL_S = 0.03  # a timer this late means that nobody was looking: the answers may lie unread in the socket
 MAX_ASKED = 128  # a lookup among a million peers asks fewer; a lying neighbourhood cannot make it endless
 
 
@@ -59,25 +58,53 @@ class _Peer:
     def overdue_s(self, haste: _Haste) -> float:
         """When it has had its share of patience. Only for one that was asked."""
         assert self.asked_s is not None
-        return self.asked_s + min(self.patience_s, max(haste.least_s, haste.share * self.patience_s))
+        share, least_s = haste
+        patience_s = self.patience_s
+        share_s = share * patience_s
+        if share_s < least_s:
+            share_s = least_s
+        return self.asked_s + (share_s if share_s < patience_s else patience_s)
+
+    def first_overdue_s(self, haste: _Haste) -> float:
+        """The earliest moment at which it can be overdue, however quick others are."""
+        assert self.asked_s is not None
+        return self.asked_s + (haste.least_s if haste.least_s < self.patience_s else self.patience_s)
+
+    def next_change_s(self, now: float, haste: _Haste) -> float:
+        """When it may be overdue, or is hopeless; infinity when it is."""
+        if now < (first_s := self.first_overdue_s(haste)):
+            return first_s
+        if now < (overdue_s := self.overdue_s(haste)):
+            return overdue_s
+        return self.hopeless_s if now < self.hopeless_s else math.inf
 
     @property
     def hopeless_s(self) -> float:
         assert self.asked_s is not None
         return self.asked_s + HOPELESS * self.patience_s
 
-    def is_awaited(self, now: float, haste: _Haste) -> bool:
-        """Asked, and its answer may come in time."""
-        return (
-            self.asked_s is not None and not self.has_answered and not self.has_failed and now < self.overdue_s(haste)
-        )
-
     def counts(self, now: float, haste: _Haste) -> bool:
         """Whether it may be alive, for all that is known."""
-        return not self.has_failed and (self.asked_s is None or self.has_answered or now < self.overdue_s(haste))
+        if self.has_answered:
+            return True
+        return not self.has_failed and (self.asked_s is None or now < self.overdue_s(haste))
+
+
+_distance = attrgetter("distance")
 
 
 @dataclass(slots=True)
+class _View:
+    """What a lookup is like at a moment."""
+
+    front: list[_Peer]  # the k closest that may be alive
+    members: set[_Peer]  # the same
+    awaited: list[_Peer]  # those under way whose answers may come in time
+    ends: list[_Peer]  # see Lookup._find_open_ends
+    num_answered: int  # of the front
+
+
+@dataclass(slots=True, eq=False)
 class Lookup:
     """Who is to be asked next, and who is closest, given what came back. `own_id` is never asked.
 
@@ -93,84 +120,104 @@ class Lookup:
     limits: BlockLimits
     spare: int = SPARE  # fewer where hardly anything is lost
     num_asked: int = 0
-    _peers: dict[int, _Peer] = field(default_factory=dict)  # by distance
-    _distances: list[int] = field(default_factory=list)  # the same, sorted
-    _paths: list[list[_Peer]] = field(default_factory=list)  # per teller: whom it told of that is nearest
-    _under_way: set[int] = field(default_factory=set)
+    _peers: dict[int, _Peer] = field(default_factory=dict)  # by the number of their ids
+    _nearest_first: list[_Peer] = field(default_factory=list)  # the same
+    _open_paths: list[list[_Peer]] = field(default_factory=list)  # per teller: whom it told of that is nearest
+    _has_blocks: bool = False
+    _under_way: set[_Peer] = field(default_factory=set)
     _num_answered: int = 0
     _took_s: float = 0.0  # those who answered, together
     _expected_s: float = 0.0  # the patience with them
-    _front_of: tuple[float, list[_Peer]] | None = None  # of the moment at which it was looked for last
-    _ends_of: tuple[float, list[_Peer]] | None = None
+    _view_of: tuple[float, _View] | None = None  # of the moment at which it was looked at last
+    _lacks_room: bool = False  # some are wanted for whom there was no room
+    _looked_s: float = -math.inf
+    idle_until_s: float = -math.inf
     _place: int = 0  # the target as a number
+    _own: int = 0
 
     def __post_init__(self) -> None:
         self._place = int.from_bytes(self.target, "big")
+        self._own = int.from_bytes(self.own_id, "big")
 
     def add(self, contacts: Iterable[Contact]) -> None:
         """Peers that may be asked."""
-        self._front_of = self._ends_of = None
-        for contact in contacts:
-            self._see(contact)
+        self._note_news()
+        self._see_all(contacts)
 
     def next_to_ask(self, now: float) -> list[Contact]:
         """Peers to ask at this moment; they count as asked from here on."""
-        room = min(ALPHA - len(self._awaited(now)), MAX_ASKED - self.num_asked)
-        return [self._ask(peer, now) for peer in self._wanted(now)[: max(0, room)]]
+        view = self._view(now)
+        room = max(0, min(ALPHA - len(view.awaited), MAX_ASKED - self.num_asked))
+        return [self._ask(peer, now) for peer in self._wanted(view)[:room]]
 
     def join(self, contact: Contact, now: float) -> bool:
         """Whether one that is asked for another target anyway shall be asked for this one too (and counts as asked)."""
-        peer = self._peers.get(contact.number ^ self._place)
-        if peer is None or peer.asked_s is not None or self.num_asked >= MAX_ASKED or peer not in self._front(now):
+        peer = self._peers.get(contact.number)
+        if peer is None or peer.asked_s is not None or self.num_asked >= MAX_ASKED:
+            return False
+        if peer not in self._view(now).members:
             return False
         self._ask(peer, now)
         return True
 
-    def answered(self, contact: Contact, told: Iterable[Contact], now: float) -> None:
-        """It answered, and told us of these peers."""
-        self._front_of = self._ends_of = None
-        peer = self._peers[contact.number ^ self._place]
+    def answered(self, contact: Contact, told: Mapping[int, Contact], now: float) -> None:
+        """It answered, and told us of these peers, by the number of their ids."""
+        peer = self._peers[contact.number]
         assert peer.asked_s is not None
         self._took_s += max(0.0, now - peer.asked_s)
         self._expected_s += peer.patience_s
-        self._under_way.discard(peer.distance)
+        self._under_way.discard(peer)
         peer.has_answered = True
         self._num_answered += 1
-        seen = [other for other in map(self._see, told) if other is not None]
-        seen.sort(key=lambda other: other.distance)
-        self._paths.append(seen[: PATH_WIDTH + PATH_DEATHS])
+        self._view_of = None
+        num_known = len(self._peers)
+        if not told.keys() <= self._peers.keys():
+            new = [other for number, other in told.items() if number not in self._peers]
+            self._see_all(heapq.nsmallest(self.k, new, key=lambda other: other.number ^ self._place))
+        told_news = self._open_path(told) or len(self._peers) > num_known
+        is_long_ago = now >= self._looked_s + self.need * LEAST_LATE_S  # others may be overdue by what this one took
+        may_be_done = self._num_answered >= self.need or not self._under_way
+        if told_news or is_long_ago or self._lacks_room or may_be_done:
+            self.idle_until_s = -math.inf
 
     def failed(self, contact: Contact) -> None:
-        self._front_of = self._ends_of = None
-        distance = contact.number ^ self._place
-        self._under_way.discard(distance)
-        self._peers[distance].has_failed = True
+        self._note_news()
+        peer = self._peers[contact.number]
+        self._under_way.discard(peer)
+        peer.has_failed = True
+
+    def is_idle(self, now: float) -> bool:
+        """Whether it has nobody to ask and is not done, for all that came since `rest`."""
+        return now < self.idle_until_s
+
+    def rest(self, now: float) -> None:
+        """All who are to be asked now are. It is idle until time alone may make a difference, or news do."""
+        self._looked_s = now
+        self._lacks_room = bool(self._wanted(self._view(now)))
+        self.idle_until_s = self.next_change_s(now)
 
     def is_done(self, now: float) -> bool:
         """Enough of the closest have answered, and every path has come to its end.
 
         The overdue are not waited for when enough others have answered; where there are none, a little longer.
         """
-        front, awaited = self._front(now), self._awaited(now)
-        is_enough = sum(peer.has_answered for peer in front) >= self.need
-        if not is_enough and any(peer in front for peer in awaited):
+        view = self._view(now)
+        is_enough = view.num_answered >= self.need
+        if not is_enough and not view.members.isdisjoint(view.awaited):
             return False
-        ends = self._open_ends(now)
-        if any(peer in ends for peer in awaited) or (self.num_asked < MAX_ASKED and self._wanted(now)):
+        if any(peer in view.ends for peer in view.awaited) or (self.num_asked < MAX_ASKED and self._wanted(view)):
             return False
-        return is_enough or not any(now < self._peers[distance].hopeless_s for distance in self._under_way)
+        return is_enough or not any(now < peer.hopeless_s for peer in self._under_way)
 
-    def next_change_s(self, now: float) -> float | None:
-        """When time alone may make a difference."""
-        peers, haste = [self._peers[distance] for distance in self._under_way], self._haste
-        moments = (moment for peer in peers for moment in (peer.overdue_s(haste), peer.hopeless_s))
-        return min((moment for moment in moments if now < moment), default=None)
+    def next_change_s(self, now: float) -> float:
+        """When time alone may make a difference; infinity: never."""
+        haste = self._haste
+        return min([peer.next_change_s(now, haste) for peer in self._under_way], default=math.inf)
 
     def postpone(self, by_s: float) -> None:
         """Nobody was looking for so long: who is asked gets that time again."""
-        self._front_of = self._ends_of = None
-        for distance in self._under_way:
-            peer = self._peers[distance]
+        self._note_news()
+        for peer in self._under_way:
             assert peer.asked_s is not None
             peer.asked_s += by_s
 
@@ -180,24 +227,46 @@ class Lookup:
 
     def closest(self) -> list[Contact]:
         """The k closest peers that answered, the closest first."""
-        peers = (peer for peer in map(self._peers.__getitem__, self._distances) if peer.has_answered)
-        return [peer.contact for peer in self._nearest(peers)]
+        return [peer.contact for peer in self._nearest(peer for peer in self._nearest_first if peer.has_answered)]
 
-    def _see(self, contact: Contact) -> _Peer | None:
-        """None for oneself."""
-        if contact.node_id == self.own_id:
-            return None
-        distance = contact.number ^ self._place
-        peer = self._peers.get(distance)
-        if peer is None:
-            peer = self._peers[distance] = _Peer(contact, distance, self.limits.block(contact.ip))
-            bisect.insort(self._distances, distance)
-        return peer
+    def _note_news(self) -> None:
+        self._view_of = None
+        self.idle_until_s = -math.inf
+
+    def _see_all(self, contacts: Iterable[Contact]) -> None:
+        """Note those that are new, oneself never."""
+        peers, own, place = self._peers, self._own, self._place
+        new = [contact for contact in contacts if contact.number not in peers and contact.number != own]
+        if not new:
+            return
+        for contact in new:
+            if contact.number not in peers:
+                peer = _Peer(contact, contact.number ^ place, self.limits.block(contact.ip))
+                peers[contact.number] = peer
+                self._has_blocks |= bool(peer.block)
+                self._nearest_first.append(peer)
+        self._nearest_first.sort(key=_distance)
+
+    def _open_path(self, told: Mapping[int, Contact]) -> bool:
+        """Follow the nearest that a peer told of: whether one of them may have to be asked.
+
+        Where the very nearest has answered already the path is at its end.
+        """
+        nearest_first = (peer for peer in self._nearest_first if peer.contact.number in told)
+        nearest = next(nearest_first, None)
+        if nearest is None or nearest.has_answered:
+            return False
+        path = [nearest, *itertools.islice(nearest_first, PATH_WIDTH + PATH_DEATHS - 1)]
+        self._open_paths.append(path)
+        return any(peer.asked_s is None for peer in path)
 
     def _ask(self, peer: _Peer, now: float) -> Contact:
         peer.asked_s, peer.patience_s = now, self.patience_s(peer.contact)
-        self._under_way.add(peer.distance)
+        self._under_way.add(peer)
         self.num_asked += 1
+        self.idle_until_s = min(self.idle_until_s, peer.first_overdue_s(self._haste))
+        if self._view_of is not None:
+            self._view_of[1].awaited.append(peer)
         return peer.contact
 
     @property
@@ -210,37 +279,44 @@ class Lookup:
         share = LATE * self._took_s / self._expected_s if self._expected_s else 1.0
         return _Haste(share, self.need * LEAST_LATE_S)
 
-    def _awaited(self, now: float) -> list[_Peer]:
-        """Those under way whose answers may come in time."""
-        haste = self._haste
-        peers = map(self._peers.__getitem__, self._under_way)
-        return [peer for peer in peers if peer.is_awaited(now, haste)]
+    def _view(self, now: float) -> _View:
+        """Found once for a moment, until something comes; asking changes it in one place only."""
+        if self._view_of is None or self._view_of[0] != now:
+            haste = self._haste
+            front = self._nearest(peer for peer in self._nearest_first if peer.has_answered or peer.counts(now, haste))
+            awaited = [peer for peer in self._under_way if now < peer.overdue_s(haste)]
+            ends = self._find_open_ends(now, haste) if self._open_paths else []
+            num_answered = len([None for peer in front if peer.has_answered])
+            self._view_of = (now, _View(front, set(front), awaited, ends, num_answered))
+        return self._view_of[1]
 
-    def _wanted(self, now: float) -> list[_Peer]:
+    def _wanted(self, view: _View) -> list[_Peer]:
         """Whom to ask if there is room: the paths' ends, then the closest of all until enough of them are asked."""
-        wanted = [peer for peer in self._open_ends(now) if peer.asked_s is None]
-        front = self._front(now)
-        missing = self.need - sum(peer.has_answered for peer in front)
-        if missing > 0:
-            awaited = self._awaited(now)
+        wanted = [peer for peer in view.ends if peer.asked_s is None]
+        missing = self.need - view.num_answered
+        if missing > 0 and (unasked := [peer for peer in view.front if peer.asked_s is None]):
+            awaited = view.awaited
             spare = self.spare if len(awaited) == len(self._under_way) else SPARE  # the dead are seldom alone
-            missing += spare - sum(peer in front for peer in awaited)
-            unasked = [peer for peer in front if peer.asked_s is None]
+            missing += spare - len(view.members.intersection(awaited))
             wanted += [peer for peer in unasked[: max(0, missing)] if peer not in wanted]
         return wanted
 
-    def _front(self, now: float) -> list[_Peer]:
-        """The k closest that may be alive; found once for a moment, which asking changes nothing of."""
-        if self._front_of is None or self._front_of[0] != now:
-            self._front_of = (now, self._find_front(now))
-        return self._front_of[1]
-
-    def _find_front(self, now: float) -> list[_Peer]:
-        haste = self._haste
-        return self._nearest(peer for peer in map(self._peers.__getitem__, self._distances) if peer.counts(now, haste))
+    def _find_open_ends(self, now: float, haste: _Haste) -> list[_Peer]:
+        """Of each path where none of these has answered its nearest that may be alive; the first of each come first."""
+        ends: dict[_Peer, int] = {}
+        self._open_paths = [path for path in self._open_paths if not path[0].has_answered]
+        for path in self._open_paths:
+            alive = [peer for peer in path if peer.counts(now, haste)][:PATH_WIDTH]
+            if any(peer.has_answered for peer in alive):
+                continue
+            for rank, peer in enumerate(alive):
+                ends[peer] = min(rank, ends.get(peer, rank))
+        return sorted(ends, key=lambda peer: (ends[peer], peer.distance))
 
     def _nearest(self, peers: Iterable[_Peer]) -> list[_Peer]:
         """The first k of these, and of each address block only the first few."""
+        if not self._has_blocks:
+            return list(itertools.islice(peers, self.k))
         nearest: list[_Peer] = []
         of_block: Counter[bytes] = Counter()
         for peer in peers:
@@ -249,84 +325,3 @@ class Lookup:
                 if len(nearest) == self.k:
                     break
         return nearest
-
-    def _open_ends(self, now: float) -> list[_Peer]:
-        """Of each path where none of these has answered its nearest that may be alive; the first of each come first."""
-        if self._ends_of is None or self._ends_of[0] != now:
-            self._ends_of = (now, self._find_open_ends(now))
-        return self._ends_of[1]
-
-    def _find_open_ends(self, now: float) -> list[_Peer]:
-        ends: dict[int, tuple[int, _Peer]] = {}
-        haste = self._haste
-        for path in self._paths:
-            alive = [peer for peer in path if peer.counts(now, haste)][:PATH_WIDTH]
-            if any(peer.has_answered for peer in alive):
-                continue
-            for rank, peer in enumerate(alive):
-                if ends.get(peer.distance, (rank + 1,))[0] > rank:
-                    ends[peer.distance] = (rank, peer)
-        return [peer for _, peer in sorted(ends.values(), key=lambda end: (end[0], end[1].distance))]
-
-
-Told = Sequence[Iterable[Contact]]  # per target
-
-
-async def run_lookups(
-    lookups: Sequence[Lookup],
-    ask: Callable[[Contact, Sequence[Lookup]], Awaitable[Told | None]],
-    clock: Clock,
-) -> None:
-    """Ask until all are done, a peer once for all the targets that it matters to.
-
-    `ask` returns whom the peer told us of for each of these, or None when it did not answer in its time.
-    """
-    progress = asyncio.Event()
-    open_ones = list(lookups)
-
-    async def ask_one(contact: Contact, concerned: list[Lookup]) -> None:
-        told = await ask(contact, concerned)
-        for index, lookup in enumerate(concerned):
-            if told is None:
-                lookup.failed(contact)
-            else:
-                lookup.answered(contact, told[index], clock.monotonic_s())
-        progress.set()
-
-    under_way: set[asyncio.Task[None]] = set()
-    async with asyncio.TaskGroup() as tasks:
-        while True:
-            now = clock.monotonic_s()
-            for contact, concerned in _questions(open_ones, now).items():
-                task = tasks.create_task(ask_one(contact, concerned))
-                under_way.add(task)
-                task.add_done_callback(under_way.discard)
-            open_ones = [lookup for lookup in open_ones if not lookup.is_done(now)]
-            if not open_ones:
-                break
-            progress.clear()
-            changes_s = [change_s for lookup in open_ones if (change_s := lookup.next_change_s(now)) is not None]
-            change_s = min(changes_s, default=math.inf)
-            try:
-                async with asyncio.timeout(change_s - now if changes_s else None):
-                    await progress.wait()
-            except TimeoutError:
-                pass  # someone is overdue: another may be asked in its stead
-            late_s = clock.monotonic_s() - change_s
-            if late_s > STALL_S:
-                for lookup in open_ones:
-                    lookup.postpone(late_s + STALL_S)
-        for task in under_way:
-            task.cancel()
-
-
-def _questions(lookups: Sequence[Lookup], now: float) -> dict[Contact, list[Lookup]]:
-    """Whom to ask now, for which targets."""
-    questions: dict[Contact, list[Lookup]] = {}
-    for lookup in lookups:
-        for contact in lookup.next_to_ask(now):
-            questions.setdefault(contact, []).append(lookup)
-    if len(lookups) > 1:
-        for contact, concerned in questions.items():
-            concerned += [lookup for lookup in lookups if lookup not in concerned and lookup.join(contact, now)]
-    return questions

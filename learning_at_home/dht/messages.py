@@ -1,7 +1,7 @@
 """What the DHT's peers say to each other: the package's RPC names, our arguments and answers, in msgpack. Pure.
 
-    request   [name, [arguments]]       ping()    find_node(target)    find_value(key, after)    store(key, record)
-    answer    [...]                     Pong      Nodes                Values                    Stored
+    request   [name, [arguments]]       ping()    find_node(targets)    find_value(key, after)    store(key, record)
+    answer    [...]                     Pong      Nodes                 Values                    Stored
 
     request   store_slots(record, names)    find_slots(key, first, wanted, known)
     answer    SlotsStored                   SlotsFound
@@ -26,6 +26,8 @@ from learning_at_home.errors import WireError
 from learning_at_home.identity import PUBLIC_KEY_BYTES
 
 MAX_NEIGHBOURS = 20  # with IPv6 addresses they take 1,044 bytes: a datagram has room for them
+MAX_TARGETS = 50  # of one question; they fit a datagram
+MAX_TOLD = 128  # contacts, nearest to any of them; with IPv6 addresses they take 6,800 bytes of the 7,791
 READ_NEIGHBOURS = 8  # as many as a read follows: exchange.READ_K and lookup.SPARE
 MAX_RECORDS_PER_PAGE = 64  # a record takes at least 142 bytes, the longest message 7,791
 MAX_NAMES = 64  # keys that one request stores a record under: the longest refusals of as many fit a datagram
@@ -50,7 +52,13 @@ class Ping(msgspec.Struct, frozen=True, array_like=True):
 
 
 class FindNode(msgspec.Struct, frozen=True, array_like=True):
-    target: Key
+    targets: Annotated[bytes, msgspec.Meta(min_length=KEY_BYTES, max_length=MAX_TARGETS * KEY_BYTES)]  # one by one
+
+    def each(self) -> list[bytes]:
+        """The targets. Raises WireError when the last is cut off."""
+        if len(self.targets) % KEY_BYTES:
+            raise WireError("a DHT request with a target that is cut off")
+        return [self.targets[start : start + KEY_BYTES] for start in range(0, len(self.targets), KEY_BYTES)]
 
 
 class FindValue(msgspec.Struct, frozen=True, array_like=True):
@@ -85,7 +93,7 @@ class Pong(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Nodes(msgspec.Struct, frozen=True, array_like=True):
-    neighbours: Neighbours
+    neighbours: Annotated[tuple[Neighbour, ...], msgspec.Meta(max_length=MAX_TOLD)]
 
 
 class Values(msgspec.Struct, frozen=True, array_like=True):
@@ -174,7 +182,7 @@ def decode_answer(message: bytes, kind: type[AnswerT]) -> AnswerT:
 
 
 def neighbours_of(contacts: Iterable[Contact]) -> tuple[bytes, ...]:
-    return tuple(packed_contact(contact) for contact in contacts)
+    return tuple(map(packed_contact, contacts))
 
 
 def contacts_of(neighbours: tuple[bytes, ...]) -> list[Contact]:

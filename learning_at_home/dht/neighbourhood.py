@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from kademlia.node import Node
@@ -19,6 +19,7 @@ from learning_at_home.dht.contacts import Address, Contact
 
 SILENCE_S = 5.0  # a peer that did not answer is not asked again for so long, unless it speaks first
 FAILURES_TO_REMOVE = 2  # in a row; one may be a stall of the peer or of this process
+GREET_AGAIN_S = 60.0  # after which a stranger that asks is pinged again: most find their bucket as full as before
 MAX_SILENT = 4_096
 MAX_ANSWERED = 4_096
 
@@ -45,7 +46,7 @@ class Neighbourhood:
         self._table = table
         self._limits = limits
         self._silent: OrderedDict[Address, _Silence] = OrderedDict()
-        self._answered_s: OrderedDict[Address, float] = OrderedDict()
+        self._answered_s: OrderedDict[Address, tuple[int, float]] = OrderedDict()  # who did there last, and when
         self._listed: dict[int, _Entry] | None = None  # by their ids as numbers; None: the table has changed
         self._most_of_block: Counter[bytes] = Counter()  # at most so many are in the table or wait for a place there
 
@@ -64,6 +65,17 @@ class Neighbourhood:
             speaking = (number for number in nearest_first if not self.is_silent(listed[number].contact.address, now))
             nearest_first = list(itertools.islice(speaking, count)) or nearest_first
         return [listed[number].contact for number in nearest_first[:count]]
+
+    def closest_to_any(self, targets: Sequence[bytes], count: int, most: int, now: float) -> list[Contact]:
+        """The contacts nearest to each of the targets, up to `count` of each and `most` in all: first the nearest of
+        each, then the second of each, and so on. Where `most` is more than there are, all of them."""
+        if len(targets) == 1:
+            return self.closest(targets[0], count, now)[:most]
+        if len(self._list()) <= most:
+            return self.speaking(self.contacts(), now)
+        nearest = [self.closest(target, count, now) for target in targets]
+        ranks = itertools.chain.from_iterable(itertools.zip_longest(*nearest))
+        return list(itertools.islice(dict.fromkeys(contact for contact in ranks if contact is not None), most))
 
     def find(self, node_id: bytes) -> Contact | None:
         """The contact of this id."""
@@ -91,13 +103,19 @@ class Neighbourhood:
         return place
 
     def answered_s(self, contact: Contact) -> float | None:
-        """When it last answered."""
-        return self._answered_s.get(contact.address)
+        """When it last answered there."""
+        number, at_s = self._answered_s.get(contact.address, (None, 0.0))
+        return at_s if number == contact.number else None
+
+    def was_greeted(self, stranger: Contact, now: float) -> bool:
+        """Whether it answered lately, and found no place in the table or waits for one."""
+        answered_s = self.answered_s(stranger)
+        return answered_s is not None and now < answered_s + GREET_AGAIN_S
 
     def answered(self, contact: Contact, now: float) -> bool:
         """It answered a request under this id: whether it is a new contact by that."""
         self.spoke(contact.address)
-        self._answered_s[contact.address] = now
+        self._answered_s[contact.address] = (contact.number, now)
         self._answered_s.move_to_end(contact.address)
         if len(self._answered_s) > MAX_ANSWERED:
             self._answered_s.popitem(last=False)

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import statistics
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -23,7 +22,8 @@ from learning_at_home.clock import Clock
 from learning_at_home.dht import answers
 from learning_at_home.dht.address_blocks import BlockLimits
 from learning_at_home.dht.address_proofs import TokenIssuer, room_for_answer
-from learning_at_home.dht.contacts import Address, Contact, is_worth_asking
+from learning_at_home.dht.clock_offsets import ClockOffsets
+from learning_at_home.dht.contacts import Address, Contact, is_worth_asking, others_than
 from learning_at_home.dht.datagrams import (
     ANSWER,
     CLIENT_ONLY,
@@ -74,7 +74,6 @@ log = logging.getLogger(__name__)
 WAIT_TIMEOUT_S = 1.0  # three times a slow intercontinental round trip
 MAX_CHECKS = 64  # strangers being pinged back at once; further ones are pinged when they come again
 MAX_UNSENT_BYTES = 1 << 20  # answers are dropped, as on a busy line, rather than pile up in front of a full socket
-MAX_CLOCKS = 64  # peers whose time hints are remembered
 
 
 class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no types
@@ -116,7 +115,7 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
             self._send, self, self._pair_keys, request_kind, self._round_trips, self.counters, wait_timeout_s
         )
         self._checks: set[Address] = set()
-        self._clock_offsets_ms: OrderedDict[Address, int] = OrderedDict()
+        self._clock_offsets = ClockOffsets(clock)
 
     def distance(self, target: bytes) -> int:
         """Of this peer's own id."""
@@ -152,8 +151,7 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
 
     def _on_request(self, address: Address, datagram: Datagram, data: bytes) -> None:
         """Answer it, if it comes from the peer that it names; a ping proves nothing and need not. Raises WireError."""
-        if not self._rate_limits.admits(address[0], self._clock.monotonic_s()):
-            self.counters["limited"] += 1
+        if not self._admits(address, 1):
             return
         pair_key = self._pair_keys.of(datagram.sender)
         is_proven = claims_proof(data)
@@ -167,12 +165,20 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         request = decode_request(message)
         if not is_proven and not isinstance(request, Ping):
             raise WireError("a DHT request without a proof of its sender")
+        if isinstance(request, FindNode) and not self._admits(address, len(request.each()) - 1):
+            return
         self.counters["requests"] += 1
         asker = Contact(datagram.sender, *address)
         if is_proven and not datagram.kind & CLIENT_ONLY:
             self._heard_from(asker)
         room_bytes = room_for_answer(len(data), is_heard)
         self._send_answer(asker, datagram.message_id, self._answer(asker, request, room_bytes), room_bytes)
+
+    def _admits(self, address: Address, count: int) -> bool:
+        """Whether so much is to be answered: one for each datagram, and for each target beyond the first."""
+        admitted = self._rate_limits.admits(address[0], self._clock.monotonic_s(), count)
+        self.counters["limited"] += not admitted
+        return admitted
 
     def _whole_request(self, address: Address, datagram: Datagram, is_heard: bool) -> bytes | None:
         """The message, None while parts of it are missing. Raises WireError for a part of one who may not be there."""
@@ -200,7 +206,7 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
             case Ping():
                 return self.rpc_ping()
             case FindNode():
-                return self.rpc_find_node(asker, request.target, room_bytes)
+                return self.rpc_find_node(asker, request.each(), room_bytes)
             case FindValue():
                 return self.rpc_find_value(asker, request, room_bytes)
             case Store():
@@ -213,8 +219,11 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
     def rpc_ping(self) -> Pong:
         return Pong(self._wall_ms())
 
-    def rpc_find_node(self, asker: Contact, key: bytes, room_bytes: int) -> Nodes:
-        return answers.nodes(self._neighbours(asker, key), room_bytes)
+    def rpc_find_node(self, asker: Contact, targets: Sequence[bytes], room_bytes: int) -> Nodes:
+        most, now = answers.most_neighbours(room_bytes), self._clock.monotonic_s()
+        closest = self.neighbourhood.closest_to_any(targets, MAX_NEIGHBOURS + 1, most + 1, now)
+        others = others_than(asker, closest)[: MAX_NEIGHBOURS if len(targets) == 1 else most]
+        return answers.nodes(neighbours_of(others), room_bytes)
 
     def rpc_find_value(self, asker: Contact, request: FindValue, room_bytes: int) -> Values:
         """With the first page of records also who is closer to the key."""
@@ -241,7 +250,7 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         except WireError:
             self.slots.refusals[Refusal.MALFORMED.value] += 1
             return SlotsStored((Refusal.MALFORMED.value,) * len(request.names), now_ms)
-        refusals = (self.slots.put(record, name, now_ms) for name in request.names)
+        refusals = self.slots.put_many(record, request.names, now_ms)
         return SlotsStored(tuple(refusal.value if refusal else "" for refusal in refusals), now_ms)
 
     def rpc_find_slots(self, asker: Contact, request: FindSlots, room_bytes: int) -> SlotsFound:
@@ -250,8 +259,7 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
 
     def _neighbours(self, asker: Contact, key: bytes, most: int = MAX_NEIGHBOURS) -> tuple[bytes, ...]:
         closest = self.neighbourhood.closest(key, most + 1, self._clock.monotonic_s())
-        others = [each for each in closest if each.number != asker.number and each.address != asker.address]
-        return neighbours_of(others[:most])
+        return neighbours_of(others_than(asker, closest)[:most])
 
     # -- what we ask
 
@@ -260,8 +268,10 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         reply = await self._ping(address, None)
         return None if reply is None else reply.contact
 
-    async def call_find_node(self, contact: Contact, target: bytes) -> list[Contact] | None:
-        reply = await self._questions.ask(contact.address, contact.public_key, FindNode(target), Nodes)
+    async def call_find_node(self, contact: Contact, *targets: bytes) -> list[Contact] | None:
+        """Whom the peer knows near each of up to MAX_TARGETS."""
+        request = FindNode(b"".join(targets))
+        reply = await self._questions.ask(contact.address, contact.public_key, request, Nodes)
         return None if reply is None else self._told(reply.answer.neighbours, contact.address)
 
     async def call_find_value(self, contact: Contact, key: bytes, after: bytes) -> tuple[Values, list[Contact]] | None:
@@ -274,7 +284,7 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         reply = await self._questions.ask(contact.address, contact.public_key, request, Stored)
         if reply is None:
             return None
-        self._note_clock(contact.address, reply.answer.wall_ms)
+        self._clock_offsets.note(contact.address, reply.answer.wall_ms)
         return reply.answer.refusal
 
     async def call_store_slots(self, contact: Contact, record: Record, names: Sequence[str]) -> tuple[str, ...] | None:
@@ -283,7 +293,7 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         reply = await self._questions.ask(contact.address, contact.public_key, request, SlotsStored)
         if reply is None or len(reply.answer.refusals) != len(names):
             return None
-        self._note_clock(contact.address, reply.answer.wall_ms)
+        self._clock_offsets.note(contact.address, reply.answer.wall_ms)
         return reply.answer.refusals
 
     async def call_find_slots(
@@ -296,7 +306,7 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
     async def _ping(self, address: Address, public_key: bytes | None) -> Reply[Pong] | None:
         reply = await self._questions.ask(address, public_key, Ping(), Pong)
         if reply is not None:
-            self._note_clock(address, reply.answer.wall_ms)
+            self._clock_offsets.note(address, reply.answer.wall_ms)
         return reply
 
     def on_answer(self, contact: Contact, expected_key: bytes | None) -> None:
@@ -359,7 +369,7 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         if asker.node_id == self.node_id:
             return
         known = self.neighbourhood.find(asker.node_id)
-        if known == asker:
+        if known == asker or (known is None and self.neighbourhood.was_greeted(asker, self._clock.monotonic_s())):
             self.neighbourhood.spoke(asker.address)
         elif not self.neighbourhood.is_silent(asker.address, self._clock.monotonic_s()):
             self._check(known, asker)
@@ -384,13 +394,7 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
 
     def clock_offset_s(self) -> float | None:
         """What this machine's wall clock lacks, by the median of the peers' time hints; None without any."""
-        return statistics.median(self._clock_offsets_ms.values()) / 1000 if self._clock_offsets_ms else None
-
-    def _note_clock(self, address: Address, wall_ms: int) -> None:
-        self._clock_offsets_ms[address] = wall_ms - self._wall_ms()
-        self._clock_offsets_ms.move_to_end(address)
-        if len(self._clock_offsets_ms) > MAX_CLOCKS:
-            self._clock_offsets_ms.popitem(last=False)
+        return self._clock_offsets.median_s()
 
     def _wall_ms(self) -> int:
         return int(self._clock.wall_s() * 1000)

@@ -24,15 +24,15 @@ class RateLimits:
         self._limits = limits
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # what was left, and when
 
-    def admits(self, ip: str, now: float) -> bool:
-        """Whether a request from this numeric address is to be answered; it counts when it is."""
+    def admits(self, ip: str, now: float, count: int = 1) -> bool:
+        """Whether a request from this numeric address is to be answered; it counts, for so many, when it is."""
         if self._limits.is_exempt(ip):
             return True
         source = _source_of(ip)
         left, at_s = self._buckets.get(source, (BURST, now))
         left = min(BURST, left + RATE_PER_S * max(0.0, now - at_s))
-        admitted = left >= 1.0
-        self._buckets[source] = (left - admitted, now)
+        admitted = left >= count
+        self._buckets[source] = (left - count if admitted else left, now)
         self._buckets.move_to_end(source)
         if len(self._buckets) > MAX_SOURCES:
             self._buckets.popitem(last=False)

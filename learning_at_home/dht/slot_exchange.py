@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 from learning_at_home.clock import Clock
 from learning_at_home.dht.contacts import Contact
+from learning_at_home.dht.crawl import Told, run_lookups, told_of
 from learning_at_home.dht.exchange import MAX_PAGES, READ_K, Exchange, Held, K
-from learning_at_home.dht.lookup import SPARE, Lookup, run_lookups
+from learning_at_home.dht.lookup import SPARE, Lookup
 from learning_at_home.dht.messages import MAX_FIRST_KNOWN, MAX_KNOWN, MAX_NAMES, MAX_NAMES_BYTES
 from learning_at_home.dht.protocol import DhtProtocol
 from learning_at_home.dht.records import TAG_BYTES, Record, key_of, newest_per_publisher
@@ -139,8 +140,8 @@ class SlotExchange:
             for index, refusal in zip(indices, answer or (), strict=False):
                 note(index, refusal)
 
-        for index in own:
-            refused = self._storage.put(record, names[index], self._wall_ms())
+        refused_here = self._storage.put_many(record, [names[index] for index in own], self._wall_ms())
+        for index, refused in zip(own, refused_here, strict=True):
             note(index, refused.value if refused else "")
         await asyncio.gather(
             *(tell(contact, chunk) for contact, indices in of_contact.items() for chunk in _chunks(indices, names))
@@ -168,9 +169,9 @@ class SlotExchange:
                 paging[asyncio.create_task(self._read_on(contact, reading, page))] = reading
             return page.neighbours[: READ_K + SPARE]
 
-        async def fetch(contact: Contact, concerned: Sequence[Lookup]) -> list[list[Contact]] | None:
+        async def fetch(contact: Contact, concerned: Sequence[Lookup]) -> Told | None:
             told = await asyncio.gather(*(fetch_one(contact, reading_of[id(lookup)]) for lookup in concerned))
-            return None if all(each is None for each in told) else [each or [] for each in told]
+            return None if all(each is None for each in told) else [told_of(each or ()) for each in told]
 
         try:
             await run_lookups(lookups, fetch, self._clock)

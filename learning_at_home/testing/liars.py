@@ -10,6 +10,7 @@ from typing import assert_never
 from learning_at_home.dht.contacts import Contact
 from learning_at_home.dht.messages import (
     MAX_NEIGHBOURS,
+    MAX_TOLD,
     READ_NEIGHBOURS,
     Answer,
     FindNode,
@@ -63,7 +64,8 @@ def make_liar(liar: DhtNode, lie: Lie, others: Sequence[DhtNode], chance: random
             case Ping():
                 return honest(asker, request, room_bytes)
             case FindNode():
-                return Nodes(neighbours(request.target))
+                told = [neighbour for target in request.each() for neighbour in neighbours(target)]
+                return Nodes(tuple(dict.fromkeys(told))[:MAX_TOLD])
             case FindValue():
                 return Values(values(request.key), b"", neighbours(request.key)[:READ_NEIGHBOURS])
             case FindSlots():

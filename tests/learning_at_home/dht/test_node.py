@@ -401,3 +401,32 @@ async def test_the_table_of_neighbours_is_told_the_nearest_first_with_what_is_kn
             assert peer.answered_ago_s is not None
             assert 0 <= peer.answered_ago_s < 10
             assert not peer.is_silent
+
+
+async def test_a_crawl_for_many_keys_asks_each_peer_once():
+    async with network(6) as nodes:
+        asker, asked = nodes[0], list[tuple[Contact, int]]()
+        ask = asker._protocol.call_find_node
+
+        async def counted(contact: Contact, *targets: bytes) -> list[Contact] | None:
+            asked.append((contact, len(targets)))
+            return await ask(contact, *targets)
+
+        asker._protocol.call_find_node = counted  # type: ignore[method-assign]
+        closest = await asker._exchange.closest_peers_of([bytes([number]) * 20 for number in range(60)])
+
+        assert all(len(found) == 5 for found in closest.values())
+        assert sorted(asked) == sorted((contact, part) for contact in closest[bytes(20)] for part in (50, 10))
+
+
+async def test_a_stranger_for_whom_the_table_has_no_place_is_pinged_once_a_minute():
+    async with network(2) as (alice, bob):
+        protocol, stranger = alice._protocol, Contact(bob.identity.public_key, *bob._bound)
+        protocol.neighbourhood._answered_s.clear()
+        protocol.neighbourhood._add = lambda entry: False  # type: ignore[method-assign]
+        protocol.neighbourhood.remove(stranger)
+        pinged = bob._protocol.counters["requests"]
+        for expected in (1, 1):
+            assert await bob._protocol.call_find_node(Contact(alice.identity.public_key, *alice._bound), KEY) == []
+            await until(lambda: not protocol._checks)
+            assert bob._protocol.counters["requests"] - pinged == expected

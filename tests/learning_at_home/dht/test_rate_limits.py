@@ -52,3 +52,12 @@ def test_addresses_without_end_are_not_all_remembered():
         limits.admits(f"20.{number >> 16}.{number >> 8 & 255}.{number & 255}", 0.0)
 
     assert len(limits._buckets) == rate_limits.MAX_SOURCES
+
+
+def test_a_question_counts_for_as_many_as_it_has_targets_and_not_at_all_when_refused():
+    limits = RateLimits(BlockLimits())
+
+    assert limits.admits("20.0.0.1", 0.0, int(BURST) - 10)
+    assert not limits.admits("20.0.0.1", 0.0, 11)
+    assert limits.admits("20.0.0.1", 0.0, 10)
+    assert not limits.admits("20.0.0.1", 0.0)
