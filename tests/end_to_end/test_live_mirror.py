@@ -28,6 +28,7 @@ hidden_size = 16
 NAMES = ("brisk-heron", "calm-otter", "keen-robin", "shy-badger")
 KILLED_OUT_IN_S = 3.0
 SILENT_OUT_IN_S = 12.0
+PROBED_IN_S = 25.0  # every node within 15 s and a fifth, and its second failure
 
 
 def test_a_trainer_that_calls_nobody_knows_who_vanished_and_goes_on_without_the_coordinator(
@@ -68,4 +69,5 @@ def test_a_trainer_that_calls_nobody_knows_who_vanished_and_goes_on_without_the_
 
             processes.coordinator(free_tcp_port, project_file)
             processes.until(lambda: swarm.directory_source().name == "mirror", "the mirror is back", 60)
-            processes.until(lambda: are_alive(8), "and tells the same", 10)
+            # The new coordinator knows the killed node from the DHT alone, until it has probed it.
+            processes.until(lambda: are_alive(8), "and tells the same", PROBED_IN_S)
