@@ -25,7 +25,7 @@ OfCells = Callable[[LayerView, CellIndex], Tensor]  # one number per cell of the
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Choice:
-    """A batch's scores `lines_RL`, detached and on the CPU, and what besides them decides.
+    """A batch's scores `lines_RL`, detached, on the CPU, float32 or float64, and what besides them decides.
 
     `penalty` is subtracted from the scores. Cells on the lines `dropped_L` are taken where no other is left. `room`:
     how many rows each cell takes at most (for k_best=1); the others go where `overflow` says.

@@ -194,7 +194,7 @@ class DMoE(SwarmModule):
             raise ConfigError(f"{name}: latency_weight is {self.latency_weight}; it must be finite and not negative")
 
     def _choice(self, lines_RL: Tensor) -> Choice:
-        """How experts are chosen for a batch of these scores, detached and on the CPU."""
+        """How experts are chosen for a batch of these scores: detached, on the CPU, float32 or float64."""
         return Choice(lines_RL, self.k_best, self._penalty if self.latency_weight else None)
 
     def _penalty(self, view: LayerView, index: CellIndex) -> Tensor:
@@ -223,7 +223,8 @@ class DMoE(SwarmModule):
         with self._calls.tracing.round(self.layer.prefix, "forward", x.shape[0]) as traced:
             with section(traced, "gate"):
                 lines_RL, noise = self.gate.noisy_line_scores(x)
-            choice = self._choice(lines_RL.detach().to("cpu"))
+            # At least float32: bfloat16 ties many cells, and numpy does not know it.
+            choice = self._choice(lines_RL.detach().to("cpu", torch.promote_types(lines_RL.dtype, torch.float32)))
             operation = self.backward_operation
             plan = _Plan(self._calls, self.terms, self._living, choice, self.circuit_breaker, traced, operation)
             answers_RSx: Tensor

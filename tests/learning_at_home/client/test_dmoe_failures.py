@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from learning_at_home.client.dmoe import DMoE
+from learning_at_home.client.switch_dmoe import SwitchDMoE
 from learning_at_home.directory import suspicions
 from learning_at_home.errors import (
     ExpertFailed,
@@ -92,6 +93,24 @@ def test_an_expert_that_fails_is_left_out_of_softmax_and_gradients(small_swarm):
     torch.testing.assert_close(y, y_local)
     torch.testing.assert_close(x.grad, x_local.grad)
     torch.testing.assert_close(gate_gradient, dmoe.gate.lines.weight.grad)
+
+
+@pytest.mark.parametrize("kind", [DMoE, SwitchDMoE])
+def test_a_failure_is_survived_in_a_model_of_bfloat16(small_swarm, kind):
+    swarm = line(small_swarm, dtype="float32")
+    swarm.add_wilful([0], failing)
+    swarm.add_wilful([1, 2, 3], by_cell)
+    options = {"capacity_factor": 4.0} if kind is SwitchDMoE else {"k_best": 1}
+    model = kind(swarm.swarm, "ffn0", **options).bfloat16()
+    prefer(model, 0, 2)
+    x = torch.ones(4, 6, dtype=torch.bfloat16, requires_grad=True)
+
+    y = model(x)
+    y.sum().backward()
+
+    assert y.dtype == torch.bfloat16
+    assert bool((y > x).all()), "expert 2 answered, which multiplies by 3"
+    assert x.grad is not None and bool((x.grad > 1).all())
 
 
 @pytest.mark.parametrize(
