@@ -175,6 +175,12 @@ class DMoE(SwarmModule):
         """For copies: the last batch's use stays behind, since its graph cannot be copied."""
         return {**self.__dict__, "_last_use": None, "_last_passed": None}
 
+    def _follow(self, original: SwarmModule) -> None:
+        """Be as frozen as the layer that this one is a copy of, and count usage together with it."""
+        super()._follow(original)
+        if isinstance(original, DMoE):
+            self._meter = original._meter
+
     def extra_repr(self) -> str:
         terms = self.terms
         times = f"deadline_s={terms.deadline_s:g}, grace_s={terms.grace_s:g}"

@@ -2,7 +2,8 @@
 
 Threaded: each batch that is under way has a thread and a copy of the model's own parameters, for two backwards cannot
 share one set of gradients, nor a backward outlive a step that changes its weights. Updates are made in the caller's
-thread, one batch after another, in the order of the iterator. Knows nothing of experts: a loss is a function.
+thread, one batch after another, in the order of the iterator. Of experts it knows only that their layers' copies follow
+the model's: a loss is a function.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from learning_at_home.client.progress import Progress, progress_of
+from learning_at_home.client.swarm_module import SwarmModule
 from learning_at_home.errors import ConfigError, LearningAtHomeError, UsageError
 
 log = logging.getLogger(__name__)
@@ -187,6 +189,8 @@ class _Replica:
         """Be as the model is now."""
         for theirs, ours in zip(model.modules(), self.model.modules(), strict=True):
             ours.training = theirs.training
+            if isinstance(theirs, SwarmModule) and isinstance(ours, SwarmModule):
+                ours._follow(theirs)
         for parameter, own in zip(model.parameters(), self.model.parameters(), strict=True):
             own.copy_(parameter)
             own.requires_grad_(parameter.requires_grad)

@@ -75,7 +75,6 @@ class RemoteExpert(SwarmModule):
         self._name = str(self.uid)
         self._row_shape, self._max_rows = self.layer.row_shape, self.layer.max_rows
         self._cell = self.layer.cells.cell(self.uid)
-        self._is_frozen = False
         self._swarm = swarm  # keeps the connections open for as long as somebody holds the expert
         self._calls: CallContext = swarm.calls
         self._last_holder: PeerAddress | None = None
@@ -83,11 +82,11 @@ class RemoteExpert(SwarmModule):
     @property
     def trains_experts(self) -> bool:
         """Whether a backward through a forward that is made now lets the expert learn."""
-        return self.training and not self._is_frozen
+        return self.training and self.train_experts is not False
 
     def requires_grad_(self, requires_grad: bool = True) -> RemoteExpert:
         """Whether a backward trains the expert. A model's `requires_grad_` does not get here: nothing is ours."""
-        self._is_frozen = not requires_grad
+        self.train_experts = requires_grad
         return self
 
     def _compute(self, x: Tensor) -> Tensor:

@@ -29,6 +29,11 @@ class SwarmModule(torch.nn.Module):
         self._dtype = DTYPES[dtype_name]
         self._probe = torch.empty(0, dtype=self._dtype)  # goes where `model.to` would take weights
         self._is_converted = False
+        self.train_experts: bool | None = None  # None: the subclass's own rule
+
+    def _follow(self, original: SwarmModule) -> None:
+        """Be as frozen as the module that this one is a copy of, and works beside."""
+        self.train_experts = original.train_experts
 
     def forward(self, x: Tensor) -> Tensor:
         """The output for x. Of the layer's dtype; after `model.to(dtype)` also of that one, under autocast of any."""

@@ -7,8 +7,10 @@ Pure but for the logger: takes `now` (monotonic). Memory for a few numbers per c
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,9 +55,10 @@ class Usage:
 
 
 class UsageMeter:
-    """Counts a layer's batches. Not thread-safe: threads that train one layer at once may lose a batch's count."""
+    """Counts a layer's batches, from any thread: those of a pipeline's copies are counted together."""
 
     def __init__(self, prefix: str, grid: Grid) -> None:
+        self._lock = threading.Lock()
         self._prefix = prefix
         self._grid = grid
         self._answers_N: NDArray[np.float64] = np.zeros(grid.num_cells)  # in units of the newest batch's, growing
@@ -68,26 +71,29 @@ class UsageMeter:
     def count(self, cells: NDArray[np.int64]) -> None:
         """A batch: the cells whose answers its rows got, [R, S], -1 where none."""
         used = cells[cells >= 0]
-        self._unit *= GROWTH
-        if self._unit > MAX_UNIT:
-            self._answers_N /= self._unit
-            self._rows /= self._unit
-            self._unit = 1.0
-        np.add.at(self._answers_N, used, self._unit)
-        self._rows += self._unit * int(np.count_nonzero(cells[:, 0] >= 0))
-        self._last_used_N[used] = self._batches
-        self._batches += 1
+        with self._lock:
+            self._unit *= GROWTH
+            if self._unit > MAX_UNIT:
+                self._answers_N /= self._unit
+                self._rows /= self._unit
+                self._unit = 1.0
+            np.add.at(self._answers_N, used, self._unit)
+            self._rows += self._unit * int(np.count_nonzero(cells[:, 0] >= 0))
+            self._last_used_N[used] = self._batches
+            self._batches += 1
 
     def usage(self, living: Sequence[int] | NDArray[np.int64]) -> Usage:
         """What was counted of the cells that are alive now, by flat index."""
         places = np.asarray(living, np.int64)
-        answers = self._answers_N[places]
+        with self._lock:
+            answers, last_used = self._answers_N[places], self._last_used_N[places]
+            batches, all_answers, rows = self._batches, float(self._answers_N.sum()), self._rows
         total = float(answers.sum())
         shares = answers / total if total else answers
         used = shares[shares > 0]
         entropy = max(0.0, float(-(used * np.log(used)).sum()))
         return Usage(
-            batches=self._batches,
+            batches=batches,
             shares={
                 self._grid.uid(self._prefix, cell): share
                 for cell, share in zip(places.tolist(), shares.tolist(), strict=True)
@@ -95,9 +101,17 @@ class UsageMeter:
             entropy=entropy,
             entropy_share=entropy / math.log(len(places)) if len(places) > 1 else 1.0,
             effective_experts=math.exp(entropy),
-            experts_per_row=float(self._answers_N.sum()) / self._rows if self._rows else 0.0,
-            num_unused=int((self._last_used_N[places] < self._batches - WINDOW_BATCHES).sum()),
+            experts_per_row=all_answers / rows if rows else 0.0,
+            num_unused=int((last_used < batches - WINDOW_BATCHES).sum()),
         )
+
+    def __getstate__(self) -> dict[str, object]:
+        """For copies, which count for themselves from then on."""
+        with self._lock:
+            return {name: copy.copy(value) for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__ = {**state, "_lock": threading.Lock()}
 
     def is_due(self) -> bool:
         """Whether `warn` should have a look, after this batch."""
@@ -108,9 +122,10 @@ class UsageMeter:
         if now < self._warn_at_s:
             return False
         usage = self.usage(living)
-        if not usage.has_collapsed:
-            return False
-        self._warn_at_s = now + WARN_EVERY_S
+        with self._lock:
+            if now < self._warn_at_s or not usage.has_collapsed:
+                return False
+            self._warn_at_s = now + WARN_EVERY_S
         log.warning(
             "layer %s: the gate has collapsed: its rows went to %.1f of %d living experts, effectively, where one row "
             "takes %.1f; %d got nothing in the last %d batches (entropy %.2f, %.0f %% of its maximum). Add more of "

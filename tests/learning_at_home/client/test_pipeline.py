@@ -16,6 +16,7 @@ from learning_at_home.client import pipeline as pipelines
 from learning_at_home.client.dmoe import DMoE
 from learning_at_home.client.pipeline import Pipeline
 from learning_at_home.client.progress import ProgressLine, TqdmProgress, progress_of
+from learning_at_home.client.remote_expert import RemoteExpert
 from learning_at_home.errors import ConfigError, ExpertFailed, NotEnoughExperts, UsageError
 from tests.faults.tcp_proxy import TcpProxy
 from tests.learning_at_home.client.small_swarm import SmallSwarm, layer, twice
@@ -250,6 +251,46 @@ def test_leaving_the_loop_ends_it_and_no_backward_follows_the_forwards_under_way
     assert {work.operation for work in node.seen} == {"forward", "backward"}
     forwards = sum(work.operation == "forward" for work in node.seen)
     assert sum(work.operation == "backward" for work in node.seen) < forwards
+
+
+@pytest.mark.parametrize(
+    "freeze",
+    [
+        lambda layer: layer.requires_grad_(False),
+        lambda layer: layer.eval(),
+        lambda layer: setattr(layer, "train_experts", False),
+    ],
+)
+@pytest.mark.parametrize("kind", [DMoE, RemoteExpert])
+def test_experts_that_are_frozen_on_the_way_learn_nothing_from_the_next_batch_on(small_swarm, kind, freeze):
+    swarm = small_swarm(layer((1,)))
+    node = swarm.add_wilful([0], twice)
+    remote = DMoE(swarm.swarm, "ffn0", 1) if kind is DMoE else RemoteExpert(swarm.swarm, "ffn0.0")
+    model = nn.Sequential(nn.Linear(6, 6), remote).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    with swarm.swarm.pipeline(
+        make_batches(2), model, lambda model, batch: model(batch[0]).sum(), optimizer, in_flight=1
+    ) as steps:
+        next(steps)
+        freeze(remote)
+        next(steps)
+
+    assert [work.operation for work in node.seen] == ["forward", "backward", "forward", "gradient"]
+
+
+def test_usage_of_the_model_counts_the_batches_of_all_its_copies_and_no_other_copys(small_swarm):
+    swarm = small_swarm(layer())
+    swarm.add_wilful([0, 1, 2, 3], twice)
+    model = make_model(swarm)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    list(swarm.swarm.pipeline(make_batches(5), model, loss_of, optimizer, in_flight=3))
+    (dmoe,) = [module for module in model if isinstance(module, DMoE)]
+    another = copy.deepcopy(dmoe)
+    another(make_batches(1)[0][0])
+
+    assert (dmoe.usage().batches, another.usage().batches) == (5, 6)
+    assert dmoe.usage().experts_per_row == pytest.approx(2.0)
 
 
 def test_an_interrupt_ends_it(monkeypatch):
