@@ -140,8 +140,9 @@ class Pipeline(Generic[BatchT]):
             except Exception as error:  # noqa: BLE001 - the caller's own iterator: raised when its turn comes
                 self._ended = error
                 return
-            replica = self._free.pop()
+            replica = self._free[-1]
             replica.load(self._model)
+            self._free.pop()
             started = _Started(self._started, batch, replica, self._updates)
             self._started += 1
             self._work.start(started)
@@ -163,9 +164,9 @@ class Pipeline(Generic[BatchT]):
         else:
             self._work.under_way.popleft()
             self._failed_in_a_row = 0
+            self._free.append(started.replica)  # also when its update fails; the next batch loads it anew
             staleness = self._updates - started.updates
             self._update(started.replica)
-            self._free.append(started.replica)
             step = Step(started.number, started.batch, loss, staleness, seconds, None)
         self._progress.step(step.number + 1, step.loss, step.staleness)
         return step

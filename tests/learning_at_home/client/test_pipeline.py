@@ -192,6 +192,24 @@ def test_so_many_errors_of_the_swarm_in_a_row_are_steps_and_one_more_is_raised()
     assert [step.number for step in steps] == [6]
 
 
+def test_an_optimizer_that_raises_loses_its_batch_and_no_other():
+    model = nn.Linear(6, 2).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    fails = iter([True, True, False, False])
+
+    def step(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        if next(fails):
+            raise RuntimeError("out of memory")
+
+    optimizer.register_step_pre_hook(step)
+    steps = Pipeline(make_batches(4), model, local_loss, optimizer, in_flight=2)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="memory"):
+            next(steps)
+
+    assert [step.number for step in steps] == [2, 3]
+
+
 def test_the_callers_own_mistakes_are_raised_whatever_is_tolerated():
     model = nn.Linear(6, 2).double()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
