@@ -79,7 +79,7 @@ class Sinks:
     """The sinks of a swarm. Any thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a sink may itself report, add a sink, or close the swarm
         self._sinks: list[Sink] = []
         self._complained: set[int] = set()  # of which sinks, by their place
 
@@ -91,6 +91,8 @@ class Sinks:
         """Tell every sink; one that raises is complained about once and told again next time."""
         with self._lock:
             for place, sink in enumerate(self._sinks):
+                if not self._sinks:
+                    return  # the one before has closed all
                 try:
                     sink(step, metrics)
                 except Exception:  # the sink's edge: a full disk must not end a training

@@ -3,6 +3,7 @@
 import csv
 import logging
 import math
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -78,6 +79,25 @@ def test_a_sink_that_fails_is_complained_about_once_and_the_others_go_on(small_s
         "the sink Full failed at step 0; training goes on",
         "the sink Full could not be closed",
     ]
+
+
+def test_a_sink_may_close_the_swarm_that_it_is_told_by(small_swarm, tmp_path, caplog):
+    swarm = small_swarm(layer()).swarm
+    swarm.add_sink(lambda step, metrics: None if math.isfinite(metrics["loss"]) else swarm.close())
+    swarm.add_sink(lah.CsvSink(tmp_path / "run.csv"))
+
+    def report() -> None:
+        swarm.report(0, loss=1.0)
+        swarm.report(1, loss=math.nan)
+
+    reporting = threading.Thread(target=report, daemon=True)
+    reporting.start()
+    reporting.join(10)
+
+    assert not reporting.is_alive()
+    assert "closed" in repr(swarm)
+    assert caplog.records == []
+    assert [line["step"] for line in lines_of(tmp_path / "run.csv")] == ["0"]
 
 
 def test_a_sink_that_cannot_begin_says_why(tmp_path, monkeypatch):
