@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum, auto
+from typing import NoReturn
 
 from torch import Tensor
 
+from learning_at_home.client.dispatch import MAX_CAUSES_SHOWN
 from learning_at_home.client.shared_round import SharedRound
-from learning_at_home.errors import NotEnoughExperts, ParametersMissing
+from learning_at_home.errors import LearningAtHomeError, NotEnoughExperts, ParametersMissing
 
 log = logging.getLogger(__name__)
 
@@ -53,10 +55,11 @@ def next_move(
 def start(round_of: SharedRound, model_CL: Tensor, timeout_s: float, fill_missing: bool, prefix: str) -> None:
     """Let every copy hold what the swarm does. `model_CL`: our own start, for a swarm that has nothing.
 
-    Raises SpecMismatch, NotEnoughExperts when hosts are missing, ParametersMissing when hosts of a trained group are
-    empty and no trainer with a copy fills them in time.
+    Raises SpecMismatch, NotEnoughExperts when hosts are missing or do not take our start, ParametersMissing when hosts
+    of a trained group are empty and no trainer with a copy fills them in time.
     """
     deadline = time.monotonic() + timeout_s
+    refusals: Mapping[int, LearningAtHomeError] = {}
     versions: list[int | None] = []
     is_first, changed_s = False, time.monotonic()
     while True:
@@ -76,6 +79,8 @@ def start(round_of: SharedRound, model_CL: Tensor, timeout_s: float, fill_missin
                 else:
                     copy.take(values_L, note.version)
             return
+        if time.monotonic() >= deadline:
+            _give_up(round_of, versions, refusals, timeout_s, prefix)
         if move is Move.CLAIM:
             round_of.fill(round_of.copies[:1], model_CL, deadline)
             is_first = round_of.counts.fills > 0
@@ -83,14 +88,27 @@ def start(round_of: SharedRound, model_CL: Tensor, timeout_s: float, fill_missin
             empty = [copy for copy, version in zip(round_of.copies, versions, strict=True) if not version]
             log.info("layer %s: filling %d of %d chunks with this trainer's start", prefix, len(empty), len(versions))
             round_of.fill(empty, model_CL, deadline)
-        elif now >= deadline:
-            _give_up(round_of, versions, timeout_s, prefix)
-        else:
+        refusals = {} if move is Move.WAIT else dict(round_of.counts.causes)
+        if move is Move.WAIT or refusals:
             time.sleep(LOOK_AGAIN_S)
 
 
-def _give_up(round_of: SharedRound, versions: Sequence[int | None], timeout_s: float, prefix: str) -> None:
-    causes = {f"{prefix}.{cell}": error for cell, error in round_of.counts.causes.items()}
+def _give_up(
+    round_of: SharedRound,
+    versions: Sequence[int | None],
+    refusals: Mapping[int, LearningAtHomeError],
+    timeout_s: float,
+    prefix: str,
+) -> NoReturn:
+    causes = {f"{prefix}.{cell}": error for cell, error in {**refusals, **round_of.counts.causes}.items()}
+    if None not in versions and (refusals or not any(versions)):
+        told = (
+            "; ".join(f"{uid}: {error}" for uid, error in list(causes.items())[:MAX_CAUSES_SHOWN]) or "no time was left"
+        )
+        raise NotEnoughExperts(
+            f"layer {prefix}: in {timeout_s:g} s hosts that have nothing did not take this trainer's start ({told})",
+            causes=causes,
+        )
     if None in versions:
         missing = ", ".join(f"{prefix}.{cell}" for cell, version in enumerate(versions) if version is None)
         raise NotEnoughExperts(f"layer {prefix}: after {timeout_s:g} s no host answers for {missing}", causes=causes)

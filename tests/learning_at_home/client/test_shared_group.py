@@ -12,8 +12,10 @@ from learning_at_home.client.dmoe import DMoE
 from learning_at_home.client.fanout import FanOut
 from learning_at_home.client.probing import Prober
 from learning_at_home.client.shared_group import SharedParameters
+from learning_at_home.client.shared_start import LOOK_AGAIN_S
 from learning_at_home.errors import (
     ConfigError,
+    ExpertFailed,
     NonFiniteTensor,
     NotEnoughExperts,
     ParametersMissing,
@@ -21,7 +23,8 @@ from learning_at_home.errors import (
     StaleRequest,
 )
 from learning_at_home.project import LayerSpec, OptimizerSpec
-from learning_at_home.wire.messages import Failure, Reply
+from learning_at_home.shared_parameters import HEADER_SIZE, NOTE_SIZE, Meaning, Note
+from learning_at_home.wire.messages import Failure, Reply, Work
 from node_agent.runtime.host import Host
 from tests.learning_at_home.client.small_swarm import SmallSwarm, layer
 
@@ -91,6 +94,26 @@ def test_the_first_fills_the_swarm_and_the_next_starts_from_it(swarm):
     assert filled.stats().fills == 3
     assert joined.stats().fills == 0
     assert joined.stats().versions == (1, 1, 1)
+
+
+def test_hosts_that_take_no_start_are_told_with_their_reason_and_are_not_asked_without_pause(small_swarm):
+    def refuses(work: Work, tensors: list[torch.Tensor]) -> torch.Tensor | ExpertFailed:
+        if work.operation == "backward":
+            return ExpertFailed("this disk is full")
+        held = torch.zeros(1, HEADER_SIZE + 40, dtype=torch.float64)
+        held[0, :NOTE_SIZE] = torch.tensor(Note(Meaning.HELD, 0, 0, 0).to_row())
+        return held
+
+    swarm = small_swarm(trunk())
+    node = swarm.add_wilful([0, 1, 2], refuses)
+
+    with pytest.raises(
+        NotEnoughExperts, match=r"did not take this trainer's start.*trunk.0: this disk is full"
+    ) as raised:
+        join(swarm, model(), timeout_s=SHORT_S)
+
+    assert isinstance(raised.value.causes["trunk.0"], ExpertFailed)
+    assert sum(work.operation == "backward" for work in node.seen) <= 1 + SHORT_S / LOOK_AGAIN_S
 
 
 def test_two_trainers_come_to_one_state_that_holds_the_work_of_both(swarm):
