@@ -52,7 +52,6 @@ class Verdict:
 @dataclass(slots=True)
 class _Host:
     circuit: Circuit = "closed"
-    cells: int = 0
     looks: deque[tuple[float, int, int]] = field(default_factory=deque)  # when, calls, failures; within the window
     bad_since_s: float | None = None
     until_s: float = -math.inf
@@ -88,8 +87,9 @@ class Breaker:
         host = self._hosts.get(public_key)
         return host.circuit if host else "closed"
 
-    def look(self, figures: Mapping[bytes, HostFigures], now: float) -> list[Verdict]:
-        """What changes. `figures`: of the hosts that can be called now. To be called about once in a second.
+    def look(self, figures: Mapping[bytes, HostFigures], now: float, cells_aside: int = 0) -> list[Verdict]:
+        """What changes. `figures`: of the hosts that can be called now; `cells_aside`: of the layer, on hosts that are
+        put aside now, by whichever layer's breaker. To be called about once in a second.
 
         At most one host is put aside at a time, the worst; and never one without which fewer than half of the layer's
         experts, or than k_min, would be left.
@@ -97,7 +97,6 @@ class Breaker:
         lately: dict[bytes, _Lately] = {}
         for key, its in figures.items():
             host = self._hosts.setdefault(key, _Host())
-            host.cells = its.cells
             if host.circuit == "open" and now >= host.until_s:
                 host.circuit, host.bad_since_s = "half open", None
                 host.looks.clear()
@@ -114,7 +113,7 @@ class Breaker:
         ]
         candidates = [key for key in badness if self._is_degraded(self._hosts[key], lately[key], now)]
         worst = max(candidates, key=lambda key: badness[key], default=None)
-        if worst is not None and self._can_spare(worst, figures):
+        if worst is not None and self._can_spare(worst, figures, cells_aside):
             verdicts.append(self._open(worst, figures[worst], lately, now))
         return verdicts
 
@@ -149,10 +148,9 @@ class Breaker:
             return lately.calls >= TRIAL_CALLS
         return lately.calls >= MIN_CALLS and now - host.bad_since_s >= DEGRADED_AFTER_S
 
-    def _can_spare(self, key: bytes, figures: Mapping[bytes, HostFigures]) -> bool:
+    def _can_spare(self, key: bytes, figures: Mapping[bytes, HostFigures], cells_aside: int) -> bool:
         left = sum(its.cells for its in figures.values()) - figures[key].cells
-        aside = sum(host.cells for host in self._hosts.values() if host.circuit == "open")
-        return left >= max(self._k_min, (left + figures[key].cells + aside) / 2)
+        return left >= max(self._k_min, (left + figures[key].cells + cells_aside) / 2)
 
     def _open(self, key: bytes, its: HostFigures, lately: Mapping[bytes, _Lately], now: float) -> Verdict:
         host = self._hosts[key]

@@ -79,7 +79,8 @@ class LivingExperts:
             return
         try:
             self._judged_s = now
-            for verdict in self._breaker.look(self._figures(now), now):
+            cells_aside = self.context.directory.num_put_aside(self.layer.prefix)
+            for verdict in self._breaker.look(self._figures(now), now, cells_aside):
                 if verdict.until_s is None:
                     log.info("layer %s: %s is as fast and sound as the others again", self.layer.prefix, verdict.name)
                     continue

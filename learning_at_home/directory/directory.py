@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from learning_at_home.clock import Clock
@@ -223,16 +223,17 @@ class Directory:
 
     def put_aside_holder(self, prefix: str, cell: int) -> PeerAddress | None:
         """A peer that serves this cell and was put aside, for whoever has nobody else to ask."""
-        now, wall_ms = self._clock.monotonic_s(), self._clock.wall_s() * 1000
         with self._lock:
-            claims = self._claims[prefix]
-            for suspicion in self._suspicions.active(now):
-                entry = claims.entries.get(suspicion.public_key)
-                if suspicion.failures or entry is None or not entry.is_serving(wall_ms):
-                    continue
-                if any(cell == claimed for claimed, _ in claimed_cells(entry.claims, prefix, claims.num_cells)):
-                    return entry.address
+            for claimed, address in self._put_aside(prefix):
+                if claimed == cell:
+                    return address
         return None
+
+    def num_put_aside(self, prefix: str) -> int:
+        """Cells that nobody serves in the view, since their peers were put aside."""
+        with self._lock:
+            holders = self._views[prefix].holders
+            return sum(holders[cell] is None for cell in {cell for cell, _ in self._put_aside(prefix)})
 
     def suspected(self, now: float) -> tuple[Suspicion, ...]:
         """Peers that are out of the views now because of failures reported here, or since they were put aside."""
@@ -338,6 +339,16 @@ class Directory:
             (back_at_s.get(key, at_s) for key, at_s in expiries_s.items()), default=FOREVER
         )
         return holders != old.holders
+
+    def _put_aside(self, prefix: str) -> Iterator[tuple[int, PeerAddress]]:
+        """Cells of peers that were put aside, and who they are."""
+        now, wall_ms = self._clock.monotonic_s(), self._clock.wall_s() * 1000
+        claims = self._claims[prefix]
+        for suspicion in self._suspicions.active(now):
+            entry = claims.entries.get(suspicion.public_key)
+            if not suspicion.failures and entry is not None and entry.is_serving(wall_ms):
+                for cell, _ in claimed_cells(entry.claims, prefix, claims.num_cells):
+                    yield cell, entry.address
 
     def _rebuild_layers_of(self, public_key: bytes) -> None:
         for prefix in self._layers_of(public_key):

@@ -56,7 +56,8 @@ class Layer:
                     host.failures += host.per_s * host.failing
                     key = name.encode()
                     figures[key] = HostFigures(name, host.cells, host.calls, int(host.failures), host.p95_s)
-            for verdict in self.breaker.look(figures, self.now):
+            cells_aside = sum(host.cells for name, host in self.hosts.items() if self.now < self.aside.get(name, 0.0))
+            for verdict in self.breaker.look(figures, self.now, cells_aside):
                 told.append(verdict)
                 if verdict.until_s is not None:
                     self.aside[verdict.name] = verdict.until_s
@@ -178,6 +179,22 @@ def test_half_of_the_experts_stay():
     assert [verdict.name for verdict in layer_.run(DEGRADED_AFTER_S + 3)] == ["e", "d"], "the worst first, one a second"
 
 
+def test_half_of_the_experts_stay_whichever_layer_puts_their_hosts_aside():
+    """Two layers over the same eight hosts, five of them slow: one layer's breaker puts the next aside by turns."""
+    slow = {name: Host(p95_s=5.0 * number) for number, name in enumerate("defgh", 1)}
+    hosts = {name: Host() for name in "abc"} | slow
+    aside: dict[str, float] = {}
+    layers = [Layer(hosts, aside=aside), Layer(hosts, aside=aside)]
+
+    fewest = len(hosts)
+    for _ in range(600):
+        for layer_ in layers:
+            layer_.run(1.0)
+        fewest = min(fewest, sum(layers[0].now >= aside.get(name, 0.0) for name in hosts))
+
+    assert fewest == 4
+
+
 def test_hosts_that_left_are_forgotten():
     layer_ = four()
     layer_.run(5)
@@ -196,7 +213,8 @@ def test_a_slow_node_is_out_of_the_choice_and_comes_back(small_swarm, monkeypatc
     clock = swarm.swarm.calls.clock
     until: list[float] = []
 
-    def verdicts(self: Breaker, figures, now: float) -> list[Verdict]:
+    def verdicts(self: Breaker, figures, now: float, cells_aside: int) -> list[Verdict]:
+        assert cells_aside == (2 if until else 0)
         if until:
             return []
         assert {its.cells for its in figures.values()} == {2}
