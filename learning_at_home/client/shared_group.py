@@ -124,7 +124,7 @@ class SharedParameters:
         self._failure = None
         for copy in self._copies:
             self._round.counts.in_doubt += copy.give_up()
-        self._layout.write(torch.stack([copy.reference_L for copy in self._copies]))
+        self._write(torch.stack([copy.reference_L for copy in self._copies]), self._copies)
         self._begin(wait=True)
 
     def stats(self) -> SharedStats:
@@ -198,11 +198,15 @@ class SharedParameters:
         model_CL = self._layout.read()
         for copy in moved:
             model_CL[copy.cell] = copy.moved(model_CL[copy.cell])
+        self._write(model_CL, moved)
+        return True
+
+    def _write(self, model_CL: Tensor, changed: Iterable[ChunkCopy]) -> None:
+        """Give the parameters these values, which for the chunks that changed may be rounded by it."""
         self._layout.write(model_CL)
         written_CL = self._layout.read()
-        for copy in moved:
+        for copy in changed:
             copy.rounded(model_CL[copy.cell], written_CL[copy.cell])
-        return True
 
     def _join(self) -> None:
         if self._thread is not None:

@@ -445,6 +445,20 @@ def test_models_of_another_dtype_send_no_rounding(swarm):
     assert torch.equal(numbers(first), start)
 
 
+def test_a_reset_of_another_dtype_sends_no_rounding(swarm):
+    first, second = model(), model().to(torch.bfloat16)
+    one, two = join(swarm, first), join(swarm, second, background=True)
+    train(first, 0.123456)
+    assert one.sync()
+
+    two.step()
+    two.close()  # the state has come, and no step has taken it
+    two.reset()
+
+    assert two.stats().taken > 0
+    assert two.stats().changes == 0
+
+
 def test_the_average_of_two_trainers_is_dilocos_outer_step(small_swarm):
     """Nesterov momentum over the mean of what both changed (Douillard et al. 2023, algorithm 1)."""
     half = OptimizerSpec(name="sgd", learning_rate=0.7 / 2, momentum=0.9, nesterov=True, update_rows=2)
