@@ -10,6 +10,7 @@ docs/decisions/0009-shared-parameters.md.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable
 from types import TracebackType
@@ -29,6 +30,8 @@ from learning_at_home.shared_parameters import ARCHITECTURE
 
 if TYPE_CHECKING:
     from learning_at_home.client.swarm import Swarm
+
+log = logging.getLogger(__name__)
 
 STARTUP_TIMEOUT_S = 60.0
 
@@ -146,8 +149,13 @@ class SharedParameters:
         )
 
     def close(self) -> None:
-        """Wait for an exchange under way, and take nothing more. What was not sent is not: `sync` first."""
+        """Wait for an exchange under way, and take nothing more. What was not sent is not: `sync` first.
+
+        What ended it goes to the log.
+        """
         self._join()
+        if self._failure is not None:
+            log.warning("layer %s: the last exchange has failed: %s", self.layer.prefix, self._failure)
 
     def __enter__(self) -> SharedParameters:
         return self

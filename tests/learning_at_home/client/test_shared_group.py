@@ -445,6 +445,21 @@ def test_models_of_another_dtype_send_no_rounding(swarm):
     assert torch.equal(numbers(first), start)
 
 
+def test_what_ended_the_last_exchange_beside_the_training_is_not_lost(swarm, monkeypatch, caplog):
+    def refused(*_: object) -> None:
+        raise SpecMismatch("the swarm holds another model")
+
+    one = join(swarm, model(), background=True)
+    monkeypatch.setattr(one._round, "run", refused)
+    one.step()
+
+    one.close()
+
+    assert "layer trunk: the last exchange has failed: the swarm holds another model" in caplog.text
+    with pytest.raises(SpecMismatch, match="another model"):
+        one.step()
+
+
 def test_a_reset_of_another_dtype_sends_no_rounding(swarm):
     first, second = model(), model().to(torch.bfloat16)
     one, two = join(swarm, first), join(swarm, second, background=True)
