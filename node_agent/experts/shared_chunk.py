@@ -56,7 +56,8 @@ class SharedChunk(Expert):
                 raise SpecMismatch(f"{self.uid}: a backward of shared parameters needs a note that says what it means")
             values = values[HEADER_SIZE:]
             if note.meaning is Meaning.FILL:
-                self._fill(note, values)
+                if self._fill(note, values):
+                    total = None  # what came before it was of other content
                 answers.append(self._held(self.updates).to_row())
             elif not self.updates or note.origin != int(self._parameters.origin):
                 raise ParametersMissing(
@@ -71,10 +72,10 @@ class SharedChunk(Expert):
             raise ExpertFailed(f"{self.uid}: the sum of these changes is not finite; no step was taken")
         return Gradients(torch.tensor(answers, dtype=self.dtype, device=self.device), of_parameters, norm)
 
-    def _fill(self, note: Note, values: Tensor) -> None:
-        """Take the content of a copy that is newer than ours."""
+    def _fill(self, note: Note, values: Tensor) -> bool:
+        """Take the content of a copy that is newer than ours; whether it is."""
         if note.version <= self.updates:
-            return
+            return False
         log.info("%s: filled with version %d of a trainer's copy, instead of %d", self.uid, note.version, self.updates)
         with torch.no_grad():
             self._parameters.values.copy_(values)
@@ -83,6 +84,7 @@ class SharedChunk(Expert):
         self._optimizer = Optimizer(self.layer.optimizer, self.trained)  # its momentum was of other values
         self._optimizer.updates = note.version
         self.gathered = Gathered(self.layer.optimizer)  # and so were changes that wait
+        return True
 
     def _held(self, version: int) -> Note:
         return Note(Meaning.HELD, version, int(self._parameters.origin), int(self._parameters.fingerprint))

@@ -178,6 +178,17 @@ def test_a_fill_drops_the_changes_that_wait():
     assert torch.equal(read(host), COPY)
 
 
+def test_a_fill_drops_the_changes_that_came_in_one_batch_before_it():
+    host = chunk()
+    write(host, fill(origin=5))
+
+    before, filled, after = write(host, change(100 * CHANGE, origin=5), fill(9, COPY + 1, origin=6), change(origin=6))
+
+    assert torch.equal(read(host), COPY + 1 - CHANGE)
+    assert [(answer.version, answer.origin) for answer in (before, filled, after)] == [(2, 5), (9, 6), (10, 6)]
+    assert host.updates == 10
+
+
 def test_a_change_for_an_empty_chunk_is_refused_alone():
     host = chunk()
 
