@@ -61,7 +61,7 @@ from learning_at_home.dht.neighbourhood import Neighbourhood
 from learning_at_home.dht.pair_keys import PairKeys
 from learning_at_home.dht.parts import WHOLE, RequestParts
 from learning_at_home.dht.questions import Questions, Reply
-from learning_at_home.dht.rate_limits import RateLimits
+from learning_at_home.dht.rate_limits import RateLimits, source_of
 from learning_at_home.dht.records import Record, Refusal
 from learning_at_home.dht.round_trips import RoundTrips
 from learning_at_home.dht.slots import SlotStorage
@@ -151,21 +151,22 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
 
     def _on_request(self, address: Address, datagram: Datagram, data: bytes) -> None:
         """Answer it, if it comes from the peer that it names; a ping proves nothing and need not. Raises WireError."""
-        if not self._admits(address, 1):
+        now = self._clock.monotonic_s()
+        is_heard = self._token_issuer.proves(datagram.token, datagram.sender, address, now)
+        if not self._admits(address, is_heard, 1):
             return
         pair_key = self._pair_keys.of(datagram.sender)
         is_proven = claims_proof(data)
         if is_proven and not is_genuine(data, pair_key):
             self.counters["bad_macs"] += 1
             return
-        is_heard = self._token_issuer.proves(datagram.token, datagram.sender, address, self._clock.monotonic_s())
         message = self._whole_request(address, datagram, is_heard and is_proven)
         if message is None:
             return
         request = decode_request(message)
         if not is_proven and not isinstance(request, Ping):
             raise WireError("a DHT request without a proof of its sender")
-        if isinstance(request, FindNode) and not self._admits(address, len(request.each()) - 1):
+        if isinstance(request, FindNode) and not self._admits(address, is_heard, len(request.each()) - 1):
             return
         self.counters["requests"] += 1
         asker = Contact(datagram.sender, *address)
@@ -174,9 +175,9 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         room_bytes = room_for_answer(len(data), is_heard)
         self._send_answer(asker, datagram.message_id, self._answer(asker, request, room_bytes), room_bytes)
 
-    def _admits(self, address: Address, count: int) -> bool:
+    def _admits(self, address: Address, is_heard: bool, count: int) -> bool:
         """Whether so much is to be answered: one for each datagram, and for each target beyond the first."""
-        admitted = self._rate_limits.admits(address[0], self._clock.monotonic_s(), count)
+        admitted = self._rate_limits.admits(address[0], is_heard, self._clock.monotonic_s(), count)
         self.counters["limited"] += not admitted
         return admitted
 
@@ -187,7 +188,8 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         if not is_heard:
             raise WireError("a part of a DHT request from an address that is not proven")
         sent = (datagram.sender, datagram.message_id)
-        return self._request_parts.add(address[0], sent, datagram.part, datagram.message, self._clock.monotonic_s())
+        now = self._clock.monotonic_s()
+        return self._request_parts.add(source_of(address[0]), sent, datagram.part, datagram.message, now)
 
     def _send_answer(self, asker: Contact, message_id: bytes, answer: Answer, room_bytes: int) -> None:
         """Not one that is longer than it may be, nor more than the socket takes."""

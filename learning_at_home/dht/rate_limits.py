@@ -1,7 +1,8 @@
 """How many requests of one address are answered: as many as a busy honest peer sends, and no flood. Pure.
 
-A token bucket per address, per /64 of IPv6. A request in parts counts once for each. Exempt is whoever no block limit
-counts: see address_blocks.py.
+A token bucket per address, per /64 of IPv6. A request in parts counts once for each. Requests with a token that shows
+who hears there (address_proofs.py) have a bucket of their own: others, whose sender may be forged, take nothing from it.
+Exempt is whoever no block limit counts: see address_blocks.py.
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ class RateLimits:
 
     def __init__(self, limits: BlockLimits) -> None:
         self._limits = limits
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # what was left, and when
+        self._buckets: OrderedDict[tuple[str, bool], tuple[float, float]] = OrderedDict()  # what was left, and when
 
-    def admits(self, ip: str, now: float, count: int = 1) -> bool:
-        """Whether a request from this numeric address is to be answered; it counts, for so many, when it is."""
+    def admits(self, ip: str, is_heard: bool, now: float, count: int = 1) -> bool:
+        """Whether a request from this numeric address is to be answered; it counts, for so many, when it is.
+
+        `is_heard`: it has shown that its sender hears there.
+        """
         if self._limits.is_exempt(ip):
             return True
-        source = _source_of(ip)
+        source = source_of(ip), is_heard
         left, at_s = self._buckets.get(source, (BURST, now))
         left = min(BURST, left + RATE_PER_S * max(0.0, now - at_s))
         admitted = left >= count
@@ -39,8 +43,8 @@ class RateLimits:
         return admitted
 
 
-def _source_of(ip: str) -> str:
-    """The address, or the /64 it lies in."""
+def source_of(ip: str) -> str:
+    """What is limited: the numeric address, or the /64 it lies in."""
     if ":" not in ip:
         return ip
     return ipaddress.IPv6Address(ip).packed[: 2 * _IPV6_GROUPS].hex()

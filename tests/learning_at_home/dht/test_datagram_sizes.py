@@ -29,7 +29,7 @@ from learning_at_home.dht.messages import (
     encode_request,
 )
 from learning_at_home.dht.node import DhtNode
-from learning_at_home.dht.parts import MAX_MESSAGES
+from learning_at_home.dht.parts import MAX_MESSAGES, MAX_PER_SOURCE
 from learning_at_home.dht.records import Record, key_of, sign_record
 from learning_at_home.dht.slot_exchange import SlotAsk
 from learning_at_home.directory.announcement import Announcement, Claim, node_key, prefix_name, spans_of
@@ -236,6 +236,49 @@ def test_forged_requests_bring_their_victim_little_more_than_they_cost(least_byt
                     forger.send(request, victim, least_bytes=least_bytes, kind=kind, token=os.urandom(8))
                 await asyncio.sleep(10)
                 assert 0 < ear.num_bytes <= UNPROVEN_FACTOR * forger.num_bytes
+
+    run_in_virtual_time(main(), network)
+
+
+def test_a_flood_in_a_peers_name_does_not_silence_it():
+    network = SimulatedNetwork()
+
+    async def main() -> None:
+        async with SimulatedDht(network) as dht:
+            alice, bob = await dht.grow(2)
+            (contact,) = bob._protocol.neighbourhood.contacts()
+            forger = Forger(network, alice)
+
+            async def flood() -> None:
+                while True:
+                    for _ in range(5):
+                        forger.send(FindNode(KEY), (bob._bound[0], 1_000), token=os.urandom(8))
+                    await asyncio.sleep(0.001)
+
+            flooding = asyncio.create_task(flood())
+            await asyncio.sleep(0.5)
+            assert alice._protocol.counters["limited"] > 1_000
+
+            answers = [await bob._protocol.call_find_node(contact, KEY) for _ in range(3)]
+            flooding.cancel()
+            assert answers == [[], [], []]
+
+    run_in_virtual_time(main(), network)
+
+
+def test_one_line_of_many_addresses_leaves_room_for_others_requests_in_parts():
+    network = SimulatedNetwork()
+
+    async def main() -> None:
+        async with SimulatedDht(network) as dht:
+            alice, _ = await dht.grow(2)
+            forger, issuer = Forger(network, alice), alice._protocol._token_issuer
+            for number in range(2 * MAX_PER_SOURCE):
+                source = (f"2400:0:9:1::{number:x}", 1_000)
+                token = issuer.token(MALLORY.public_key, source, asyncio.get_running_loop().time())
+                forger.send(Store(KEY, b"r" * 4_000), source, token=token, only=1)
+            await asyncio.sleep(0.2)
+            assert len(alice._protocol._request_parts) == MAX_PER_SOURCE
 
     run_in_virtual_time(main(), network)
 
