@@ -36,12 +36,13 @@ from learning_at_home.dht.messages import (
     encode_request,
 )
 from learning_at_home.dht.pair_keys import PairKeys
-from learning_at_home.dht.parts import AnswerParts
+from learning_at_home.dht.parts import MAX_PARTS, AnswerParts
 from learning_at_home.dht.round_trips import RoundTrips
 from learning_at_home.errors import WireError
 
 MAX_OUTSTANDING = 1_024  # those of the dead stay for the whole timeout; the others wait for their turn
 MAX_SENT = 3  # of one request; at 5 % loss each way one in a thousand then finds a living peer silent
+MAX_HEARD = MAX_SENT * MAX_PARTS  # datagrams of answers that are looked at per question: each may be of another key
 MAX_FORGED = 3  # answers with a wrong MAC that are looked at per question: each may cost a Diffie-Hellman
 STALL_S = 0.1  # a timer this late means that we were not looking: the answer may lie unread in the socket
 
@@ -73,6 +74,7 @@ class _Question(Generic[AnswerT]):
         "first_sent_s",
         "kind",
         "num_forged",
+        "num_heard",
         "num_sent",
         "parts",
         "stalled",
@@ -95,6 +97,7 @@ class _Question(Generic[AnswerT]):
         self.parts = AnswerParts()
         self.num_sent = 0
         self.num_forged = 0
+        self.num_heard = 0
         self.first_sent_s = 0.0
         self.stalled = False
         self.timer: asyncio.TimerHandle | None = None
@@ -169,8 +172,9 @@ class Questions:
         if question is None:
             self._on_late_answer(datagram, data)
             return
-        if question.num_forged >= MAX_FORGED:
+        if question.num_forged >= MAX_FORGED or question.num_heard >= MAX_HEARD:
             return
+        question.num_heard += 1
         if not self._is_genuine(datagram, data):
             question.num_forged += 1
             self._counters["bad_macs"] += 1

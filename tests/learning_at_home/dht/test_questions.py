@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from learning_at_home.dht.contacts import Address, Contact
-from learning_at_home.dht.datagrams import ANSWER, REQUEST, Datagram, read, sealed
+from learning_at_home.dht.datagrams import ANSWER, REQUEST, ROOM_BYTES, Datagram, read, sealed
 from learning_at_home.dht.messages import Ping, Pong, encode_answer
 from learning_at_home.dht.pair_keys import PairKeys
-from learning_at_home.dht.questions import MAX_FORGED, MAX_SENT, Questions, Reply
+from learning_at_home.dht.parts import Part
+from learning_at_home.dht.questions import MAX_FORGED, MAX_HEARD, MAX_SENT, Questions, Reply
 from learning_at_home.dht.round_trips import FIRST_S, RoundTrips
 from learning_at_home.identity import Identity
 from learning_at_home.testing import run_in_virtual_time
@@ -34,8 +35,10 @@ class Setting:
         self.told: list[tuple[str, object]] = []
         self.counters: Counter[str] = Counter()
         self.round_trips = RoundTrips()
-        pair_keys = PairKeys(OUR_IDENTITY)
-        self.questions = Questions(self._send, self, pair_keys, REQUEST, self.round_trips, self.counters, TIMEOUT_S)
+        self.pair_keys = PairKeys(OUR_IDENTITY)
+        self.questions = Questions(
+            self._send, self, self.pair_keys, REQUEST, self.round_trips, self.counters, TIMEOUT_S
+        )
 
     def _send(self, datagram: bytes, address: Address) -> bool:
         if self.is_open:
@@ -133,6 +136,23 @@ def test_garbage_is_counted_and_is_no_answer():
         assert await asked is None
         assert setting.told == [("silence", PEER)]
         assert setting.counters["bad_datagrams"] == 1
+
+    run(scenario())
+
+
+def test_parts_of_an_answer_that_never_ends_cost_only_so_many_keys():
+    async def scenario() -> None:
+        setting = Setting()
+        asked = setting.ask()
+        await asyncio.sleep(0.1)
+        message_id = read(setting.sent[-1][1]).message_id
+        for number in range(100):
+            sender = Identity(number.to_bytes(32, "big"))
+            said = Datagram(ANSWER, message_id, sender.public_key, bytes(ROOM_BYTES), part=Part(0, 2, bytes(8)))
+            data = sealed(said, PairKeys(sender).of(OUR_IDENTITY.public_key))
+            setting.questions.on_answer(read(data), data)
+        assert len(setting.pair_keys._keys) == 1 + MAX_HEARD
+        assert await asked is None
 
     run(scenario())
 
