@@ -100,7 +100,7 @@ class BatchRunner:
         if flush:
             self._answers.flush()  # counting can wait
         self._count(expert, batch, outcomes, updates_before, unseen=unseen)
-        self._see_to_updates([expert], batch.operation, finished)
+        self._note_gathered([expert], batch.operation, finished)
         return finished - started
 
     def run_group(self, batches: Sequence[Batch[Job]], *, flush: bool) -> float:
@@ -122,7 +122,7 @@ class BatchRunner:
         for (batch, (expert, _), outcomes), updates in zip(served, updates_before, strict=True):
             unseen = is_left_to_sender(expert, operation, len(outcomes))
             self._count(expert, batch, outcomes, updates, unseen=unseen)
-        self._see_to_updates([expert for expert, _ in work], operation, finished)
+        self._note_gathered([expert for expert, _ in work], operation, finished)
         return finished - started
 
     def _count_staleness(self, request: Pending[Job], updates: int, now: float) -> None:
@@ -133,15 +133,10 @@ class BatchRunner:
         elif (before := self._forwards.take(forward)) is not None and request.operation == "backward":
             self._statistics.trained(updates - before, now)
 
-    def _see_to_updates(self, experts: Sequence[Expert], operation: Operation, now: float) -> None:
-        """Make those that are due of what was gathered: a busy node has no other time for it."""
-        if not self._updates.is_needed:
-            return
-        if operation == "backward":
+    def _note_gathered(self, experts: Sequence[Expert], operation: Operation, now: float) -> None:
+        if operation == "backward" and self._updates.is_needed:
             for expert in experts:
                 self._updates.observe(expert, now)
-        if self._updates.is_due(now):
-            self._updates.step_due(now)
 
     def _answer(
         self,

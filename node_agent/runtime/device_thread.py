@@ -242,8 +242,11 @@ class DeviceThread:
         """What the data plane computes next, one after the other, in `quick_s` together.
 
         Taken at once, because to come back for each of many experts' batches costs as much as a small one. Nothing when
-        what is next is not quick: then the device's thread is told.
+        what is next is not quick, as updates that are due may not be: then the device's thread is told.
         """
+        if self._is_update_due():
+            self._work_came.notify()
+            return []
         claimed: list[Batch[Job]] = []
         left_s = self._quick_s
         while len(claimed) < CLAIMED_AT_ONCE and (self._batcher.queued_rows or self._next):

@@ -1,6 +1,7 @@
 """Gathered gradients become an update in time, at the end, and in the thread that computes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from threading import get_ident
 
 import pytest
 import torch
@@ -134,13 +135,14 @@ class Callers:
 class Running:
     """A device thread at work."""
 
-    def __init__(self, **optimizer) -> None:
+    def __init__(self, quick_s: float = 0.0, **optimizer) -> None:
         self.experts = hosted(**optimizer)
         self.expert = self.experts.by_uid["ffn0.0"]
         statistics = Statistics(self.experts.by_uid)
         backwards = BackwardWindow(CLOCK.monotonic_s())
-        self.thread = DeviceThread(self.experts, CPU, statistics, CLOCK, Limits(), 1, backwards, quick_s=0.0)
+        self.thread = DeviceThread(self.experts, CPU, statistics, CLOCK, Limits(), 1, backwards, quick_s)
         self.callers = Callers()
+        self.num_asked = 0
         self.thread.start(self.callers)
 
     def backward(self) -> None:
@@ -150,7 +152,8 @@ class Running:
         self.thread.submit(Pending("ffn0.0", "backward", 1, 32, now, now + TIMEOUT_S, Job(ticket, tensors)))
         self.thread.work_here()
         assert self.thread.wait_until_idle(TIMEOUT_S)
-        assert self.callers.num_answered == 1
+        self.num_asked += 1
+        assert self.callers.num_answered == self.num_asked
 
 
 @pytest.fixture
@@ -182,6 +185,32 @@ def test_a_node_that_finishes_makes_the_update_that_waits(stopping):
     assert running.thread.finish(TIMEOUT_S)
 
     assert running.expert.updates == 1
+
+
+def test_the_data_plane_computes_what_is_quick_and_leaves_updates_to_the_devices_thread(stopping, monkeypatch):
+    running = Running(quick_s=TIMEOUT_S, update_rows=100)
+    stopping.append(running)
+    computed_by: list[int] = []
+    updated_by: list[int] = []
+
+    def noting(ids: list[int], function: Callable) -> Callable:
+        def noted(*args):
+            ids.append(get_ident())
+            return function(*args)
+
+        return noted
+
+    expert, rule = running.expert, running.expert._optimizer.rule
+    monkeypatch.setattr(expert, "gradients", noting(computed_by, expert.gradients))
+    monkeypatch.setattr(rule, "step", noting(updated_by, rule.step))
+    running.thread.finish(TIMEOUT_S)  # whatever is gathered from now on is due at once
+
+    for _ in range(3):
+        running.backward()
+
+    assert computed_by[1:] == [get_ident()] * 2  # the first one nobody knows to be quick
+    assert len(updated_by) == 3
+    assert get_ident() not in updated_by
 
 
 def test_a_node_that_stops_makes_the_update_that_waits():
