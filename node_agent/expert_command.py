@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import sys
@@ -40,12 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.CRITICAL)  # what is wrong is told by the findings
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)  # as `python -m` has it: the code may not be installed yet
-    try:
-        subject = read_subject(flags)
-    except ConfigError as error:
-        print(f"lah expert: {error.message}", file=sys.stderr)
-        return EXIT_CONFIGURATION
-    findings = examine(subject)
+    with contextlib.redirect_stdout(sys.stderr):  # what the checked code prints is no finding
+        try:
+            subject = read_subject(flags)
+        except ConfigError as error:
+            print(f"lah expert: {error.message}", file=sys.stderr)
+            return EXIT_CONFIGURATION
+        findings = examine(subject)
     passed = passes(findings)
     if flags.json:
         layer = msgspec.to_builtins(subject.layer)

@@ -48,7 +48,7 @@ def _find(check: Callable[[Subject], Check], subject: Subject) -> Check:
     with torch.random.fork_rng(devices=[]):  # checks seed it
         try:
             return check(subject)
-        except Exception as error:  # noqa: BLE001 - an expert's code, which may be anyone's, may raise anything
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - an expert's code, which may be anyone's: anything
             said = error.message if isinstance(error, LearningAtHomeError) else f"{type(error).__name__}: {error}"
             name = check.__name__.removeprefix("check_").replace("_", " ")
             return failed(name, said or type(error).__name__, "a node would answer its callers with this error")

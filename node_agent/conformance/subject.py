@@ -64,7 +64,7 @@ def _import(target: str) -> Build:
     module_name, _, path = target.partition(":")
     try:
         found: object = reduce(getattr, path.split("."), importlib.import_module(module_name))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{target} cannot be imported: {type(error).__name__}: {error}") from error
     if not callable(found):
         raise ConfigError(f"{target} is no class and no function: give one that makes a network from a LayerSpec")

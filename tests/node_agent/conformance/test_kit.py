@@ -145,6 +145,17 @@ class Weightless(nn.Module):
         return rows
 
 
+class Quitting(Network):
+    def forward(self, rows: Tensor) -> Tensor:
+        sys.exit(0)
+
+
+class Talking(Network):
+    def forward(self, rows: Tensor) -> Tensor:
+        print("computing")
+        return super().forward(rows)
+
+
 @pytest.fixture
 def findings_of() -> Iterator[Callable[[type[nn.Module]], dict[str, Check]]]:
     before = dict(architectures._registry)
@@ -243,3 +254,21 @@ def test_an_architecture_by_its_name_is_checked_as_json(capsys):
 
     told = json.loads(capsys.readouterr().out)
     assert (told["ok"], told["layer"]["architecture"], told["layer"]["dtype"]) == (True, "mlp", "float64")
+
+
+def test_a_network_that_ends_the_process_is_a_failure(findings_of):
+    found = findings_of(Quitting)
+
+    assert found["shapes"].status is Status.FAILED
+    assert "SystemExit" in found["shapes"].seen
+
+
+def test_what_a_network_prints_does_not_stand_in_the_json(capsys, monkeypatch):
+    monkeypatch.setattr(architectures, "_registry", dict(architectures._registry))
+    register_expert("talking")(Talking)
+
+    assert main(["check", "talking", "--hidden-size", "6", "--json"]) == 0
+
+    told = capsys.readouterr()
+    assert json.loads(told.out)["ok"]
+    assert "computing" in told.err
