@@ -84,7 +84,7 @@ class OptimizerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         }
         for name, holds in ranges.items():
             if not holds:
-                raise ConfigError(f"{owner}: optimizer {name} = {str(getattr(self, name))[:80]} is out of range")
+                raise ConfigError(f"{owner}: optimizer {name} = {repr(getattr(self, name))[:80]} is out of range")
         if self.nesterov and not self.momentum:
             raise ConfigError(f"{owner}: optimizer nesterov = true needs a momentum above 0")
         if (self.schedule == "constant") != (self.decay_updates == 0):

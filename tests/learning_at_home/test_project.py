@@ -131,6 +131,12 @@ def test_a_title_that_steers_terminals_is_refused() -> None:
     ProjectRecord(id="digits", description="two\nlines").check()
 
 
+def test_an_optimizers_name_that_steers_terminals_is_told_without_doing_so() -> None:
+    with pytest.raises(ConfigError) as refused:
+        OptimizerSpec(name="adam\x1b[2J").check("layer 'ffn0'")
+    assert refused.value.message.isprintable()
+
+
 def test_more_cells_in_all_than_peers_can_hold_are_refused() -> None:
     layers = tuple(LayerSpec(prefix=f"ffn{number}", grid=(2_048, 2_048)) for number in range(2))
     with pytest.raises(ConfigError, match="8,388,608"):
