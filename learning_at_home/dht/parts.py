@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from learning_at_home.dht.rate_limits import source_of
 from learning_at_home.errors import WireError
 
 MAX_PARTS = 7  # a record of 4,150 bytes with 3,000 bytes of names takes them all
@@ -99,9 +100,10 @@ class RequestParts:
         return len(self._messages)
 
     def add(self, source: str, request: tuple[bytes, bytes], part: Part, data: bytes, now: float) -> bytes | None:
-        """The whole request when this was the last part of it. `source`: whose address it comes from; `request`: its
+        """The whole request when this was the last part of it. `source`: the address that it comes from; `request`: its
         sender and its id. Raises WireError when the parts are not what their digest says.
         """
+        source = source_of(source)
         self._forget_old(now)
         key = (*request, part.total, part.digest)
         if key not in self._messages:

@@ -61,7 +61,7 @@ from learning_at_home.dht.neighbourhood import Neighbourhood
 from learning_at_home.dht.pair_keys import PairKeys
 from learning_at_home.dht.parts import WHOLE, RequestParts
 from learning_at_home.dht.questions import Questions, Reply
-from learning_at_home.dht.rate_limits import RateLimits, source_of
+from learning_at_home.dht.rate_limits import RateLimits
 from learning_at_home.dht.records import Record, Refusal
 from learning_at_home.dht.round_trips import RoundTrips
 from learning_at_home.dht.slots import SlotStorage
@@ -151,8 +151,7 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
 
     def _on_request(self, address: Address, datagram: Datagram, data: bytes) -> None:
         """Answer it, if it comes from the peer that it names; a ping proves nothing and need not. Raises WireError."""
-        now = self._clock.monotonic_s()
-        is_heard = self._token_issuer.proves(datagram.token, datagram.sender, address, now)
+        is_heard = self._token_issuer.proves(datagram.token, datagram.sender, address, self._clock.monotonic_s())
         if not self._admits(address, is_heard, 1):
             return
         pair_key = self._pair_keys.of(datagram.sender)
@@ -173,7 +172,10 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         if is_proven and not datagram.kind & CLIENT_ONLY:
             self._heard_from(asker)
         room_bytes = room_for_answer(len(data), is_heard)
-        self._send_answer(asker, datagram.message_id, self._answer(asker, request, room_bytes), room_bytes)
+        num_claimed = self.slots.num_claimed
+        answer = self._answer(asker, request, room_bytes)
+        self._rate_limits.charge(address[0], is_heard, self.slots.num_claimed - num_claimed)
+        self._send_answer(asker, datagram.message_id, answer, room_bytes)
 
     def _admits(self, address: Address, is_heard: bool, count: int) -> bool:
         """Whether so much is to be answered: one for each datagram, and for each target beyond the first."""
@@ -188,8 +190,7 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         if not is_heard:
             raise WireError("a part of a DHT request from an address that is not proven")
         sent = (datagram.sender, datagram.message_id)
-        now = self._clock.monotonic_s()
-        return self._request_parts.add(source_of(address[0]), sent, datagram.part, datagram.message, now)
+        return self._request_parts.add(address[0], sent, datagram.part, datagram.message, self._clock.monotonic_s())
 
     def _send_answer(self, asker: Contact, message_id: bytes, answer: Answer, room_bytes: int) -> None:
         """Not one that is longer than it may be, nor more than the socket takes."""
@@ -206,7 +207,7 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         """At most of so many bytes, as far as that can be."""
         match request:
             case Ping():
-                return self.rpc_ping()
+                return Pong(self._wall_ms())
             case FindNode():
                 return self.rpc_find_node(asker, request.each(), room_bytes)
             case FindValue():
@@ -217,9 +218,6 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
                 return self.rpc_store_slots(request)
             case FindSlots():
                 return self.rpc_find_slots(asker, request, room_bytes)
-
-    def rpc_ping(self) -> Pong:
-        return Pong(self._wall_ms())
 
     def rpc_find_node(self, asker: Contact, targets: Sequence[bytes], room_bytes: int) -> Nodes:
         most, now = answers.most_neighbours(room_bytes), self._clock.monotonic_s()

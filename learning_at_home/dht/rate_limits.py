@@ -1,7 +1,7 @@
 """How many requests of one address are answered: as many as a busy honest peer sends, and no flood. Pure.
 
 A token bucket per address, per /64 of IPv6. A request in parts counts once for each. Requests with a token that shows
-who hears there (address_proofs.py) have a bucket of their own: others, whose sender may be forged, take nothing from it.
+who hears there (address_proofs.py) have a bucket of their own, which others, whose sender may be forged, do not empty.
 Exempt is whoever no block limit counts: see address_blocks.py.
 """
 
@@ -14,6 +14,7 @@ from learning_at_home.dht.address_blocks import BlockLimits
 
 RATE_PER_S = 200.0  # a trainer of eight layers reads 80 in its busiest seconds; 200 stores cost 5 % of a core
 BURST = 1_000.0  # of a beam search, or of a node's first announcement among few peers
+SLOTS_PER_REQUEST = 16  # that a stored record claims: they take as long as a store
 MAX_SOURCES = 4_096
 _IPV6_GROUPS = 4  # of an address's eight: what one customer's line has at least
 
@@ -41,6 +42,13 @@ class RateLimits:
         if len(self._buckets) > MAX_SOURCES:
             self._buckets.popitem(last=False)
         return admitted
+
+    def charge(self, ip: str, is_heard: bool, num_slots: int) -> None:
+        """A request that was just admitted claimed so many slots, and counts for more than one."""
+        source = source_of(ip), is_heard
+        if num_slots and source in self._buckets:
+            left, at_s = self._buckets[source]
+            self._buckets[source] = (left - num_slots / SLOTS_PER_REQUEST, at_s)
 
 
 def source_of(ip: str) -> str:

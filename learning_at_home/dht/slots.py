@@ -10,7 +10,7 @@ of its slots, never with the number of publishers.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -32,6 +32,8 @@ MAX_ENDED = 64  # per key: publishers that left, remembered as long as their las
 SLOT_BYTES = 100  # what a filled slot counts for in a bound
 MAX_LIVES = 1_024  # slots whose lives one answer tells
 MAX_LIFE_TOLD_S = 255
+# Of a record under all names of one request: no announcement has more in one grid. To displace others takes 20 us each.
+MAX_SLOTS_AT_ONCE = 16_384
 # A node with cells in all 64 lines of 8 layers, whose every key this peer holds, has 520 records of 4 kB here at most.
 QUOTA = Quota(records_per_publisher=2_048, bytes_per_publisher=4 << 20, total_bytes=64 << 20)
 
@@ -86,6 +88,13 @@ class _Key:
     ended: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
 
 
+@dataclass(slots=True)
+class _Budget:
+    """What is left of one request's."""
+
+    num_slots: int
+
+
 class SlotStorage:
     """The records that a peer holds in slots, for others."""
 
@@ -96,6 +105,7 @@ class SlotStorage:
         self._keys: dict[bytes, _Key] = {}
         self._expiries = Expiries()
         self.refusals: Counter[str] = Counter()
+        self.num_claimed = 0  # slots, by all that came
 
     @property
     def num_records(self) -> int:
@@ -112,15 +122,20 @@ class SlotStorage:
         return refusal
 
     def put_many(self, record: Record, names: Sequence[str], now_ms: int) -> list[Refusal | None]:
-        """The same for many names; the record is verified once, and only if it is new under one of them."""
+        """The same for many names; the record is verified once, and only if it is new under one of them.
+
+        Those are refused that come after MAX_SLOTS_AT_ONCE slots.
+        """
         self.prune(now_ms)
         verdict: list[Refusal | None] = []
+        budget = _Budget(MAX_SLOTS_AT_ONCE)
         refusals: list[Refusal | None] = []
         for name in names:
-            refusal = self._put(record, name, now_ms, verdict)
+            refusal = self._put(record, name, now_ms, verdict, budget)
             if refusal is not None:
                 self.refusals[refusal.value] += 1
             refusals.append(refusal)
+        self.num_claimed += MAX_SLOTS_AT_ONCE - budget.num_slots
         return refusals
 
     def page(
@@ -162,7 +177,9 @@ class SlotStorage:
             if entry is not None and entry.record.expires_ms <= horizon:
                 self._remove(key, publisher)
 
-    def _put(self, record: Record, name: str, now_ms: int, verdict: list[Refusal | None]) -> Refusal | None:
+    def _put(
+        self, record: Record, name: str, now_ms: int, verdict: list[Refusal | None], budget: _Budget
+    ) -> Refusal | None:
         """`verdict`: the verifier's, as soon as it was asked."""
         key = key_of(name)
         here = self._keys.get(key)
@@ -178,7 +195,10 @@ class SlotStorage:
             verdict.append(self._verifier.refusal(record, now_ms))
         if verdict[0] is not None:
             return verdict[0]
+        if budget.num_slots <= 0:
+            return Refusal.PUBLISHER_QUOTA
         claimed = () if record.is_tombstone else self._rule.slots(record, name)
+        budget.num_slots -= len(claimed)
         if not claimed and held is None:
             return Refusal.NO_SLOT
         record_bytes = record.num_bytes

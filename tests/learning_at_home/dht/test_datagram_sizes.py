@@ -5,6 +5,7 @@ import itertools
 import math
 import os
 
+import msgspec
 import pytest
 
 from learning_at_home.dht.address_proofs import FIRST_REQUEST_BYTES, UNPROVEN_FACTOR, HeldTokens, TokenIssuer
@@ -26,6 +27,7 @@ from learning_at_home.dht.messages import (
     Ping,
     Request,
     Store,
+    StoreSlots,
     encode_request,
 )
 from learning_at_home.dht.node import DhtNode
@@ -34,6 +36,7 @@ from learning_at_home.dht.records import Record, key_of, sign_record
 from learning_at_home.dht.slot_exchange import SlotAsk
 from learning_at_home.directory.announcement import Announcement, Claim, node_key, prefix_name, spans_of
 from learning_at_home.directory.publisher import publish
+from learning_at_home.expert_uid import Grid
 from learning_at_home.identity import Identity
 from learning_at_home.project import LayerSpec, ProjectRecord
 from learning_at_home.testing import SimulatedDht, SimulatedNetwork, run_in_virtual_time
@@ -279,6 +282,28 @@ def test_one_line_of_many_addresses_leaves_room_for_others_requests_in_parts():
                 forger.send(Store(KEY, b"r" * 4_000), source, token=token, only=1)
             await asyncio.sleep(0.2)
             assert len(alice._protocol._request_parts) == MAX_PER_SOURCE
+
+    run_in_virtual_time(main(), network)
+
+
+def test_a_flood_of_records_that_claim_thousands_of_slots_is_taken_as_slowly_as_it_costs():
+    network = SimulatedNetwork()
+    names = tuple(prefix_name("digits", "ffn0", Grid((8_192 + number,)), ()) for number in range(4))
+
+    async def main() -> None:
+        async with SimulatedDht(network) as dht:
+            alice, _ = await dht.grow(2)
+            forger, now_ms = Forger(network, alice), alice._wall_ms()
+            claim = Claim("ffn0", ((0, 8_192),), 0)
+            for number in range(20):
+                person = Identity(bytes([number]) * 32)
+                value = msgspec.structs.replace(announcement_of(0), claims=(claim,)).to_bytes()
+                home = node_key("digits", person.public_key)
+                record = sign_record(person, home, value, sequence=now_ms, expires_ms=now_ms + 60_000)
+                forger.send(StoreSlots(record.to_bytes(), names), ("20.9.9.9", 1_000), least_bytes=300)
+            await asyncio.sleep(1)
+            assert alice._slots.num_claimed == 16_384
+            assert alice._protocol.counters["limited"] == 19
 
     run_in_virtual_time(main(), network)
 

@@ -2,7 +2,7 @@
 
 from learning_at_home.dht import rate_limits
 from learning_at_home.dht.address_blocks import BlockLimits
-from learning_at_home.dht.rate_limits import BURST, MAX_SOURCES, RATE_PER_S, RateLimits
+from learning_at_home.dht.rate_limits import BURST, MAX_SOURCES, RATE_PER_S, SLOTS_PER_REQUEST, RateLimits
 
 
 def admitted(limits: RateLimits, ip: str, now: float, tries: int, *, is_heard: bool = False) -> int:
@@ -30,6 +30,16 @@ def test_a_flood_in_the_name_of_one_takes_nothing_from_what_is_proven_to_be_its_
 
     assert admitted(limits, "20.0.0.1", 0.0, 5_000, is_heard=True) == BURST
     assert not limits.admits("20.0.0.1", True, 0.0)
+
+
+def test_a_request_that_claims_many_slots_counts_for_many():
+    limits = RateLimits(BlockLimits())
+    assert limits.admits("20.0.0.1", False, 0.0)
+    limits.charge("20.0.0.1", False, int(BURST + RATE_PER_S) * SLOTS_PER_REQUEST)
+
+    assert not limits.admits("20.0.0.1", False, 1.0)
+    assert admitted(limits, "20.0.0.1", 2.0, 5_000) == RATE_PER_S - 1
+    assert admitted(limits, "20.0.0.1", 2.0, 5_000, is_heard=True) == BURST
 
 
 def test_addresses_of_one_line_share_what_it_has():
@@ -68,4 +78,4 @@ def test_a_question_counts_for_as_many_as_it_has_targets_and_not_at_all_when_ref
     assert limits.admits("20.0.0.1", False, 0.0, int(BURST) - 10)
     assert not limits.admits("20.0.0.1", False, 0.0, 11)
     assert limits.admits("20.0.0.1", False, 0.0, 10)
-    assert not limits.admits("20.0.0.1", 0.0)
+    assert not limits.admits("20.0.0.1", False, 0.0)

@@ -209,6 +209,26 @@ def test_a_publisher_over_its_quota_is_refused_and_others_are_not():
     assert storage.put(record_of(sequence=NOW + 1, expires_ms=NOW + 60_001), NAME, NOW) is None
 
 
+def test_names_beyond_the_slots_of_one_request_are_refused_without_a_look():
+    class Wide:
+        def __init__(self) -> None:
+            self.num_asked = 0
+
+        def slots(self, record: Record, name: str) -> range:
+            self.num_asked += 1
+            return range(8_192)
+
+    rule = Wide()
+    storage = SlotStorage(RecordVerifier(), rule)
+
+    refusals = storage.put_many(record_of(), [f"grid {number}" for number in range(64)], NOW)
+
+    assert refusals == [None] * 2 + [Refusal.PUBLISHER_QUOTA] * 62
+    assert rule.num_asked == 2
+    assert storage.refusals == {"publisher-quota": 62}
+    assert storage.put_many(record_of(), ["grid 0", "grid 9"], NOW) == [None, None]
+
+
 def test_what_expired_counts_for_nothing_and_endless_renewal_fills_no_memory():
     storage = storage_of()
     for number in range(1_200):
