@@ -324,18 +324,22 @@ def _wanted(here: _Key, wanted: tuple[int, ...] | None) -> Iterator[_Entry]:
     """The entries that a reader wants; one may come several times."""
     if wanted == ():
         return
-    slots: Iterable[int] = sorted(here.slots) if wanted is None else wanted
     for publisher in here.ended:
         yield here.entries[publisher]
-    for slot in slots:
+    if wanted is None:
+        yield from here.entries.values()
+        return
+    for slot in wanted:
         for publisher in here.slots.get(slot, ()):
             yield here.entries[publisher]
 
 
 def _lives(here: _Key, first: int, now_ms: int) -> bytes:
     lives = bytearray(MAX_LIVES)
-    for slot, publishers in here.slots.items():
-        if first <= slot < first + MAX_LIVES:
+    told = range(first, first + MAX_LIVES)
+    filled = here.slots if len(here.slots) < MAX_LIVES else told  # a key may have millions
+    for slot in filled:
+        if slot in told and (publishers := here.slots.get(slot)):
             left_ms = max(here.entries[publisher].record.expires_ms for publisher in publishers) - now_ms
             lives[slot - first] = min(max(-(-left_ms // 1000), 0), MAX_LIFE_TOLD_S)
     return bytes(lives).rstrip(b"\0")

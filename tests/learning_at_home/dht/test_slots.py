@@ -6,7 +6,15 @@ import pytest
 from learning_at_home.dht.holdings import Quota
 from learning_at_home.dht.records import SKEW_MS, Record, RecordVerifier, Refusal, key_of, sign_record
 from learning_at_home.dht.slot_exchange import _agreed
-from learning_at_home.dht.slots import MAX_ENDED, QUOTA, Claimant, SlotStorage, surplus
+from learning_at_home.dht.slots import (
+    MAX_ENDED,
+    MAX_LIVES,
+    MAX_SLOTS_AT_ONCE,
+    QUOTA,
+    Claimant,
+    SlotStorage,
+    surplus,
+)
 from learning_at_home.identity import Identity
 
 NOW = 1_800_000_000_000
@@ -227,6 +235,29 @@ def test_names_beyond_the_slots_of_one_request_are_refused_without_a_look():
     assert rule.num_asked == 2
     assert storage.refusals == {"publisher-quota": 62}
     assert storage.put_many(record_of(), ["grid 0", "grid 9"], NOW) == [None, None]
+
+
+@pytest.mark.parametrize("wanted, num_records", [((), 0), ((3, 9), 1), (None, 1)])
+def test_a_page_does_not_walk_all_the_slots_of_a_wide_key(wanted, num_records):
+    class Wide:
+        def slots(self, record: Record, name: str) -> range:
+            return range(MAX_SLOTS_AT_ONCE)
+
+    class NeverWalked(dict[int, tuple[bytes, ...]]):
+        def __iter__(self):
+            raise AssertionError("there may be millions")
+
+        items = __iter__
+
+    storage = SlotStorage(RecordVerifier(), Wide())
+    storage.put(record_of(), NAME, NOW)
+    here = storage._keys[KEY]
+    here.slots = NeverWalked(here.slots)
+
+    page = storage.page(KEY, 1_000, wanted, b"", 5_000, NOW)
+
+    assert page.lives == bytes([60]) * MAX_LIVES
+    assert len(page.records) == num_records
 
 
 def test_what_expired_counts_for_nothing_and_endless_renewal_fills_no_memory():
