@@ -161,8 +161,9 @@ class Exchange:
 
     def start_lookup(self, target: bytes, need: int, num_seeds: int = K) -> Lookup:
         protocol = self._protocol
-        spare = protocol.spare(need)
-        lookup = Lookup(target, protocol.node_id, K, need, protocol.patience_s, protocol.limits, spare)
+        spare = protocol.round_trips.spare(need, SPARE)
+        slow_s = protocol.round_trips.slow_s() if need == K else 0.0  # a read finds enough holders among the quick
+        lookup = Lookup(target, protocol.node_id, K, need, protocol.patience_s, protocol.limits, spare, slow_s)
         lookup.add(self._protocol.neighbourhood.closest(target, num_seeds, self._clock.monotonic_s()))
         return lookup
 

@@ -31,6 +31,7 @@ SPARE = (
     3  # questions beyond the answers still needed: where one in five is lost or dead, five of eight come nearly always
 )
 LATE = 3  # times what the others took, of what was expected of them: then another is asked, as if it were overdue
+FAR = 2  # times what one that is far away takes when nothing holds it up: sooner nobody counts as late
 LEAST_LATE_S = 0.0005  # and so much for each answer needed: our own loop takes it to read them, one after the other
 PATH_WIDTH = 2  # of each teller's nearest are asked, so that one may be dead or its answer lost
 PATH_DEATHS = 2  # of a teller's nearest may be dead before its path ends; a liar's false ones cost no more
@@ -109,7 +110,9 @@ class Lookup:
     """Who is to be asked next, and who is closest, given what came back. `own_id` is never asked.
 
     `k`: how many closest peers hold what belongs under the target; `need`: how many of them must answer.
-    `patience_s`: after how long a peer is overdue. `limits`: of one address block only a few count among the closest.
+    `patience_s`: after how long a peer is overdue; never sooner than FAR times `slow_s`, which one that is far away
+    takes: however quick others are, who is merely far away is among the closest. `limits`: of one address block only a
+    few count among the closest.
     """
 
     target: bytes
@@ -119,6 +122,7 @@ class Lookup:
     patience_s: Callable[[Contact], float]
     limits: BlockLimits
     spare: int = SPARE  # fewer where hardly anything is lost
+    slow_s: float = 0.0
     num_asked: int = 0
     _peers: dict[int, _Peer] = field(default_factory=dict)  # by the number of their ids
     _nearest_first: list[_Peer] = field(default_factory=list)  # the same
@@ -277,7 +281,7 @@ class Lookup:
         than that, one of whom nothing is heard yet is likely dead.
         """
         share = LATE * self._took_s / self._expected_s if self._expected_s else 1.0
-        return _Haste(share, self.need * LEAST_LATE_S)
+        return _Haste(share, max(self.need * LEAST_LATE_S, FAR * self.slow_s))
 
     def _view(self, now: float) -> _View:
         """Found once for a moment, until something comes; asking changes it in one place only."""

@@ -34,7 +34,6 @@ from learning_at_home.dht.datagrams import (
     read,
     sealed_parts,
 )
-from learning_at_home.dht.lookup import SPARE
 from learning_at_home.dht.messages import (
     MAX_NEIGHBOURS,
     READ_NEIGHBOURS,
@@ -106,13 +105,13 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         self._client_only = client_only
         self._spawn = spawn
         self._on_new_contact = on_new_contact
-        self._round_trips = RoundTrips()
+        self.round_trips = RoundTrips()
         self._pair_keys = PairKeys(identity)
         self._token_issuer = TokenIssuer()
         self._request_parts = RequestParts(self.counters)
         request_kind = REQUEST | CLIENT_ONLY if client_only else REQUEST
         self._questions = Questions(
-            self._send, self, self._pair_keys, request_kind, self._round_trips, self.counters, wait_timeout_s
+            self._send, self, self._pair_keys, request_kind, self.round_trips, self.counters, wait_timeout_s
         )
         self._checks: set[Address] = set()
         self._clock_offsets = ClockOffsets(clock)
@@ -331,15 +330,11 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
 
     def patience_s(self, contact: Contact) -> float:
         """After how long without an answer it is time to ask somebody else."""
-        return self._round_trips.patience_s(contact.address)
-
-    def spare(self, need: int) -> int:
-        """How many questions beyond the needed ones are worth their datagrams, as many as are lost lately."""
-        return self._round_trips.spare(need, SPARE)
+        return self.round_trips.patience_s(contact.address)
 
     def round_trip_s(self, contact: Contact) -> float | None:
         """What it takes to answer, smoothed."""
-        return self._round_trips.mean_s(contact.address)
+        return self.round_trips.mean_s(contact.address)
 
     def _send(self, datagram: bytes, address: Address) -> bool:
         if self.transport.is_closing():

@@ -25,8 +25,8 @@ def contact(distance: int) -> Contact:
     return contact_of(distance.to_bytes(20, "big"), distance)
 
 
-def lookup_of(*distances: int, k: int = 20, need: int = 20, target: bytes = TARGET) -> Lookup:
-    lookup = Lookup(target, OWN_ID, k, need, lambda _: PATIENCE_S, BlockLimits())
+def lookup_of(*distances: int, k: int = 20, need: int = 20, target: bytes = TARGET, slow_s: float = 0.0) -> Lookup:
+    lookup = Lookup(target, OWN_ID, k, need, lambda _: PATIENCE_S, BlockLimits(), slow_s=slow_s)
     lookup.add(contact(distance) for distance in distances)
     return lookup
 
@@ -161,6 +161,19 @@ def test_where_the_others_answer_much_sooner_than_expected_nobody_is_waited_for_
     assert lookup.next_change_s(now=PATIENCE_S / 100) == LATE * PATIENCE_S / 100
     assert asked_by(lookup, now=LATE * PATIENCE_S / 100) == [6, 7, 8, 9]  # one is missing, and the spare
     assert slow.next_change_s(now=PATIENCE_S / 2) == PATIENCE_S
+
+
+def test_however_quick_others_are_one_who_may_be_far_away_counts_among_the_closest():
+    """A store that went to the quick ones would not be found by those who are near the others."""
+    lookup = lookup_of(*range(1, 100), k=4, need=4, slow_s=0.06)
+    asked = lookup.next_to_ask(now=0.0)
+    for peer in asked[1:]:
+        lookup.answered(peer, {}, now=0.002)
+
+    assert not lookup.is_done(now=0.1)
+    lookup.answered(asked[0], {}, now=0.15)
+    assert lookup.is_done(now=0.15)
+    assert [peer.port for peer in lookup.closest()] == [1, 2, 3, 4]
 
 
 def test_where_nothing_is_lost_just_those_are_asked_that_are_needed():
