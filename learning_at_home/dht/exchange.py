@@ -133,11 +133,11 @@ class Exchange:
     async def hand_over(self, newcomer: Contact, max_records: int) -> None:
         """Give a new contact the records that it should hold and whose closest holder, as far as we know, we are."""
         now = self._clock.monotonic_s()
+        neighbourhood = self._protocol.neighbourhood
         for record in list(self._storage)[:max_records]:
-            closest = self._protocol.neighbourhood.closest(record.key, K + 1, now)
-            own_distance = self._protocol.distance(record.key)
-            is_ours = all(own_distance < other.distance(record.key) for other in closest if other != newcomer)
-            if not is_ours or newcomer not in closest[:K]:
+            if neighbourhood.knows_nearer(record.key, self._protocol.distance(record.key), newcomer, now):
+                continue
+            if newcomer not in neighbourhood.closest(record.key, K, now):
                 continue
             if await self._protocol.call_store(newcomer, record) is None:
                 return  # gone already

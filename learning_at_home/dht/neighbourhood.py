@@ -66,6 +66,14 @@ class Neighbourhood:
             nearest_first = list(itertools.islice(speaking, count)) or nearest_first
         return [listed[number].contact for number in nearest_first[:count]]
 
+    def knows_nearer(self, target: bytes, distance: int, other_than: Contact, now: float) -> bool:
+        """Whether some other contact that is not silent is nearer to a target than this."""
+        place = int.from_bytes(target, "big")
+        return any(
+            number ^ place < distance and number != other_than.number and not self.is_silent(entry.contact.address, now)
+            for number, entry in self._list().items()
+        )
+
     def closest_to_any(self, targets: Sequence[bytes], count: int, most: int, now: float) -> list[Contact]:
         """The contacts nearest to each of the targets, up to `count` of each and `most` in all: first the nearest of
         each, then the second of each, and so on. Where `most` is more than there are, all of them."""
