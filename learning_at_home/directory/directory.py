@@ -106,9 +106,12 @@ class Directory:
         """Why `feed` would ignore this record, whatever is known: its signature, size or times."""
         return self._verifier.refusal(record, int(self._clock.wall_s() * 1000))
 
-    def feed(self, record: Record) -> bool:
-        """Whether this record changed a view. It is verified here; what is invalid, foreign or old is ignored."""
-        return self.refusal(record) is None and bool(self._take_all([record]))
+    def feed(self, *records: Record) -> bool:
+        """Whether these records changed a view. They are verified here; what is invalid, foreign or old is ignored.
+
+        Many together cost as many views as there are layers, not one each.
+        """
+        return bool(self._take_all([record for record in records if self.refusal(record) is None]))
 
     def suspect(self, public_key: bytes, since_ms: int, until_ms: int) -> bool:
         """A coordinator's probes could not reach this peer: out of the views until it announces itself anew.

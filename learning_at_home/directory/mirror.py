@@ -76,10 +76,12 @@ class Mirror:
         if message.sequence != self._next_sequence or self._key is None:
             raise WireError(f"the mirror's message {message.sequence} came where {self._next_sequence} was due")
         self._next_sequence += 1
+        of_nodes: list[Record] = []
         for data in message.records:
-            if (reason := self._refusal(data, self._key)) is not None:
+            if (reason := self._refusal(data, self._key, of_nodes)) is not None:
                 self.refused[reason] += 1
                 self._num_refused += 1
+        self._directory.feed(*of_nodes)
         if self._num_refused > MAX_REFUSED:
             raise WireError(f"the coordinator's mirror holds too many records that are refused: {dict(self.refused)}")
         if not message.complete:
@@ -96,16 +98,18 @@ class Mirror:
         self._key = None
         self._complete = False
 
-    def _refusal(self, data: bytes, coordinator_key: bytes) -> str | None:
-        """Take a record, or say why not. One that is no newer than what is known is simply passed over."""
+    def _refusal(self, data: bytes, coordinator_key: bytes, of_nodes: list[Record]) -> str | None:
+        """Take a record, or say why not; a node's is added to those to be taken together. What is no newer than what is
+        known is simply passed over."""
         try:
             record = Record.from_bytes(data)
             if (refusal := self._directory.refusal(record)) is not None:
                 return refusal.value
             if self._directory.is_of_node(record):
-                if not self._directory.knows(record.publisher) and self._directory.num_nodes >= MAX_NODES:
+                num_nodes = self._directory.num_nodes + len(of_nodes)
+                if not self._directory.knows(record.publisher) and num_nodes >= MAX_NODES:
                     return Refusal.STORAGE_FULL.value
-                self._directory.feed(record)
+                of_nodes.append(record)
                 return None
             return self._take_suspicion(record, coordinator_key)
         except WireError:

@@ -236,3 +236,10 @@ def test_made_up_nodes_without_end_do_not_fill_the_memory(told, swarm, monkeypat
     assert told.directory.num_nodes == 10
     assert len(told.mirror._words) <= 10
     assert told.directory.find("ffn0.0.0") is not None
+
+
+def test_a_message_about_many_nodes_makes_a_layers_view_anew_once(told, swarm):
+    told.connect()
+    told.hear(swarm.record(swarm.alice, {0}), swarm.record(swarm.bob, {1, 2}), swarm.record(swarm.carol, {3}))
+    assert told.alive() == 4
+    assert told.directory.layer("ffn0").version == 1
