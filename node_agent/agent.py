@@ -130,9 +130,8 @@ class Agent:
             try:
                 your_address = invitation.coordinator.your_address if invitation.coordinator else None
                 reachable_at = config.announce_host or announced_host(config.host, your_address, invitation.bootstrap)
-                address = PeerAddress(
-                    identity.public_key, (endpoint(await numeric(reachable_at), port, config.unencrypted),), name
-                )
+                reached_by = endpoint(await numeric(reachable_at), config.announce_port or port, config.unencrypted)
+                address = PeerAddress(identity.public_key, (reached_by,), name)
                 told.info("reachable at %s, name %s; DHT port %d", address.endpoints[0], name, dht.port)
                 announcer = Announcer(
                     dht,

@@ -124,6 +124,9 @@ def build_parser() -> argparse.ArgumentParser:
     who.add_argument("--host", help="address to listen on (0.0.0.0)")
     who.add_argument("--announce-host", metavar="HOST", help="address under which others reach it (found by itself)")
     who.add_argument("--port", help="TCP port for expert calls (any free one)")
+    who.add_argument(
+        "--announce-port", metavar="PORT", help="TCP port under which others reach it, where a router maps one (--port)"
+    )
     who.add_argument("--dht-port", metavar="PORT", help="UDP port for the DHT (any free one)")
     who.add_argument(
         "--unencrypted",

@@ -44,6 +44,7 @@ class NodeConfig:
     host: str = "0.0.0.0"  # noqa: S104 - a node is there to be reached
     announce_host: str | None = None  # None: what the coordinator, or else the route to the others, tells
     port: int = 0
+    announce_port: int | None = None  # None: the port itself
     dht_port: int = 0
     threads: int = 1
     max_rows: int = MAX_ROWS_PER_REQUEST
@@ -97,6 +98,7 @@ class NodeConfig:
         bounds = {
             "--max-experts": (self.max_experts, 1, 8_192),
             "--port": (self.port, 0, 65_535),
+            "--announce-port": (1 if self.announce_port is None else self.announce_port, 1, 65_535),
             "--dht-port": (self.dht_port, 0, 65_535),
             "--threads": (self.threads, 1, 1_024),
             "--max-rows": (self.max_rows, 1, MAX_ROWS_PER_REQUEST),
@@ -174,6 +176,7 @@ _READERS = {
     "host": _text,
     "announce_host": _text,
     "port": _whole,
+    "announce_port": _whole,
     "dht_port": _whole,
     "threads": _whole,
     "max_rows": _whole,

@@ -12,7 +12,7 @@ import os
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 
 import zmq
@@ -324,6 +324,9 @@ def _has_no_way(link: Link, now: float) -> bool:
     return several and not link.welcomed and now - link.begun > WELCOME_S and not has_input(link.socket)
 
 
+MakeExchange = Callable[["Connections", Links, Iterator[int], Clock], Exchange]
+
+
 class Connections:
     """All connections of a calling process: a pool of exchanges. Thread-safe."""
 
@@ -342,6 +345,7 @@ class Connections:
         self._closed = False
         self._pid = os.getpid()
         self._endpoints = EndpointBook()
+        self._make_exchange: MakeExchange = Exchange
         self.late_answers = 0
 
     def exchange(self) -> Exchange:
@@ -358,7 +362,15 @@ class Connections:
             if self._idle:
                 return self._idle.pop()
         links = Links(self._context, self._identity, self._unencrypted, self._endpoints)
-        return Exchange(self, links, self._ids, self._clock)
+        return self._make_exchange(self, links, self._ids, self._clock)
+
+    def make_exchanges(self, make: MakeExchange) -> None:
+        """From now on they are made by this, as the test kit has some of its own; those in the pool are closed."""
+        with self._lock:
+            self._make_exchange = make
+            idle, self._idle = self._idle, []
+        for exchange in idle:
+            exchange.links.close()
 
     def close(self) -> None:
         """Close what is idle now, what is leased when it comes back. May be called twice."""

@@ -4,12 +4,16 @@ The cells of all layers are divided among the nodes in their flat order. A DHT p
 and trainers bootstrap from, so that any node may be killed. Nodes are subprocesses, or with `in_process=True` agents
 on a thread of this process: these start in a fraction of a second, and `expert(uid)` gives the hosted network itself.
 They share torch's settings with this process, which computes on one CPU thread from then on.
+
+With `wan` everybody reaches the nodes' experts over lines of that kind, one per node, which `swarm.wan` changes, cuts
+and counts. The DHT's datagrams go directly.
 """
 
 from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 import tempfile
 import time
 from collections.abc import Sequence
@@ -24,6 +28,8 @@ from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.identity import Identity
 from learning_at_home.peer_address import PeerAddress
 from learning_at_home.project import ProjectRecord
+from learning_at_home.testing.wan import Wan
+from learning_at_home.testing.wan_process import WanProcess
 from node_agent.agent import Agent
 from node_agent.config import NodeConfig
 from node_agent.experts.expert import Expert
@@ -49,10 +55,12 @@ class LocalSwarm:
         wait: bool = True,
         unencrypted: bool = False,
         allow_experts: Sequence[str] = (),
+        wan: Wan | Sequence[Wan] | None = None,
     ) -> None:
         """`experts`: patterns per node, instead of equal shares. `wait`: enter only when every node serves.
 
         `unencrypted`: nodes for callers with `unencrypted=True`. `allow_experts`: packages whose experts they may run.
+        `wan`: the line to every node, or one for each.
         """
         self._allow_experts = tuple(allow_experts)
         self._unencrypted = unencrypted
@@ -65,7 +73,13 @@ class LocalSwarm:
         self._device = device
         self._wait = wait
         self._closed = False
+        self._generation = 0  # of nodes that replaced others
         self.nodes: list[LocalNode] = []
+        self._wans = [wan] * len(shares) if isinstance(wan, Wan) else list(wan or ())
+        if wan is not None and len(self._wans) != len(shares):
+            raise UsageError(f"{len(self._wans)} lines for {len(shares)} nodes")
+        self._wan: WanProcess | None = None
+        self._reserved: list[socket.socket] = []  # the nodes' ports, where lines lead to
 
     def __enter__(self) -> LocalSwarm:
         self._folder = tempfile.TemporaryDirectory(prefix="local-swarm-")
@@ -73,9 +87,10 @@ class LocalSwarm:
         self._dht = DhtNode(Identity.generate(), HOST, 0, slot_rule=AnnouncementSlots())
         try:
             self._loop.submit(self._dht.__aenter__()).result(DHT_TIMEOUT_S)
-            project_file = Path(self._folder.name) / "project.toml"
-            project_file.write_text(project_toml(self.project), "utf-8")
-            self.nodes = [self._node(number, project_file) for number in range(len(self._shares))]
+            if self._wans:
+                self._open_lines()
+            self._project_file.write_text(project_toml(self.project), "utf-8")
+            self.nodes = [self._node(number, f"node-{number}") for number in range(len(self._shares))]
             for node in self.nodes:
                 node.start()
             if self._wait:
@@ -91,9 +106,21 @@ class LocalSwarm:
         self.close()
 
     @property
+    def shares(self) -> list[list[str]]:
+        """By node, the uids that it hosts, or patterns of them where such were given."""
+        return self._shares
+
+    @property
     def bootstrap(self) -> list[str]:
         """Addresses to join by: `Swarm.connect(bootstrap=swarm.bootstrap, project=swarm.project)`."""
         return [self._dht.address]
+
+    @property
+    def wan(self) -> WanProcess:
+        """The lines to the nodes, by their numbers. Raises UsageError without any."""
+        if self._wan is None:
+            raise UsageError("this swarm's nodes are reached directly; give LocalSwarm(wan=Wan(...))")
+        return self._wan
 
     def wait_until_serving(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Until every node has announced its experts. Raises TimeoutError, or NodeDied with a node's last words."""
@@ -124,6 +151,13 @@ class LocalSwarm:
         node.start()
         node.wait_until_serving(time.monotonic() + START_TIMEOUT_S)
 
+    def replace(self, number: int) -> None:
+        """Start another node for the cells of one that was killed or left: another key, new weights. Does not wait."""
+        self.nodes[number].close()
+        self._generation += 1
+        self.nodes[number] = self._node(number, f"node-{number}-{self._generation}")
+        self.nodes[number].start()
+
     def agent(self, number: int) -> Agent:
         """The agent of a node. Raises UsageError unless in_process."""
         node = self.nodes[number]
@@ -153,20 +187,40 @@ class LocalSwarm:
         self._closed = True
         with contextlib.ExitStack() as ending:  # the last one first, and all of them even if one fails
             ending.callback(self._folder.cleanup)
+            for reserved in self._reserved:
+                ending.callback(reserved.close)
+            if self._wan is not None:
+                ending.callback(self._wan.close)
             ending.callback(self._loop.close, DHT_TIMEOUT_S)
             ending.callback(lambda: self._loop.submit(self._dht.__aexit__(None, None, None)).result(DHT_TIMEOUT_S))
             for node in self.nodes:
                 ending.callback(node.kill)  # the whole swarm ends: there is nobody left to say goodbye to
 
-    def _node(self, number: int, project_file: Path) -> LocalNode:
+    def _open_lines(self) -> None:
+        self._wan = WanProcess().__enter__()
+        for wan in self._wans:
+            # Bound and not listening, it keeps others off the port; the node may listen there all the same.
+            reserved = socket.socket()
+            self._reserved.append(reserved)
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            reserved.bind((HOST, 0))
+            self._wan.open(HOST, reserved.getsockname()[1], wan)
+
+    @property
+    def _project_file(self) -> Path:
+        return Path(self._folder.name) / "project.toml"
+
+    def _node(self, number: int, folder: str) -> LocalNode:
         config = NodeConfig(
-            project_file=project_file,
+            project_file=self._project_file,
             bootstrap=tuple(self.bootstrap),
             experts=tuple(self._shares[number]),
             device=self._device,
-            name=f"node-{number}",
-            data_dir=Path(self._folder.name) / f"node-{number}",
+            name=folder,
+            data_dir=Path(self._folder.name) / folder,
             host=HOST,
+            port=self._reserved[number].getsockname()[1] if self._wan is not None else 0,
+            announce_port=self._wan.ports[number] if self._wan is not None else None,
             unencrypted=self._unencrypted,
             allow_experts=self._allow_experts,
         ).check()

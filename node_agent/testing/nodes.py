@@ -197,6 +197,10 @@ def _flags(config: NodeConfig) -> list[str]:
         flags += ["--experts", pattern]
     for package in config.allow_experts:
         flags += ["--allow-experts", package]
+    if config.port:
+        flags += ["--port", str(config.port)]
+    if config.announce_port is not None:
+        flags += ["--announce-port", str(config.announce_port)]
     if config.unencrypted:
         flags.append("--unencrypted")
     if config.name is not None:

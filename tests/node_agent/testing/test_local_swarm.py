@@ -1,10 +1,12 @@
 """LocalSwarm is real nodes: they serve, die, fall silent and come back."""
 
 import os
+import time
 
 import pytest
 import torch
 
+from learning_at_home.client.swarm import Swarm
 from learning_at_home.clock import SystemClock
 from learning_at_home.dht.node import DhtNode
 from learning_at_home.directory.directory import Directory
@@ -12,6 +14,7 @@ from learning_at_home.errors import ConfigError, UnknownExpert, UsageError
 from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.identity import Identity
 from learning_at_home.project import LayerSpec, OptimizerSpec, ProjectRecord
+from learning_at_home.testing import Wan
 from node_agent.experts.architectures import build_expert
 from node_agent.testing import LocalSwarm
 from node_agent.testing.local_swarm import divide_cells
@@ -76,6 +79,17 @@ def test_a_node_that_was_killed_comes_back_with_its_key_and_new_weights(project,
         assert torch.equal(caller.call(swarm.address(0), "ffn0.0.0", "forward", x), first)
 
 
+def test_a_node_that_replaces_a_killed_one_has_another_key_and_its_cells(project):
+    with LocalSwarm(project, num_nodes=2, in_process=True) as swarm:
+        before = swarm.address(0)
+        swarm.kill(0)
+        swarm.replace(0)
+        swarm.wait_until_serving()
+
+        assert swarm.address(0).public_key != before.public_key
+        assert swarm.shares[0][0] == str(swarm.expert(swarm.shares[0][0]).uid)
+
+
 def test_a_node_that_cannot_start_says_why(project):
     with pytest.raises(NodeDied) as death, LocalSwarm(project, experts=[["ffn0.7.7"]], in_process=True):
         pass
@@ -111,3 +125,32 @@ def test_a_process_that_ends_shows_its_last_words(project):
         LocalSwarm(project, experts=[["ffn7.0.0"]]),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    "in_process", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["threads", "processes"]
+)
+def test_nodes_behind_lines_are_called_over_them(project, in_process):
+    x = torch.randn(3, 8, dtype=torch.float64)
+    with (
+        LocalSwarm(project, num_nodes=1, in_process=in_process, wan=Wan(delay_s=0.04)) as nodes,
+        Swarm.connect(bootstrap=nodes.bootstrap, project=project) as swarm,
+    ):
+        swarm.wait_until_alive()
+        expert = swarm.expert("ffn0.1.1")
+        before = expert(x)
+        began = time.monotonic()
+        assert torch.equal(expert(x), before)
+        assert time.monotonic() - began >= 0.08
+        assert nodes.wan.counters(0).bytes_up > 0
+        if in_process:
+            nodes.restart(0)
+            swarm.wait_until_alive()
+            expert(x)  # a restarted node is found at the end of the same line
+
+
+def test_each_node_has_a_line_or_none_has(project):
+    with pytest.raises(UsageError, match="3 lines for 2 nodes"):
+        LocalSwarm(project, num_nodes=2, wan=[Wan()] * 3)
+    with LocalSwarm(project, num_nodes=1, in_process=True) as nodes, pytest.raises(UsageError, match="directly"):
+        _ = nodes.wan
