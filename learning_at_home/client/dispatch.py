@@ -8,7 +8,7 @@ answered.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,6 +38,7 @@ from learning_at_home.project import LayerSpec
 from learning_at_home.wire.messages import Operation, TensorSpec
 
 PATIENCE_SHARE = 0.25  # of the deadline: when a row's experts are silent for so long, the next best is asked as well
+PATIENCE_PACES = 3.0  # ... or, beside the grace time, for so many times what their hosts take on average
 LOOK_AGAIN_S = 0.05  # how often a row without anyone to ask looks into the directory
 MOVED = (NetworkError, NodeDraining, UnknownExpert)  # failures after which a cell may soon be served again
 MAX_CAUSES_SHOWN = 4  # in a message; the error's `causes` has all
@@ -117,7 +118,7 @@ class ForwardRound:
             len(self._x),
             terms.k_min,
             grace_s=terms.grace_s,
-            patience_s=PATIENCE_SHARE * terms.deadline_s,
+            patience_s=_patience_s(self._context, terms, _holders(view, chosen_RK)),
             deadline=deadline,
             every_row=not passing,
         )
@@ -323,14 +324,18 @@ def _run_backward(
     if passed.any():
         quorum.excuse(np.flatnonzero(passed))
     results, causes = [], {}
+    again_at = now + _patience_s(context, terms, {task.holder.public_key for task in tasks})
     with context.connections.exchange() as exchange:
         fanout = FanOut(context, exchange, deadline, insist=True, compression=terms.compression, traced=traced)
         for task in tasks:
             quorum.asked(task.rows, now)
         fanout.ask(tasks)
         while isinstance(decision := quorum.decide(context.clock.monotonic_s()), Wait):
-            result = fanout.next_result(decision.until)
+            result = fanout.next_result(min(decision.until, again_at))
             if result is None:
+                if context.clock.monotonic_s() >= again_at:
+                    fanout.ask_silent_again(quorum.rows_without_answer())
+                    again_at = deadline
                 continue
             if result.error is None:
                 results.append(result)
@@ -341,6 +346,22 @@ def _run_backward(
         for task in fanout.leave_behind(terms.grace_s):
             causes.setdefault(task.uid, silence(task.uid, task.holder))
     return results, causes, len(quorum.rows_without_answer())
+
+
+def _patience_s(context: CallContext, terms: Terms, holders: Set[bytes]) -> float:
+    """How long a row that only silent hosts have been asked for waits before it asks anybody else, or once more."""
+    longest_s = PATIENCE_SHARE * terms.deadline_s
+    paces = [context.stats.pace(holder) for holder in holders]
+    means_s = [pace.mean_s for pace in paces if pace is not None]
+    if not means_s or len(means_s) < len(paces):
+        return longest_s  # nothing is known of one
+    return min(longest_s, terms.grace_s + PATIENCE_PACES * max(means_s))
+
+
+def _holders(view: LayerView, chosen_RK: Tensor) -> set[bytes]:
+    """Who is asked for these cells."""
+    holders = [view.holders[cell] for cell in torch.unique(chosen_RK).tolist() if cell >= 0]
+    return {holder.public_key for holder in holders if holder is not None}
 
 
 def silence(uid: str, holder: PeerAddress) -> LearningAtHomeError:

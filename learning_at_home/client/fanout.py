@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 import msgspec
+import numpy as np
 from torch import Tensor
 
 from learning_at_home.client.compression import Compression
@@ -137,6 +138,16 @@ class FanOut:
         """Send calls of an earlier round, under the ids that they have: a node answers what it has done from memory."""
         self._send(calls)
 
+    def ask_silent_again(self, rows: Rows) -> None:
+        """Send the calls once more that these rows wait for: request or answer may be lost. A node that has only not
+        come to it yet knows the call by its id, and does it once."""
+        silent = [call for call in self.exchange.open_calls() if np.isin(call.task.rows, rows).any()]
+        for call in silent:
+            self.context.stats.retried(call.task.holder.public_key, call.task.holder.name)
+            if call.task.traced is not None:
+                call.task.traced = call.task.traced.again()
+        self._send(silent)
+
     def ask_later(self, task: Task, at: float) -> None:
         """Send the task at a moment (monotonic), from within `next_result`."""
         heapq.heappush(self._later, (at, next(self._order), self._call(task)))
@@ -168,18 +179,19 @@ class FanOut:
         """Give up on what is open. Returns the tasks that were silent for `patience_s`, and suspects their peers."""
         now = self.context.clock.monotonic_s()
         open_calls = self.exchange.open_calls()
-        silent = [call.task for call in open_calls if now - call.sent >= max(patience_s, SILENT_S)]
+        silent = [call for call in open_calls if now - call.sent >= max(patience_s, SILENT_S)]
         for call in open_calls:
             holder = call.task.holder
             self.context.stats.failed(holder.public_key, holder.name)
             if call.task.traced is not None:
                 call.task.traced.left_behind()
-        for task in silent:
-            if task.holder.public_key not in self._answered:
-                self.context.directory.report_failure(task.holder.public_key, now)
+        for call in silent:
+            key = call.task.holder.public_key
+            if key not in self._answered and not self._heard_since(key, call.sent):
+                self.context.directory.report_failure(key, now)
         self.exchange.abandon()
         self._later.clear()
-        return silent
+        return [call.task for call in silent]
 
     def judge(self, answer: Answer) -> Result | None:
         """The result of an answer, counted, with the directory told whether its peer is alive.
@@ -206,7 +218,9 @@ class FanOut:
             return None
         else:
             self.context.stats.failed(holder.public_key, holder.name)
-        if isinstance(error, WORTH_AVOIDING):
+        if isinstance(error, CallTimeout) and self._heard_since(holder.public_key, answer.call.sent):
+            pass  # the call is lost, or waits behind others: its node lives
+        elif isinstance(error, WORTH_AVOIDING):
             self._avoid(holder.public_key, error, now)
         elif holder.public_key not in self._answered:
             self._answered.add(holder.public_key)
@@ -226,6 +240,11 @@ class FanOut:
             task.traced.issued()
         specs, frames = task.framed or frame(task.tensors, task.holder, self._compression.request)
         return Call(task.uid, task.operation, specs, frames, task)
+
+    def _heard_since(self, public_key: bytes, since: float) -> bool:
+        """Whether the peer has answered any call of this process, perhaps of another round."""
+        pace = self.context.stats.pace(public_key)
+        return pace is not None and pace.told_s >= since
 
     def _avoid(self, public_key: bytes, error: LearningAtHomeError, now: float) -> None:
         if isinstance(error, NodeDraining):
