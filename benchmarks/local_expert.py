@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from benchmarks.projects import PREFIX
 from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.project import ProjectRecord
 from node_agent.experts.architectures import build_expert
@@ -21,7 +20,7 @@ class LocalExpert:
     """The expert of one cell, with the weights that a node gives it."""
 
     def __init__(self, project: ProjectRecord, uid: ExpertUid, device: str = "cpu") -> None:
-        layer = project.layer(PREFIX)
+        layer = project.layer(uid.prefix)
         self.module = build_expert(layer, project.id, uid).to(device)
         self.parameters = list(self.module.parameters())
         self._clip_norm = layer.optimizer.clip_norm

@@ -34,12 +34,14 @@ class MapGroups(Protocol):
 class LocalMixture(nn.Module):
     """x [rows, hidden] to the mixture of each row's k best experts."""
 
-    def __init__(self, project: ProjectRecord, k_best: int, map_groups: MapGroups = map) -> None:
+    def __init__(
+        self, project: ProjectRecord, k_best: int, map_groups: MapGroups = map, *, prefix: str = PREFIX
+    ) -> None:
         """`map_groups`: the `map` of a pool computes several experts at once."""
         super().__init__()
-        layer = project.layer(PREFIX)
+        layer = project.layer(prefix)
         self.gate = GatingFunction(layer.hidden_size, layer.grid, k_best=k_best)
-        self.experts = [LocalExpert(project, uid) for uid in layer.cells.uids(PREFIX)]
+        self.experts = [LocalExpert(project, uid) for uid in layer.cells.uids(prefix)]
         self.map_groups = map_groups
         self._grid = layer.grid
         self._index = CellIndex.of(layer.grid, range(layer.cells.num_cells))

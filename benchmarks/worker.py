@@ -31,6 +31,8 @@ class Work:
     callers: int = 1
     budget_s: float = 1.0  # calls are repeated for so long; one is always made
     warm_s: float = 0.1  # and are made unmeasured for so long before; 0: not at all
+    delay_s: float = 0.0  # that a call takes longer, where nodes are a long way off
+    lost: float = 0.0  # share of calls that are lost on the way
 
 
 class Worker(Protocol):

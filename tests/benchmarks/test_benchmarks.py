@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import dht, dht_simulation, directory, dmoe, expert_calls
+from benchmarks import dht, dht_simulation, directory, dmoe, expert_calls, latency
 from benchmarks.command_line import Options
 from benchmarks.local_mixture import LocalMixture
 from benchmarks.mixture_step import Step
@@ -59,6 +59,11 @@ DHT_SIMULATION = [
     ("growth", "limit 0.25", 1),
     ("gets-right-20pct-hostile", "limit 0.99", 1),
 ]
+LATENCY = [
+    ("throughput-100ms-10pct-failures", "ours at 0 ms, no failures", 0.9),
+    ("throughput-100ms", "model-parallel chain of equal FLOPs per row, one batch at a time", 10),
+    ("throughput-100ms", "the chain with 64 batches in flight", 0),
+]
 
 DHT = [
     ("get-100", "bare kademlia", 0.7),
@@ -89,6 +94,12 @@ def test_dht_has_its_rows_and_bars():
     rows = [row.bar for row in dht.comparisons(dht.Sizes(), FULL) if not row.bar.row.endswith("-healed")]
 
     assert [(bar.row, bar.reference, bar.bar) for bar in rows] == DHT
+
+
+def test_latency_has_its_rows_and_bars():
+    rows = latency.comparisons(latency.Sizes(), FULL)
+
+    assert [(row.bar.row, row.bar.reference, row.bar.bar) for row in rows] == LATENCY
 
 
 def test_directory_has_its_rows_and_bars():
@@ -176,6 +187,19 @@ def test_quick_rows_of_a_small_layer_are_measured(tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_quick_rows_of_a_small_model_far_away_are_measured(tmp_path: Path):
+    path = tmp_path / "figures.json"
+    sizes = ["--hidden", "8", "--layers", "1", "--grid", "2", "2", "--nodes", "1", "--rows", "8", "--in-flight", "4"]
+
+    only = ["--only", "throughput-100ms-10pct-failures"]
+    assert latency.main(["--quick", "--runs", "1", *sizes, *only, "--json", str(path)]) == 0
+
+    (row,) = json.loads(path.read_text())["rows"]
+    assert "why" not in row
+    assert 0 < row["ours"] < 4 * 8 / 0.2, "a batch takes two calls of 100 ms at least, and four are in flight"
+    assert row["reference_value"] > row["ours"]
+
+
 def test_quick_rows_of_a_few_dht_peers_are_measured(tmp_path: Path):
     path = tmp_path / "figures.json"
     sizes = ["--nodes", "8", "--fewer-nodes", "4", "--runs", "1"]
