@@ -101,7 +101,13 @@ def _plot(file: Path, sizes: Sizes, options: Options) -> int:
         with running(worker):
             for number in sizes.sizes:
                 points.append((number, worker.measure(Work(name="mean-round-trips", rows=number))))
-                print(f"{number} peers: {points[-1][1]:.2f} round trips", file=sys.stderr)
+                print(f"{number} peers: {points[-1][1]:.2f} round trips", file=sys.stderr, flush=True)
+            figures = {name: worker.measure(Work(name=name)) for name in ("growth", "right", "median-round-trips")}
+    print(
+        f"growth {figures['growth']:.3f} per doubling; among {sizes.sizes[-1]} peers {figures['right']:.4f} of the "
+        f"gets right, median {figures['median-round-trips']:.1f} round trips",
+        file=sys.stderr,
+    )
     title = "A get in a simulated DHT: 10 % churn a minute, 5 % loss"
     file.write_text(log_log_plot(title, "peers", "mean round trips", {"ours": points}), encoding="utf-8")
     return 0

@@ -7,6 +7,7 @@ Threads and real sockets have no place here: time would run away from them.
 from __future__ import annotations
 
 import asyncio
+import math
 import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar
@@ -39,6 +40,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         self._now_s = START_S
         self._network = network
         super().__init__(_SkippingSelector(self._skip))
+        self._skip(0.0)
 
     def time(self) -> float:
         """Virtual seconds."""
@@ -55,6 +57,9 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def _skip(self, seconds: float) -> None:
         self._now_s += seconds
+        # asyncio runs timers that are due within its clock's resolution. Two that look at the time by turns and wait
+        # for a moment nearer than that would run for ever, and time would not pass: it does while nobody is ready.
+        self._clock_resolution = math.ulp(self._now_s)
 
 
 class _SkippingSelector(selectors.SelectSelector):

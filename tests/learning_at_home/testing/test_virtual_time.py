@@ -57,3 +57,28 @@ def test_there_are_no_sockets_without_a_network():
             )
 
     run_in_virtual_time(main())
+
+
+def test_two_that_look_at_the_time_by_turns_do_not_hold_it_up():
+    looks = 0
+
+    async def wait_until(moment: float) -> None:
+        nonlocal looks
+        loop = asyncio.get_running_loop()
+        while loop.time() < moment:
+            looks += 1
+            assert looks < 1_000, "time does not pass"
+            event = asyncio.Event()
+            loop.call_later(moment - loop.time(), event.set)
+            await event.wait()
+
+    async def main() -> None:
+        moment = asyncio.get_running_loop().time() + 2e-11  # nearer than the resolution of the system's clock
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(wait_until(moment))
+            await asyncio.sleep(0)
+            tasks.create_task(wait_until(moment))
+
+    run_in_virtual_time(main())
+
+    assert looks == 2
