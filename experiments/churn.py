@@ -61,7 +61,7 @@ def train(task: DigitsTask, recipe: Recipe, options: argparse.Namespace, killed_
         lah.Swarm.connect(bootstrap=nodes.bootstrap, project=record) as swarm,
     ):
         swarm.wait_until_alive(timeout_s=WAIT_S)
-        backwards = _count_backwards(swarm)
+        backwards = count_backwards(swarm)
         model = build_model([lah.DMoE(swarm, layer, recipe.k_best) for layer in LAYERS])
         began = time.monotonic()
         with ChurningNodes(nodes, killed_per_minute, seed=recipe.seed) as churn:
@@ -111,7 +111,7 @@ def steps(model: nn.Module, task: DigitsTask, recipe: Recipe, pace_s: float) -> 
     return points, failed
 
 
-def _count_backwards(swarm: lah.Swarm) -> list[int]:
+def count_backwards(swarm: lah.Swarm) -> list[int]:
     """A cell that counts the updates that answers tell of, from now on."""
     counted, told = [0], swarm.calls.stats.told_updates
 

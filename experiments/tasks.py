@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from experiments.text_bytes import NUM_BYTES, standard_library
 
 # R rows, T bytes of context
 
 HIDDEN_SIZE = 64
 NUM_TRAIN_ROWS, NUM_TEST_ROWS = 30_000, 1_000
-CONTEXT_BYTES, NUM_BYTES, EMBEDDING_SIZE = 16, 256, 16
+CONTEXT_BYTES, EMBEDDING_SIZE = 16, 16
 TEXT_BYTES = 2_000_000  # of the standard library's modules, by name
-TEST_SHARE = 0.1  # the last modules: no module gives rows to both sides
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +43,7 @@ def digits(seed: int) -> Task:
 
 def text(seed: int) -> Task:
     """The next byte of Python's own standard library, by the CONTEXT_BYTES before it."""
-    modules = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
-    source = b"\n".join(path.read_bytes() for path in modules)[:TEXT_BYTES]
-    whole = torch.frombuffer(bytearray(source), dtype=torch.uint8).long()
-    split = int(len(whole) * (1 - TEST_SHARE))
+    read = standard_library(TEXT_BYTES)
     random = torch.Generator().manual_seed(seed)
 
     def rows(part: Tensor, number: int) -> tuple[Tensor, Tensor]:
@@ -64,7 +60,7 @@ def text(seed: int) -> Task:
             nn.Linear(HIDDEN_SIZE, NUM_BYTES),
         )
 
-    return Task(*rows(whole[:split], 10 * NUM_TRAIN_ROWS), *rows(whole[split:], NUM_TEST_ROWS), build)
+    return Task(*rows(read.train, 10 * NUM_TRAIN_ROWS), *rows(read.unseen, NUM_TEST_ROWS), build)
 
 
 TASKS: dict[str, Callable[[int], Task]] = {"digits": digits, "text": text}
