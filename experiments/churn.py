@@ -12,9 +12,10 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -123,20 +124,21 @@ def count_backwards(swarm: lah.Swarm) -> list[int]:
     return counted
 
 
-def table(runs: Sequence[Run]) -> str:
+def table(runs: Sequence[Mapping[str, Any]]) -> str:
     """A line per run, then the means."""
     lines = [
         f"{'seed':>4} {'killed/min':>10} {'accuracy':>8} {'kills':>5} {'updates lost with hosts':>24}  failed calls"
     ]
     for run in runs:
-        lost = f"{run.updates_lost:,} of {run.updates:,}"
+        lost = f"{run['updates_lost']:,} of {run['updates']:,}"
         lines.append(
-            f"{run.seed:>4} {run.killed_per_minute:>10.0%} {run.accuracy:>8.4f} {len(run.kills):>5} {lost:>24}  "
-            f"{run.failures:,} of {run.calls:,}; {run.zero_gradient_rows:,} rows without gradient, "
-            f"{run.lost_contributions:,} contributions lost, {run.failed_steps} steps failed ({run.seconds:.0f} s)"
+            f"{run['seed']:>4} {run['killed_per_minute']:>10.0%} {run['accuracy']:>8.4f} {len(run['kills']):>5} "
+            f"{lost:>24}  {run['failures']:,} of {run['calls']:,}; {run['zero_gradient_rows']:,} rows without "
+            f"gradient, {run['lost_contributions']:,} contributions lost, {run['failed_steps']} steps failed "
+            f"({run['seconds']:.0f} s)"
         )
-    for share in sorted({run.killed_per_minute for run in runs}):
-        found = [run.accuracy for run in runs if run.killed_per_minute == share]
+    for share in sorted({run["killed_per_minute"] for run in runs}):
+        found = [run["accuracy"] for run in runs if run["killed_per_minute"] == share]
         mean = statistics.mean(found)
         lines.append(f"{share:.0%} killed per minute: accuracy {mean:.4f} ({min(found):.4f} to {max(found):.4f})")
     return "\n".join(lines)
@@ -147,41 +149,53 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     torch.set_num_threads(1)
     task = make_digits_task(num_train_rows=options.train_rows, num_test_rows=options.test_rows)
-    runs: list[Run] = []
+    runs = [found for path in options.add for found in json.loads(path.read_text("utf-8"))["runs"]]
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         recipe = Recipe(
             steps=options.steps, rows_per_step=options.rows, evaluate_every_steps=options.every, seed=seed
         )  # fmt: skip
-        for share in (0.0, options.killed):
-            runs.append(train(task, recipe, options, share))
-            print(f"seed {seed}, {share:.0%} killed per minute: accuracy {runs[-1].accuracy:.4f}", flush=True)
+        for share in options.killed:
+            runs.append(asdict(train(task, recipe, options, share)))
+            print(f"seed {seed}, {share:.0%} killed per minute: accuracy {runs[-1]['accuracy']:.4f}", flush=True)
+            write(options, runs)
     print(table(runs))
-    if options.json is not None:
-        document = {
-            "experiment": "churn",
-            "machine": machine(),
-            "options": {**vars(options), "json": None, "plot": None},
-            "runs": [asdict(run) for run in runs],
-        }
-        options.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
-    if options.plot is not None:
-        write_plot(options.plot, [asdict(run) for run in runs])
     return 0
 
 
-def write_plot(path: Path, runs: Sequence[dict[str, object]]) -> None:
+def write(options: argparse.Namespace, runs: Sequence[Mapping[str, Any]]) -> None:
+    """After every run: a long experiment may be cut short."""
+    if options.json is not None:
+        paths = ("json", "plot", "add")
+        document = {
+            "experiment": "churn",
+            "machine": machine(),
+            "options": {name: value for name, value in vars(options).items() if name not in paths},
+            "runs": runs,
+        }
+        options.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    if options.plot is not None:
+        write_plot(options.plot, runs)
+
+
+def write_plot(path: Path, runs: Sequence[Mapping[str, Any]]) -> None:
     """Accuracy by steps, calm and not."""
     series: dict[str, list[list[tuple[float, float]]]] = {}
     for run in runs:
         name = f"{run['killed_per_minute']:.0%} killed/min" if run["killed_per_minute"] else "calm"
-        series.setdefault(name, []).append([(x, y) for x, y in run["points"]])  # type: ignore[attr-defined]
+        series.setdefault(name, []).append([(x, y) for x, y in run["points"]])
     title = f"Digits while nodes are killed ({len(runs) // max(1, len(series))} seeds)"
     path.write_text(band_plot(title, "steps", "accuracy on test rows", series), "utf-8")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments.churn", description=__doc__.splitlines()[0])
-    parser.add_argument("--killed", type=float, default=0.3, help="share of the nodes that is killed per minute (0.3)")
+    parser.add_argument(
+        "--killed",
+        type=float,
+        nargs="+",
+        default=[0.0, 0.3],
+        help="shares of nodes, per minute; a run each (0 0.3)",
+    )
     parser.add_argument("--nodes", type=int, default=8)
     parser.add_argument("--in-process", action="store_true", help="nodes as threads of this process: sooner ready")
     parser.add_argument("--steps", type=int, default=300)
@@ -192,6 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rows", type=int, default=256, help="per step (256)")
     parser.add_argument("--train-rows", type=int, default=30_000)
     parser.add_argument("--test-rows", type=int, default=1_250)
+    parser.add_argument("--add", type=Path, nargs="*", default=[], help="earlier JSON files, for table and plot")
     parser.add_argument("--json", type=Path, help="write everything to this file")
     parser.add_argument("--plot", type=Path, help="write a plot (SVG) to this file")
     return parser

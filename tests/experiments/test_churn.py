@@ -65,7 +65,7 @@ def test_the_updates_that_die_with_a_node_are_counted():
 def test_a_tiny_run_writes_both_trainings_and_a_plot(tmp_path, capsys):
     file, plot = tmp_path / "found.json", tmp_path / "churn.svg"
     size = ["--steps", "4", "--every", "2", "--rows", "32", "--train-rows", "200", "--test-rows", "100"]
-    churn = ["--killed", "60", "--nodes", "4", "--in-process", "--pace-s", "0.3", "--seeds", "1"]
+    churn = ["--killed", "0", "60", "--nodes", "4", "--in-process", "--pace-s", "0.3", "--seeds", "1"]
 
     assert main([*size, *churn, "--json", str(file), "--plot", str(plot)]) == 0
 
