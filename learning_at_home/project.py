@@ -19,8 +19,10 @@ from learning_at_home.expert_uid import MAX_CELLS, Grid, check_prefix
 from learning_at_home.shared_parameters import ARCHITECTURE as SHARED
 from learning_at_home.shared_parameters import HEADER_SIZE, NOTE_SIZE
 
-DtypeName = Literal["float32", "float64", "float16", "bfloat16"]
-DTYPE_BYTES: dict[str, int] = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+FloatName = Literal["float32", "float64", "float16", "bfloat16"]
+DtypeName = Literal["float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]
+FLOAT_BYTES: dict[str, int] = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+DTYPE_BYTES = FLOAT_BYTES | {"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
 PROJECT_ID_RULE = "2 to 40 small letters, digits or '-', starting with a letter"
 _PROJECT_ID = re.compile(r"[a-z][a-z0-9-]{1,39}")
 MAX_LAYERS = 256

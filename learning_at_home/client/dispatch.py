@@ -92,9 +92,11 @@ class ForwardRound:
         x: Tensor,
         choice: Choice,
         traced: TracedRound | None = None,
+        operation: Operation = "forward",
     ) -> None:
         """`x` [R, *row shape]: detached, on the CPU, as the choice's scores are."""
         self._traced = traced
+        self._operation = operation
         self._context = context
         self._terms = terms
         self._living = living
@@ -164,7 +166,7 @@ class ForwardRound:
         x = self._x.index_select(0, torch.from_numpy(rows))
         uid = str(layer.cells.uid(layer.prefix, cell))
         expected = TensorSpec(layer.dtype, tuple(x.shape))
-        return Task(uid, cell, holder, "forward", (x,), len(rows), rows, expected, retries)
+        return Task(uid, cell, holder, self._operation, (x,), len(rows), rows, expected, retries)
 
     def _take(self, quorum: Quorum, result: Result) -> None:
         now = self._context.clock.monotonic_s()

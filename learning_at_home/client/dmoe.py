@@ -60,9 +60,9 @@ class DMoE(SwarmModule):
     of k_min, deadline_s and grace_s are the project's. `compression`: "float16", "bfloat16" or "int8" for what is sent
     and what comes back, or a pair of two; what it loses: docs/performance.md. Batches over one request's limit are
     split, and each part is an update of its own at the expert. `train_experts`: whether a backward updates the experts
-    while the layer is in training mode; None: as long as the gate's parameters ask for gradients. In evaluation mode a
-    backward brings gradients and updates nothing. Making one raises UnknownLayer, SpecMismatch when `in_features` is
-    not the layer's, or ConfigError for a term that cannot be kept.
+    while the layer is in training mode; None: as long as the gate's parameters ask for gradients. In evaluation mode
+    the experts' dropout is off, and a backward brings gradients and updates nothing. Making one raises UnknownLayer,
+    SpecMismatch when `in_features` is not the layer's, or ConfigError for a term that cannot be kept.
 
     Forward raises SpecMismatch, EmptyBatch or NonFiniteTensor before anything is sent, and NotEnoughExperts, with a
     cause per uid, when a row has fewer than k_min answers. Backward goes to the experts that answered; one that fails
@@ -231,8 +231,8 @@ class DMoE(SwarmModule):
                 lines_RL, noise = self.gate.noisy_line_scores(x)
             # At least float32: bfloat16 ties many cells, and numpy does not know it.
             choice = self._choice(lines_RL.detach().to("cpu", torch.promote_types(lines_RL.dtype, torch.float32)))
-            operation = self.backward_operation
-            plan = _Plan(self._calls, self.terms, self._living, choice, self.circuit_breaker, traced, operation)
+            operations = self.forward_operation, self.backward_operation
+            plan = _Plan(self._calls, self.terms, self._living, choice, self.circuit_breaker, traced, operations)
             answers_RSx: Tensor
             cells_RS: Tensor
             # Between CPU tensors: a GPU has one thread of autograd; who waits there for experts makes all batches wait.
@@ -274,7 +274,7 @@ class _Plan:
     choice: Choice
     circuit_breaker: bool
     traced: TracedRound | None
-    operation: Operation  # of its backward
+    operations: tuple[Operation, Operation]  # of its forward and of its backward
     candidates: CellIndex = field(init=False)
 
 
@@ -308,9 +308,9 @@ class _FanOutToExperts(torch.autograd.Function):
                 chosen_RK = torch.full((len(x), 1), -1)
             else:
                 raise not_enough(terms.layer.prefix, len(x), len(x), terms.k_min, {})
-        asking = ForwardRound(plan.calls, terms, plan.living, x.detach(), choice, plan.traced)
+        asking = ForwardRound(plan.calls, terms, plan.living, x.detach(), choice, plan.traced, plan.operations[0])
         answers = asking.run(view, chosen_RK, deadline)
-        ctx.calls, ctx.terms, ctx.parts, ctx.operation = plan.calls, terms, answers.parts, plan.operation
+        ctx.calls, ctx.terms, ctx.parts, ctx.operation = plan.calls, terms, answers.parts, plan.operations[1]
         ctx.save_for_backward(x)
         ctx.mark_non_differentiable(answers.cells)
         return answers.tensor, answers.cells

@@ -32,7 +32,7 @@ from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.peer_address import PeerAddress
 from learning_at_home.project import LayerSpec
 from learning_at_home.tensors.small import COPIED_BYTES
-from learning_at_home.wire.messages import Operation
+from learning_at_home.wire.messages import FORWARDS, Operation
 
 if TYPE_CHECKING:
     from learning_at_home.client.swarm import Swarm
@@ -51,7 +51,8 @@ class RemoteExpert(SwarmModule):
     lost once more.
     Backward goes to the host that did the forward, whoever serves the expert by then; when that host is gone it raises.
     However often it was sent, the host applies it once at most; one that raised may have been applied.
-    After `eval()` or `requires_grad_(False)` a backward brings gradients and updates nothing.
+    After `eval()` or `requires_grad_(False)` a backward brings gradients and updates nothing; after `eval()` the
+    expert's dropout is off.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class RemoteExpert(SwarmModule):
             return self._compute(x.to("cpu")).to(x.device)
         holder = self.holder()
         if not torch.is_grad_enabled():
-            return self.call("forward", (x,), holder)
+            return self.call(self.forward_operation, (x,), holder)
         if torch._C._are_functorch_transforms_active():
             _apply(x, _NOTHING_TO_TRAIN, self, holder, None)  # raises: it cannot be transformed
         recorded: list[Tensor] = []
@@ -106,7 +107,7 @@ class RemoteExpert(SwarmModule):
             # What `apply` does for functorch's transforms, of which there are none now, is a third of an empty call.
             recorded.append(_apply_plainly(x, anchor, self, holder, None))
 
-        answer = self.call("forward", (x,), holder, record)
+        answer = self.call(self.forward_operation, (x,), holder, record)
         if not recorded:
             return _apply_plainly(x, anchor, self, holder, (answer,))
         y = recorded[0]
@@ -195,7 +196,7 @@ class RemoteExpert(SwarmModule):
         Those that begin in one turn of the loop go to their node in one message. Raises what a call raises.
         """
         self._check(x)
-        task = self.task("forward", (x,), self.holder())
+        task = self.task(self.forward_operation, (x,), self.holder())
         result = await self._swarm.asynchronous.of_running_loop().call(task, self.deadline_s, self.compression)
         y = self.tensor_of(result)
         return y if x.is_cpu else y.to(x.device)
@@ -208,7 +209,7 @@ class RemoteExpert(SwarmModule):
         """The work that a call is, framed, its tensors on the CPU. Raises UsageError when they do not fit the codec."""
         # A forward's content matters to nobody once its caller has given up. What a backward sends, perhaps a moment
         # after that, an expert would learn from: it must not change, so it is a copy.
-        if operation != "forward":
+        if operation not in FORWARDS:
             tensors = tuple(map(_own_copy, tensors))
         elif not tensors[0].is_cpu:
             tensors = (tensors[0].detach().to("cpu"),)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from learning_at_home.latencies import Latencies, LatencyWindow
 from learning_at_home.staleness import Forwards, Staleness, figures_of
-from learning_at_home.wire.messages import Operation
+from learning_at_home.wire.messages import EVALUATIONS, Operation
 
 NOBODY_LEFT_ALONE: Mapping[bytes, float] = {}
 NEWEST_SHARE = 0.1  # of an answer in the running mean of a node's answer times
@@ -133,6 +133,8 @@ class CallStats:
         with self._lock:
             if operation == "forward":
                 self._forwards.remember(forward, updates)
+            elif operation in EVALUATIONS:
+                pass  # the same rows may be trained on, too
             elif (before := self._forwards.take(forward)) is not None and updates and operation == "backward":
                 self._staleness.record(updates - before - 1, now)
 

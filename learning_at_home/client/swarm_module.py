@@ -1,7 +1,8 @@
 """What PyTorch expects of a module, for one whose weights lie on other machines.
 
-`eval()` and `requires_grad_(False)` freeze the remote experts, autocast and `model.to(dtype)` convert what goes in and
-comes out, `torch.compile` leaves it to Python. Which numbers are computed, and where, the subclasses know.
+`eval()` and `requires_grad_(False)` freeze the remote experts, `eval()` turns their dropout off, autocast and
+`model.to(dtype)` convert what goes in and comes out, `torch.compile` leaves it to Python. Which numbers are computed,
+and where, the subclasses know.
 """
 
 from __future__ import annotations
@@ -49,9 +50,16 @@ class SwarmModule(torch.nn.Module):
         raise NotImplementedError
 
     @property
+    def forward_operation(self) -> Operation:
+        """What is asked of the experts now: in evaluation mode their dropout is off, as this module's own would be."""
+        return "forward" if self.training else "eval_forward"
+
+    @property
     def backward_operation(self) -> Operation:
         """What a forward that is made now asks of the experts on its backward."""
-        return "backward" if self.trains_experts else "gradient"
+        if self.trains_experts:
+            return "backward"
+        return "gradient" if self.training else "eval_gradient"
 
     def _compute(self, x: Tensor) -> Tensor:
         """The output for x, which must have the layer's dtype."""

@@ -18,12 +18,12 @@ def is_finite(tensor: Tensor) -> bool:
     """
     if are_finite(tensor):
         return True
-    return math.isfinite(tensor.detach().sum().item()) or each_is_finite(tensor)
+    return not tensor.is_floating_point() or math.isfinite(tensor.detach().sum().item()) or each_is_finite(tensor)
 
 
 def each_is_finite(tensor: Tensor) -> bool:
     """The same by the smallest and the largest number, which are NaN when one is: slower, but nothing overflows."""
-    if not tensor.numel():
+    if not tensor.numel() or not tensor.is_floating_point():
         return True
     least, most = torch.aminmax(tensor.detach())
     return math.isfinite(least.item()) and math.isfinite(most.item())

@@ -17,12 +17,15 @@ import torch
 from torch import Tensor
 
 from learning_at_home.errors import SpecMismatch
+from learning_at_home.project import FLOAT_BYTES
 from learning_at_home.tensors.compression import decode, encode
 from learning_at_home.tensors.finite import each_is_finite, is_finite
 from learning_at_home.tensors.small import (
     COPIED_BYTES,
     IN_NUMPY,
+    NOT_IN_NUMPY,
     are_finite_bytes,
+    as_dtype,
     bytes_of,
     from_bytes,
     from_bytes_checked,
@@ -40,6 +43,12 @@ DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "int16": torch.int16,
+    "int8": torch.int8,
+    "uint8": torch.uint8,
+    "bool": torch.bool,
 }
 DTYPE_NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 PIECE_BYTES = 512 * 1024  # what is summed and then copied is still in a core's second cache
@@ -68,7 +77,7 @@ def to_frames(
     tensor = tensor.detach().contiguous().resolve_neg()
     if not tensor.data_ptr():  # one of autograd's zeros without memory
         tensor = tensor.clone()
-    if codec != "none":
+    if codec != "none" and tensor.is_floating_point():
         tensor = encode(tensor.view(-1), codec)
     if not tensor.is_cpu:
         tensor = to_cpu(tensor)
@@ -94,7 +103,7 @@ def from_frames(spec: TensorSpec, frames: Sequence[Buffer], codec: Codec = "none
     `frames` must have the sizes that `wire.framing.split_frames` checked. One aligned frame becomes the tensor's memory
     (ZeroMQ aligns those from 8 KiB on); several, or an unaligned one, are joined by one copy.
     """
-    if codec != "none" and frames:
+    if codec != "none" and frames and spec.dtype in FLOAT_BYTES:
         return decode(spec, [memoryview(frame) for frame in frames], codec)[0]
     if len(frames) != 1:
         return _join(spec, frames, checked=False)[0]
@@ -105,7 +114,7 @@ def from_frames(spec: TensorSpec, frames: Sequence[Buffer], codec: Codec = "none
 
 def from_frames_checked(spec: TensorSpec, frames: Sequence[Buffer], codec: Codec = "none") -> tuple[Tensor, bool]:
     """The same, and whether all its numbers are finite: sooner known than by a second look at the tensor."""
-    if codec != "none" and frames:
+    if codec != "none" and frames and spec.dtype in FLOAT_BYTES:
         return decode(spec, [memoryview(frame) for frame in frames], codec)
     if len(frames) != 1:
         return _join(spec, frames, checked=True)
@@ -121,12 +130,12 @@ def _in_place(spec: TensorSpec, frame: Buffer) -> Tensor:
     if not numbers.flags.carray:  # not aligned, or not to be written to
         numbers = numbers.copy()
     tensor = torch.from_numpy(numbers)
-    return tensor.view(torch.bfloat16) if spec.dtype == "bfloat16" else tensor
+    return as_dtype(tensor, spec) if spec.dtype in NOT_IN_NUMPY else tensor
 
 
 def _join(spec: TensorSpec, frames: Sequence[Buffer], checked: bool) -> tuple[Tensor, bool]:
     """Each piece is read from memory once: it is summed, and then copied out of the cache."""
-    dtype = DTYPES[spec.dtype]
+    dtype = torch.uint8 if spec.dtype == "bool" else DTYPES[spec.dtype]
     joined = torch.empty(spec.shape, dtype=dtype)
     address = joined.data_ptr()
     finite = True
@@ -136,4 +145,4 @@ def _join(spec: TensorSpec, frames: Sequence[Buffer], checked: bool) -> tuple[Te
                 finite = math.isfinite(piece.sum().item()) and finite
             ctypes.memmove(address, piece.data_ptr(), piece.nbytes)
             address += piece.nbytes
-    return joined, finite or each_is_finite(joined)
+    return joined if spec.dtype != "bool" else as_dtype(joined, spec), finite or each_is_finite(joined)

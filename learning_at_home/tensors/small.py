@@ -15,17 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from learning_at_home.project import DTYPE_BYTES, FLOAT_BYTES
 from learning_at_home.wire.messages import TensorSpec
 
 COPIED_BYTES = 32 * 1024  # of what is larger a copy costs more than the way
-IN_NUMPY = {name: np.dtype(name) for name in ("float64", "float32", "float16")} | {"bfloat16": np.dtype(np.int16)}
+NOT_IN_NUMPY = {"bfloat16": "int16", "bool": "uint8"}  # as what they are read; torch computes nonsense with a bool of 2
+IN_NUMPY = {name: np.dtype(NOT_IN_NUMPY.get(name, name)) for name in DTYPE_BYTES}
 # The last byte, sign and first bits of the exponent, of all numbers that are not finite; and of a few: the largest.
-_SUSPECTS = {
+_SUSPECTS: dict[str, tuple[bytes, ...]] = {
     "float64": (b"\x7f", b"\xff"),
     "float32": (b"\x7f", b"\xff"),
     "bfloat16": (b"\x7f", b"\xff"),
     "float16": (b"\x7c", b"\x7d", b"\x7e", b"\x7f", b"\xfc", b"\xfd", b"\xfe", b"\xff"),
 }
+_SUSPECTS |= {name: () for name in DTYPE_BYTES if name not in FLOAT_BYTES}
 _LAST_BYTES = {name: slice(dtype.itemsize - 1, None, dtype.itemsize) for name, dtype in IN_NUMPY.items()}
 _NAMES = {getattr(torch, name): name for name in _SUSPECTS}
 _dispatch_keys, _NEGATIVE = torch._C._dispatch_keys, torch._C.DispatchKey.Negative
@@ -68,13 +71,18 @@ def are_finite_bytes(numbers: bytes | bytearray, dtype: str) -> bool:
 def from_bytes(spec: TensorSpec, frame: Any) -> Tensor:
     """The tensor of a header entry, from a copy of its bytes. Not for tensors without elements."""
     tensor = torch.from_numpy(np.ndarray(spec.shape, IN_NUMPY[spec.dtype], bytearray(frame)))
-    return tensor.view(torch.bfloat16) if spec.dtype == "bfloat16" else tensor
+    return as_dtype(tensor, spec) if spec.dtype in NOT_IN_NUMPY else tensor
+
+
+def as_dtype(tensor: Tensor, spec: TensorSpec) -> Tensor:
+    """The tensor of a dtype that was read as another one."""
+    return tensor.view(torch.bfloat16) if spec.dtype == "bfloat16" else tensor != 0
 
 
 def from_bytes_checked(spec: TensorSpec, frame: Any) -> tuple[Tensor, bool]:
     """The same, and whether its numbers are all finite, as `are_finite` tells."""
     numbers = bytearray(frame)
     tensor = torch.from_numpy(np.ndarray(spec.shape, IN_NUMPY[spec.dtype], numbers))
-    if spec.dtype == "bfloat16":
-        tensor = tensor.view(torch.bfloat16)
+    if spec.dtype in NOT_IN_NUMPY:
+        tensor = as_dtype(tensor, spec)
     return tensor, are_finite_bytes(numbers, spec.dtype)

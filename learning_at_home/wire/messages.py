@@ -12,9 +12,9 @@ from typing import Annotated, Literal, get_args
 
 import msgspec
 
-from learning_at_home.project import DTYPE_BYTES, MAX_BYTES_PER_REQUEST, DtypeName
+from learning_at_home.project import DTYPE_BYTES, FLOAT_BYTES, MAX_BYTES_PER_REQUEST, DtypeName
 
-PROTOCOL_VERSIONS = (4, 4)  # first and last version that this code speaks
+PROTOCOL_VERSIONS = (5, 5)  # first and last version that this code speaks
 CHUNK_BYTES = 1 << 20  # CURVE moves frames of 1 MiB nearly twice as fast as one of 8 MiB
 PLAIN_CHUNK_BYTES = MAX_BYTES_PER_REQUEST  # without it a tensor is one frame, which needs no copy to be one again
 SMALL_BYTES = 16 * 1024  # a tensor up to this travels in the header, if there is room: a frame costs more
@@ -29,7 +29,10 @@ MAX_MESSAGE_CHARS = 2_000
 
 BLOCK_ELEMENTS = 128  # of one scale of codec int8: 3 % of bytes for scales, and an outlier coarsens few neighbours
 
-Operation = Literal["forward", "backward", "gradient"]  # a gradient is a backward without an update
+# A gradient is a backward without an update; the last two are of an expert in evaluation mode: without dropout.
+Operation = Literal["forward", "backward", "gradient", "eval_forward", "eval_gradient"]
+FORWARDS: tuple[Operation, ...] = ("forward", "eval_forward")
+EVALUATIONS: tuple[Operation, ...] = ("eval_forward", "eval_gradient")
 Codec = Literal["none", "float16", "bfloat16", "int8"]  # how a tensor's numbers travel; its dtype stays what it is
 CODECS: tuple[Codec, ...] = get_args(Codec)
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
@@ -55,7 +58,7 @@ class TensorSpec(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
 
 def wire_bytes(spec: TensorSpec, codec: Codec = "none") -> int:
     """Bytes of a tensor as it travels; one without elements has none."""
-    if codec == "none":
+    if codec == "none" or spec.dtype not in FLOAT_BYTES:
         return spec.num_bytes
     num_elements = math.prod(spec.shape)
     if codec == "int8":
@@ -89,7 +92,7 @@ Tensors = Annotated[tuple[TensorSpec, ...], msgspec.Meta(max_length=MAX_TENSORS_
 
 
 class Work(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
-    """What one expert shall do. forward: [inputs]; backward and gradient: [inputs, gradient of the outputs]."""
+    """What one expert shall do. forward: [inputs]; backward and gradient: [inputs, gradients of the outputs]."""
 
     call_id: int  # counter of the caller's; the answer carries it
     uid: str
@@ -112,7 +115,7 @@ class Request(msgspec.Struct, frozen=True, tag="request", forbid_unknown_fields=
 
 class Reply(msgspec.Struct, frozen=True, tag="reply", forbid_unknown_fields=True):
     """The result of one Work: its tensors are in `data`, or follow as frames. They are the outputs; of a backward
-    and of a gradient, the gradient of the inputs."""
+    and of a gradient, the gradients of the inputs."""
 
     call_id: int
     tensors: Tensors

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 
 import torch
@@ -68,6 +68,8 @@ class Expert:
             "forward": self.forward_flop_per_row,
             "backward": self.backward_flop_per_row,
             "gradient": GRADIENT_FLOP_FACTOR * self.forward_flop_per_row,
+            "eval_forward": self.forward_flop_per_row,
+            "eval_gradient": GRADIENT_FLOP_FACTOR * self.forward_flop_per_row,
         }
         self._optimizer = Optimizer(layer.optimizer, self.trained)
         self.gathers = layer.optimizer.gathers
@@ -109,6 +111,7 @@ class Expert:
             remember
             and self.activations.limit_bytes
             and rows.shape[0] * self.forward_flop_per_row >= WORTH_REMEMBERING_FLOP
+            and self.module.training
             and (num_bytes := rows.shape[0] * self._remembered_bytes_per_row) <= self.activations.limit_bytes
         ):
             leaf = rows.detach().requires_grad_()
@@ -121,6 +124,15 @@ class Expert:
         with _inference_mode(True):
             answer: Tensor = self.module(rows)
         return answer
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Meanwhile its network is in evaluation mode: dropout is off. What it computes then nobody learns from."""
+        self.module.eval()
+        try:
+            yield
+        finally:
+            self.module.train()
 
     def numbers_for(self, rows: Tensor) -> AbstractContextManager[None]:
         """What a random network draws meanwhile follows from the request's rows, as they lie on the CPU."""
@@ -150,7 +162,7 @@ class Expert:
         self, rows: Tensor, output_gradient: Tensor, parameters: Sequence[Tensor]
     ) -> tuple[Tensor, Sequence[Tensor | None]]:
         """The rows that were computed, and the gradients of them and of these parameters."""
-        remembered = self.activations.take(self._name, rows)
+        remembered = self.activations.take(self._name, rows) if self.module.training else None
         if remembered is not None:
             try:
                 leaf = remembered.rows

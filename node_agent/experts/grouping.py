@@ -101,5 +101,6 @@ def _try_group(
     if grouping == "auto":
         longest = rows_worth_grouping(stack, seconds_on(device))
         log.info("layer %s: grouped products pay up to %s rows of an expert", layer.prefix, longest)
+    longest["eval_forward"] = longest["forward"]
     positions = {str(expert.uid): position for position, expert in enumerate(experts)}
     return Group(stack, longest, positions)

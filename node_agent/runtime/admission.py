@@ -14,13 +14,15 @@ from learning_at_home.errors import BatchTooLarge, EmptyBatch, NonFiniteTensor, 
 from learning_at_home.project import LayerSpec
 from learning_at_home.tensors.frames import from_frames, from_frames_checked
 from learning_at_home.transport.server import TensorFrame
-from learning_at_home.wire.messages import Codec, Operation, Work
+from learning_at_home.wire.messages import FORWARDS, Codec, Operation, Work
 from node_agent.experts.expert import Expert
 
 TENSOR_NAMES: dict[Operation, tuple[str, ...]] = {
     "forward": ("the inputs",),
     "backward": ("the inputs", "the gradient of the outputs"),
     "gradient": ("the inputs", "the gradient of the outputs"),
+    "eval_forward": ("the inputs",),
+    "eval_gradient": ("the inputs", "the gradient of the outputs"),
 }
 
 
@@ -28,7 +30,7 @@ def check_specs(expert: Expert, work: Work, max_rows: int) -> int:
     """The number of rows. Raises SpecMismatch, EmptyBatch or BatchTooLarge."""
     names = TENSOR_NAMES[work.operation]
     layer, tensors = expert.layer, work.tensors
-    if work.operation == "gradient" and layer.is_shared:
+    if layer.is_shared and work.operation not in ("forward", "backward"):
         raise SpecMismatch(f"{expert.uid}: shared parameters have no gradient to ask for; a forward reads them")
     if len(tensors) != len(names):
         raise SpecMismatch(
@@ -55,11 +57,11 @@ def check_specs(expert: Expert, work: Work, max_rows: int) -> int:
 def unpack(
     expert: Expert, work: Work, frames: Sequence[Sequence[TensorFrame]], codec: Codec = "none"
 ) -> tuple[Tensor, ...]:
-    """The tensors, on the CPU. Raises NonFiniteTensor for a backward's or a gradient's.
+    """The tensors, on the CPU. Raises NonFiniteTensor for those of anything but a forward.
 
     A forward changes nothing, and whose fault an output is that is not finite, `compute` finds out.
     """
-    if work.operation == "forward":
+    if work.operation in FORWARDS:
         return (from_frames(work.tensors[0], frames[0], codec),)
     read = [from_frames_checked(spec, parts, codec) for spec, parts in zip(work.tensors, frames, strict=True)]
     for name, (_, finite) in zip(TENSOR_NAMES[work.operation], read, strict=True):

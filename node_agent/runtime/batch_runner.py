@@ -21,7 +21,7 @@ from learning_at_home.transport.answers import failure_of
 from learning_at_home.transport.server import Ticket
 from learning_at_home.wire.fingerprint import Fingerprint
 from learning_at_home.wire.framing import take_small
-from learning_at_home.wire.messages import Failure, Operation, Reply
+from learning_at_home.wire.messages import EVALUATIONS, Failure, Operation, Reply
 from node_agent.experts.expert import Expert
 from node_agent.experts.hosted import HostedExperts
 from node_agent.runtime.backward_window import BackwardWindow
@@ -204,7 +204,7 @@ class BatchRunner:
                 self._statistics.answered(
                     batch.uid, operation, rows, rows * flop_per_row, latency_s, expert.updates, now
                 )
-                if expert.trained and request.payload.rows is not None:
+                if expert.trained and request.payload.rows is not None and operation not in EVALUATIONS:
                     self._count_staleness(request, updates_before, now)
         if failure is not None:
             log.info("%s: %s", batch.uid, failure)

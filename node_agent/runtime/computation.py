@@ -11,14 +11,14 @@ Policy: docs/decisions/0003-node-runtime.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from learning_at_home.errors import ExpertFailed, LearningAtHomeError, NonFiniteTensor
 from learning_at_home.tensors.finite import is_finite
-from learning_at_home.wire.messages import Operation
+from learning_at_home.wire.messages import FORWARDS, Operation
 from node_agent.experts.architectures import BACKWARD_FLOP_FACTOR
 from node_agent.experts.clipping import gradients_together
 from node_agent.experts.expert import Expert
@@ -26,6 +26,8 @@ from node_agent.experts.gradients import Gradients
 from node_agent.runtime.transfers import to_cpu, to_device
 
 Outcome = Tensor | LearningAtHomeError  # a tensor on the CPU, or why there is none
+# What an expert in evaluation mode computes as the operation beside it: its dropout is off, and it learns nothing.
+EVALUATED: Mapping[Operation, Operation] = {"eval_forward": "forward", "eval_gradient": "gradient"}
 MAX_CAUSE_CHARS = 300
 # A backward of this much work, and of rows enough to use each weight often, gains little from company: it is computed
 # alone, and its norm then costs nothing more. About 1 ms of a CPU core or of a GPU; a call's overhead is 0.2 ms.
@@ -40,18 +42,26 @@ def compute(expert: Expert, operation: Operation, requests: Sequence[Sequence[Te
     # for them: a caller could stop a node by sending some, and Adam makes them for weights without gradient.
     torch.set_flush_denormal(True)
     try:
-        if operation == "gradient":
-            return _gradients_of_rows(expert, [(tensors[0], tensors[1]) for tensors in requests])
-        if len(requests) == 1:
-            tensors = requests[0]
-            if operation == "forward":
-                return [_forward_of_one(expert, tensors[0], remember=True)]
-            return [_backward_of_one(expert, tensors[0], tensors[1])]
-        if operation == "forward":
-            return _forward(expert, [rows for rows, *_ in requests])
-        return _backward(expert, [(tensors[0], tensors[1]) for tensors in requests])
+        as_trained = EVALUATED.get(operation)
+        if as_trained is None:
+            return _compute(expert, operation, requests)
+        with expert.evaluating():
+            return _compute(expert, as_trained, requests)
     finally:
         torch.set_flush_denormal(False)
+
+
+def _compute(expert: Expert, operation: Operation, requests: Sequence[Sequence[Tensor]]) -> list[Outcome]:
+    if operation == "gradient":
+        return _gradients_of_rows(expert, [(tensors[0], tensors[1]) for tensors in requests])
+    if len(requests) == 1:
+        tensors = requests[0]
+        if operation == "forward":
+            return [_forward_of_one(expert, tensors[0], remember=True)]
+        return [_backward_of_one(expert, tensors[0], tensors[1])]
+    if operation == "forward":
+        return _forward(expert, [rows for rows, *_ in requests])
+    return _backward(expert, [(tensors[0], tensors[1]) for tensors in requests])
 
 
 def step_gathered(expert: Expert) -> LearningAtHomeError | None:
@@ -72,7 +82,7 @@ def is_left_to_sender(expert: Expert, operation: Operation, num_requests: int) -
     A small one is looked at when it is framed, for less. A large one's caller looks at it in any case, and harms nobody
     else. On a GPU a look costs nothing beside the transfer.
     """
-    return num_requests == 1 and operation == "forward" and expert.device.type == "cpu"
+    return num_requests == 1 and operation in FORWARDS and expert.device.type == "cpu"
 
 
 def device_still_works(device: torch.device) -> bool:

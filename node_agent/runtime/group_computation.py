@@ -56,7 +56,11 @@ def compute_group(
         lanes = [Lane(expert, group.positions[str(expert.uid)], requests) for expert, requests in batches if requests]
         lanes = [lane for lane in lanes if lane.rows <= group.longest[operation]]
         if len(lanes) > 1:
-            found = _forward(group, lanes) if operation == "forward" else _backward(group, lanes)
+            if operation == "eval_forward":
+                with group.stack.experts[0].evaluating():  # whose network computes for all
+                    found = _forward(group, lanes)
+            else:
+                found = _forward(group, lanes) if operation == "forward" else _backward(group, lanes)
         found = {id(group.stack.experts[position]): outcomes for position, outcomes in found.items()}
     return [
         found[id(expert)] if id(expert) in found else compute(expert, operation, requests)

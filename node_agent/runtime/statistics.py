@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from learning_at_home.latencies import Latencies, LatencyWindow
 from learning_at_home.staleness import Staleness
-from learning_at_home.wire.messages import Operation
+from learning_at_home.wire.messages import FORWARDS, Operation
 
 
 @dataclass(slots=True)
@@ -64,7 +64,7 @@ class Statistics:
             counters = self._experts[uid]
             counters.calls += 1
             counters.flop += flop
-            if operation == "forward":
+            if operation in FORWARDS:
                 counters.rows_forward += rows
             else:
                 counters.rows_backward += rows

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learning_at_home.errors import WireError
+from learning_at_home.project import DtypeName
 from learning_at_home.wire.framing import decode_caller, decode_node, encode, split_frames, take_small
 from learning_at_home.wire.messages import (
     CHUNK_BYTES,
@@ -34,11 +35,11 @@ from learning_at_home.wire.messages import (
     wire_bytes,
 )
 
-GOLDEN = Path(__file__).parents[2] / "data" / "wire-v4.json"
+GOLDEN = Path(__file__).parents[2] / "data" / "wire-v5.json"
 KEY = bytes(range(32))
 ROWS = TensorSpec("float32", (2, 3))
 CALLER_EXAMPLES: dict[str, CallerMessage] = {
-    "greeting": Greeting((4, 4), KEY, "learning-at-home/0.1.0"),
+    "greeting": Greeting((5, 5), KEY, "learning-at-home/0.1.0"),
     "request-forward": Request("digits", 1_790_000_000_000, 10_000, (Work(7, "ffn0.3.1", "forward", (ROWS,)),)),
     "request-backward": Request(
         "digits",
@@ -56,12 +57,25 @@ CALLER_EXAMPLES: dict[str, CallerMessage] = {
         reply_codec="bfloat16",
     ),
     "request-gradient": Request("digits", 1_790_000_000_000, 10_000, (Work(10, "ffn0.3.1", "gradient", (ROWS, ROWS)),)),
+    "request-evaluation": Request(
+        "digits",
+        1_790_000_000_000,
+        10_000,
+        (Work(11, "ffn0.3.1", "eval_forward", (ROWS,)), Work(12, "ffn0.3.1", "eval_gradient", (ROWS, ROWS))),
+    ),
+    "request-several-tensors": Request(
+        "digits",
+        1_790_000_000_000,
+        10_000,
+        (Work(13, "ffn0.3.1", "forward", (ROWS, TensorSpec("bool", (2, 3)), TensorSpec("int64", (2,)))),),
+        codec="float16",
+    ),
     "request-small": Request(
         "digits", 1_790_000_000_000, 10_000, (Work(7, "ffn0.3.1", "forward", (ROWS,)),), data=bytes(range(24))
     ),
 }
 NODE_EXAMPLES: dict[str, NodeMessage] = {
-    "welcome": Welcome(4, KEY, "learning-at-home/0.1.0", 1_790_000_000_123, 4_096, 67_108_864, CODECS),
+    "welcome": Welcome(5, KEY, "learning-at-home/0.1.0", 1_790_000_000_123, 4_096, 67_108_864, CODECS),
     "reply": Reply(7, (ROWS,), 120, 450, 33, 1.5),
     "reply-compressed": Reply(7, (ROWS,), 120, 450, 33, 1.5, "float16"),
     "reply-small": Reply(7, (ROWS,), 120, 450, 33, 1.5, data=bytes(range(24))),
@@ -76,7 +90,7 @@ def decode(name: str, header: bytes) -> object:
     return decode_caller(header) if name in CALLER_EXAMPLES else decode_node(header)
 
 
-def test_the_bytes_of_version_4_never_change() -> None:
+def test_the_bytes_of_version_5_never_change() -> None:
     golden = json.loads(GOLDEN.read_text())
     assert {name: encode(message).hex() for name, message in EXAMPLES.items()} == golden
     assert {name: decode(name, bytes.fromhex(text)) for name, text in golden.items()} == EXAMPLES
@@ -233,6 +247,18 @@ def test_bytes_follow_from_the_header_alone(num_elements: int, sizes: dict[Codec
         assert split_frames([(spec,)], [bytes(size)] if size else [], codec=codec)
         with pytest.raises(WireError):
             split_frames([(spec,)], [bytes(size + 1)], codec=codec)
+
+
+@pytest.mark.parametrize(
+    "dtype, size", [("int64", 8), ("int32", 4), ("int16", 2), ("int8", 1), ("uint8", 1), ("bool", 1)]
+)
+def test_whole_numbers_travel_as_they_are_under_every_codec(dtype: DtypeName, size: int) -> None:
+    spec = TensorSpec(dtype, (3, 5))
+    assert {wire_bytes(spec, codec) for codec in CODECS} == {15 * size}
+    for codec in CODECS:
+        assert split_frames([(spec, ROWS)], [bytes(15 * size), bytes(wire_bytes(ROWS, codec))], codec=codec)
+        with pytest.raises(WireError):
+            split_frames([(spec,)], [bytes(15 * size + 1)], codec=codec)
 
 
 def test_small_tensors_travel_in_the_header_and_are_cut_apart() -> None:

@@ -123,7 +123,7 @@ def test_on_a_gpu_the_measurement_decides(monkeypatch):
     group = grouping._try_group(experts, stacked, "auto", 10_000_000)
 
     assert isinstance(group, Group)
-    assert group.longest == {"forward": 64, "backward": 0}
+    assert group.longest == {"forward": 64, "backward": 0, "eval_forward": 64}
 
 
 def test_a_frozen_stack_gives_gradients_of_rows_only():
