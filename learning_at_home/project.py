@@ -16,13 +16,12 @@ import msgspec
 
 from learning_at_home.errors import ConfigError, InvalidUid, LearningAtHomeError, UnknownLayer, WireError
 from learning_at_home.expert_uid import MAX_CELLS, Grid, check_prefix
+from learning_at_home.schema import WHOLE_BYTES, DtypeName, Leaf, Schema, parse_schema
 from learning_at_home.shared_parameters import ARCHITECTURE as SHARED
 from learning_at_home.shared_parameters import HEADER_SIZE, NOTE_SIZE
 
-FloatName = Literal["float32", "float64", "float16", "bfloat16"]
-DtypeName = Literal["float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]
-FLOAT_BYTES: dict[str, int] = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-DTYPE_BYTES = FLOAT_BYTES | {"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
+FLOAT_BYTES: dict[DtypeName, int] = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+DTYPE_BYTES: dict[DtypeName, int] = {**FLOAT_BYTES, **WHOLE_BYTES}
 PROJECT_ID_RULE = "2 to 40 small letters, digits or '-', starting with a letter"
 _PROJECT_ID = re.compile(r"[a-z][a-z0-9-]{1,39}")
 MAX_LAYERS = 256
@@ -100,6 +99,7 @@ class LayerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """One layer: a `grid` of experts of equal shape, [4, 4] for 16 of them, whose uids begin with `prefix`.
 
     `architecture` is the name of what an expert is made of, as nodes have it installed; `hidden_size` its features;
+    `schema` what it takes and returns where that is not one tensor of them (schema.py);
     `optimizer` what its host does with gradients. `deadline_s`, `k_min` (answers that a row needs) and `grace_s` are
     the defaults of a trainer's DMoE.
     """
@@ -110,6 +110,7 @@ class LayerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     hidden_size: int = 64
     sequence_length: int | None = None  # a row is [hidden_size], or [sequence_length, hidden_size] where this is given
     dtype: Literal["float32", "float64"] = "float32"  # what experts are trained in; the wire carries more
+    schema: str | None = None  # "(float[64], mask=bool[64]) -> float[64]"; None: a row in, a row of its shape out
     optimizer: OptimizerSpec = OptimizerSpec()
     deadline_s: float = 10.0
     k_min: int = 1
@@ -126,20 +127,56 @@ class LayerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return self.architecture == SHARED
 
     @property
+    def nested(self) -> Schema | None:
+        """The schema, read; None where an expert takes one tensor and returns one like it. Raises ConfigError."""
+        return None if self.schema is None else parse_schema(self.schema, self.dtype)
+
+    @property
+    def inputs(self) -> tuple[Leaf, ...]:
+        """Every tensor that goes in, in the order in which they travel."""
+        return (Leaf("0", self.dtype, self.input_shape),) if self.schema is None else self._schema.inputs
+
+    @property
+    def float_inputs(self) -> tuple[Leaf, ...]:
+        """Those that get a gradient."""
+        return tuple(leaf for leaf in self.inputs if leaf.is_float)
+
+    @property
+    def outputs(self) -> tuple[Leaf, ...]:
+        """Every tensor that comes out, in the order in which they travel."""
+        return (Leaf("0", self.dtype, self.row_shape),) if self.schema is None else self._schema.outputs
+
+    @property
+    def _schema(self) -> Schema:
+        return parse_schema(self.schema or "", self.dtype)
+
+    @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one row that goes in: that of the output, or of a note where parameters are shared."""
+        """Shape of one row that goes in: that of the output, or of a note where parameters are shared.
+
+        With a schema, that of the first input.
+        """
+        if self.schema is not None:
+            return self._schema.inputs[0].shape
         return (NOTE_SIZE,) if self.is_shared else self.row_shape
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """Shape of one row of every expert's output, and of its input but for shared parameters."""
+        """Shape of one row of every expert's output, and of its input but for shared parameters.
+
+        With a schema, that of the first output.
+        """
+        if self.schema is not None:
+            return self._schema.outputs[0].shape
         if self.is_shared:
             return (HEADER_SIZE + self.hidden_size,)
         return (self.hidden_size,) if self.sequence_length is None else (self.sequence_length, self.hidden_size)
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row, uncompressed."""
+        """Bytes of one row, uncompressed; with a schema of its inputs or of its outputs, whichever are more."""
+        if self.schema is not None:
+            return self._schema.row_bytes
         return math.prod(self.row_shape) * DTYPE_BYTES[self.dtype]
 
     @property
@@ -163,6 +200,11 @@ class LayerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise ConfigError(f"{where}: hidden_size {self.hidden_size} is out of range")
         if self.sequence_length is not None and not 1 <= self.sequence_length <= 1_000_000:
             raise ConfigError(f"{where}: sequence_length {self.sequence_length} is out of range")
+        if self.schema is not None:
+            try:
+                parse_schema(self.schema, self.dtype)
+            except ConfigError as error:
+                raise ConfigError(f"{where}: {error.message}") from error
         if 2 * self.row_bytes > MAX_BYTES_PER_REQUEST:
             raise ConfigError(
                 f"{where}: one row takes {self.row_bytes:,} bytes; a request holds input and gradient in 64 MiB"
@@ -174,10 +216,10 @@ class LayerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             self._check_shared(where)
 
     def _check_shared(self, where: str) -> None:
-        if len(self.grid) != 1 or self.sequence_length is not None:
+        if len(self.grid) != 1 or self.sequence_length is not None or self.schema is not None:
             raise ConfigError(
                 f"{where}: shared parameters are chunks one after the other: a grid of one dimension, such as [4], and "
-                "no sequence_length"
+                "no sequence_length or schema"
             )
         if self.optimizer.clip_norm not in (None, OptimizerSpec().clip_norm):
             raise ConfigError(

@@ -71,6 +71,11 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("expert", metavar="MODULE:CLASS", help="what makes it from a LayerSpec; or a registered name")
     check.add_argument("--hidden-size", type=int, default=64, metavar="N", help="features of a row (64)")
     check.add_argument("--sequence-length", type=int, metavar="N", help="of rows that are sequences")
+    check.add_argument(
+        "--schema",
+        metavar="TEXT",
+        help="as in the project record, for several tensors: '(float[8], mask=bool[8]) -> float[8]'",
+    )
     check.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="(float32)")
     check.add_argument("--device", default="cpu", help="auto, cpu, cuda:0 ... (cpu)")
     check.add_argument("--json", action="store_true", help="for machines")
@@ -85,6 +90,7 @@ def read_subject(flags: argparse.Namespace) -> Subject:
         architecture=find_architecture_name(flags.expert),
         hidden_size=flags.hidden_size,
         sequence_length=flags.sequence_length,
+        schema=flags.schema,
         dtype=flags.dtype,
         optimizer=OptimizerSpec(name="sgd", learning_rate=0.1, clip_norm=0.5),
     )

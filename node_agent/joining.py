@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 
+import msgspec
 import torch
 
 from learning_at_home.clock import SystemClock
@@ -16,7 +18,7 @@ from learning_at_home.directory.directory import Directory
 from learning_at_home.directory.publisher import fetch_project
 from learning_at_home.errors import BootstrapFailed, ConfigError, UnknownProject
 from learning_at_home.expert_uid import ExpertUid
-from learning_at_home.project import ProjectRecord
+from learning_at_home.project import LayerSpec, ProjectRecord
 from node_agent.cells import choose_vacant, named_cells
 from node_agent.config import NodeConfig
 from node_agent.experts.extensions import load_extensions
@@ -100,7 +102,7 @@ def _choose_experts(
         named = {uid.prefix for uid in uids}
         load_extensions([layer for layer in project.layers if layer.prefix in named], config.allow_experts)
     else:
-        load_extensions(project.layers, config.allow_experts)
+        project = _with_layers_that_run(project, config.allow_experts)
         taken = {layer.prefix: _taken(directory, layer.prefix) for layer in project.layers}
         kinds = [measure(layer, min(config.max_rows, layer.max_rows)) for layer in project.layers]
         most = min(config.max_experts, count_fitting(kinds, free_bytes))
@@ -109,11 +111,33 @@ def _choose_experts(
         uids = choose_vacant(project, taken, most, seed)
         if not uids:
             raise ConfigError(
-                f"every cell of project {project.id} is served already; name cells to stand by for with --experts"
+                f"every cell of project {project.id} that this node can host is served already; name cells to stand by "
+                "for with --experts"
             )
     counts = [(layer, sum(uid.prefix == layer.prefix for uid in uids)) for layer in project.layers]
     used = [(layer, count) for layer, count in counts if count]
     return uids, check_fits(used, config.max_rows, free_bytes, str(device))
+
+
+def _with_layers_that_run(project: ProjectRecord, allowed: Collection[str]) -> ProjectRecord:
+    """The project without the layers whose code this node lacks or may not run, each told in the log.
+
+    Raises ConfigError, with the reason of the first, when none is left.
+    """
+    run: list[LayerSpec] = []
+    reasons: list[ConfigError] = []
+    for layer in project.layers:
+        try:
+            load_extensions([layer], allowed)
+        except ConfigError as error:
+            reasons.append(error)
+        else:
+            run.append(layer)
+    if reasons and not run:
+        raise reasons[0]
+    for reason in reasons:
+        log.warning("this node hosts nothing of %s", reason)
+    return msgspec.structs.replace(project, layers=tuple(run))
 
 
 def _taken(directory: Directory, prefix: str) -> frozenset[int]:

@@ -24,6 +24,7 @@ from learning_at_home.directory.slot_rule import AnnouncementSlots
 from learning_at_home.errors import ConfigError, LearningAtHomeError, NetworkError, UnknownExpert, WireError
 from learning_at_home.identity import Identity
 from learning_at_home.project import ProjectRecord
+from learning_at_home.schema import Leaf
 from learning_at_home.transport.calls import Answer, Call
 from learning_at_home.transport.connections import Connections
 from learning_at_home.transport.link import chunk_bytes_of
@@ -139,18 +140,23 @@ async def _is_refused(endpoint: str) -> bool:
 
 def zero_row(probe: Probe) -> Call:
     """A forward call of one row of zeros."""
-    spec = TensorSpec(probe.layer.dtype, (1, *probe.layer.input_shape))
+    specs = _specs_of_a_row(probe.layer.inputs)
     uid = str(probe.layer.cells.uid(probe.layer.prefix, probe.cell))
     chunk_bytes = chunk_bytes_of(probe.peer)
-    sizes = [min(chunk_bytes, spec.num_bytes - start) for start in range(0, spec.num_bytes, chunk_bytes)]
-    return Call(uid, "forward", (spec,), tuple(bytes(size) for size in sizes))
+    sizes = [
+        min(chunk_bytes, spec.num_bytes - start) for spec in specs for start in range(0, spec.num_bytes, chunk_bytes)
+    ]
+    return Call(uid, "forward", specs, tuple(bytes(size) for size in sizes))
+
+
+def _specs_of_a_row(leaves: Sequence[Leaf]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(leaf.dtype, (1, *leaf.shape)) for leaf in leaves)
 
 
 def judge(probe: Probe, answer: Answer) -> tuple[bool, bool]:
     """Whether the node answered, and whether it hosts the expert. A refusal is an answer; noise is none."""
     if answer.reply is not None:
-        expected = TensorSpec(probe.layer.dtype, (1, *probe.layer.row_shape))
-        return True, answer.reply.tensors == (expected,)
+        return True, answer.reply.tensors == _specs_of_a_row(probe.layer.outputs)
     if isinstance(answer.error, (NetworkError, WireError)):
         return False, True
     return True, not isinstance(answer.error, UnknownExpert)

@@ -34,15 +34,15 @@ def check_specs(owner: str, layer: LayerSpec, x: Tensor) -> None:
         raise SpecMismatch(f"{owner}: input 0 is a {type(x).__name__}; {_takes(layer)}, as a torch.Tensor")
     shape = x.shape
     if not shape or shape[1:] != layer.row_shape or x.dtype != DTYPES[layer.dtype] or x.layout != torch.strided:
-        raise SpecMismatch(f"{owner}: input 0 is {_seen(x)}; {_takes(layer)}")
+        raise SpecMismatch(f"{owner}: input 0 is {seen(x)}; {_takes(layer)}")
     if not shape[0]:
-        raise EmptyBatch(f"{owner}: input 0 is {_seen(x)}, a batch of no rows; {_takes(layer)} with at least one row")
+        raise EmptyBatch(f"{owner}: input 0 is {seen(x)}, a batch of no rows; {_takes(layer)} with at least one row")
 
 
-def check_finite(owner: str, x: Tensor) -> None:
+def check_finite(owner: str, x: Tensor, path: str = "0") -> None:
     """Raises NonFiniteTensor."""
     if not is_finite(x):
-        raise NonFiniteTensor(f"{owner}: input 0 ({_seen(x)}) holds NaN or infinity")
+        raise NonFiniteTensor(f"{owner}: input {path} ({seen(x)}) holds NaN or infinity")
 
 
 def check_one_request(owner: str, layer: LayerSpec, x: Tensor) -> None:
@@ -72,5 +72,6 @@ def _takes(layer: LayerSpec) -> str:
     return f"the expert takes {layer.dtype}[{', '.join(['*', *map(str, layer.row_shape)])}]"
 
 
-def _seen(x: Tensor) -> str:
+def seen(x: Tensor) -> str:
+    """For people: float32[3, 64]."""
     return f"{str(x.dtype).removeprefix('torch.')}[{', '.join(map(str, x.shape))}]"

@@ -18,7 +18,16 @@ from torch import Tensor
 
 from learning_at_home.client.choice import Choice
 from learning_at_home.client.compression import Compression
-from learning_at_home.client.fanout import NO_COMPRESSION, CallContext, FanOut, Result, Task, retry_at
+from learning_at_home.client.fanout import (
+    NO_COMPRESSION,
+    CallContext,
+    FanOut,
+    Result,
+    Task,
+    expected_of,
+    retry_at,
+    tensors_of,
+)
 from learning_at_home.client.living import LivingExperts
 from learning_at_home.client.quorum import Ask, Done, Quorum, Rows, Wait
 from learning_at_home.client.traced_round import TracedRound
@@ -35,7 +44,8 @@ from learning_at_home.errors import (
 )
 from learning_at_home.peer_address import PeerAddress
 from learning_at_home.project import LayerSpec
-from learning_at_home.wire.messages import Operation, TensorSpec
+from learning_at_home.tensors.frames import DTYPES
+from learning_at_home.wire.messages import Operation
 
 PATIENCE_SHARE = 0.25  # of the deadline: when a row's experts are silent for so long, the next best is asked as well
 PATIENCE_PACES = 3.0  # ... or, beside the grace time, for so many times what their hosts take on average
@@ -71,12 +81,12 @@ class Part:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answers:
-    """What forward brought. `tensor` [R, S, *row shape] has zeros in empty slots; `cells` [R, S] is -1 there.
+    """What forward brought. `tensors` [R, S, *row shape] have zeros in empty slots; `cells` [R, S] is -1 there.
 
     A row without any answer passes through: it was given to no expert, or `on_missing` says so.
     """
 
-    tensor: Tensor
+    tensors: tuple[Tensor, ...]  # one per output of an expert
     cells: Tensor
     parts: tuple[Part, ...]
 
@@ -89,18 +99,20 @@ class ForwardRound:
         context: CallContext,
         terms: Terms,
         living: LivingExperts,
-        x: Tensor,
+        inputs: tuple[Tensor, ...],
         choice: Choice,
         traced: TracedRound | None = None,
         operation: Operation = "forward",
     ) -> None:
-        """`x` [R, *row shape]: detached, on the CPU, as the choice's scores are."""
+        """`inputs` [R, *row shape]: detached, on the CPU, as the choice's scores are."""
         self._traced = traced
         self._operation = operation
         self._context = context
         self._terms = terms
         self._living = living
-        self._x = x
+        self._inputs = inputs
+        self._num_rows = len(inputs[0])
+        self._outputs = terms.layer.outputs
         self._choice = choice
         self._results: list[Result] = []
         self._causes: dict[str, LearningAtHomeError] = {}
@@ -117,14 +129,14 @@ class ForwardRound:
         passing = terms.on_missing == "pass"
         self._asked_RA = chosen_RK.numpy().copy()  # changed below
         quorum = Quorum(
-            len(self._x),
+            self._num_rows,
             terms.k_min,
             grace_s=terms.grace_s,
             patience_s=_patience_s(self._context, terms, _holders(view, chosen_RK)),
             deadline=deadline,
             every_row=not passing,
         )
-        rows = np.repeat(np.arange(len(self._x)), chosen_RK.shape[1])
+        rows = np.repeat(np.arange(self._num_rows), chosen_RK.shape[1])
         cells = self._asked_RA.reshape(-1)
         if (self._asked_RA[:, 0] < 0).any():
             quorum.excuse(np.flatnonzero(self._asked_RA[:, 0] < 0))
@@ -144,7 +156,7 @@ class ForwardRound:
                 self._causes.setdefault(task.uid, silence(task.uid, task.holder))
         short_rows = quorum.short_rows()
         if len(short_rows) and not passing:
-            raise not_enough(terms.layer.prefix, len(short_rows), len(self._x), terms.k_min, self._causes)
+            raise not_enough(terms.layer.prefix, len(short_rows), self._num_rows, terms.k_min, self._causes)
         with section(self._traced, "assemble"):
             self._drop_answers_of(short_rows)
             return self._assemble()
@@ -163,10 +175,10 @@ class ForwardRound:
 
     def _task(self, cell: int, holder: PeerAddress, rows: Rows, retries: int = 0) -> Task:
         layer = self._terms.layer
-        x = self._x.index_select(0, torch.from_numpy(rows))
+        inputs = _select(self._inputs, rows)
         uid = str(layer.cells.uid(layer.prefix, cell))
-        expected = TensorSpec(layer.dtype, tuple(x.shape))
-        return Task(uid, cell, holder, self._operation, (x,), len(rows), rows, expected, retries)
+        expected = expected_of(self._outputs, len(rows))
+        return Task(uid, cell, holder, self._operation, inputs, len(rows), rows, expected, retries)
 
     def _take(self, quorum: Quorum, result: Result) -> None:
         now = self._context.clock.monotonic_s()
@@ -193,7 +205,7 @@ class ForwardRound:
         cells = self._choice.next_best(view, index, rows, asked_rA).numpy()
         found = cells >= 0
         if found.any():
-            column_R = np.full((len(self._x), 1), -1)
+            column_R = np.full((self._num_rows, 1), -1)
             column_R[rows[found], 0] = cells[found]
             self._asked_RA = np.concatenate([self._asked_RA, column_R], axis=1)
             self._ask(fanout, quorum, view, rows[found], cells[found])
@@ -240,74 +252,77 @@ class ForwardRound:
             kept = ~np.isin(task.rows, rows)
             if kept.all():
                 kept_results.append(result)
-            elif kept.any() and result.tensor is not None:
+            elif kept.any():
                 task.rows = task.rows[kept]
-                kept_results.append(Result(task, result.tensor[torch.from_numpy(kept)], None))
+                left = tuple([tensor[torch.from_numpy(kept)] for tensor in tensors_of(result)])
+                kept_results.append(Result(task, None, None, left))
         self._results = kept_results
 
     def _assemble(self) -> Answers:
-        """The answers in a dense tensor; slots are given by cell, so that the sum does not depend on who was faster."""
-        layer = self._terms.layer
-        num_rows = len(self._x)
+        """The answers in dense tensors; slots are given by cell, so that the sum does not depend on who was faster."""
+        num_rows = self._num_rows
         counts = np.zeros(num_rows, np.int64)
-        parts, tensors = [], []
+        parts, answered = [], []
         for result in sorted(self._results, key=lambda result: (result.task.cell, result.task.rows[0])):
             task = result.task
             parts.append(Part(task.uid, task.cell, task.holder, task.rows, counts[task.rows]))
-            tensors.append(result.tensor)
+            answered.append(tensors_of(result))
             counts[task.rows] += 1
         num_slots = max(1, int(counts.max()))
         dense = counts.min() == num_slots
-        flat = (torch.empty if dense else torch.zeros)((num_rows * num_slots, *layer.row_shape), dtype=self._x.dtype)
+        make = torch.empty if dense else torch.zeros
+        flat = [make((num_rows * num_slots, *out.shape), dtype=DTYPES[out.dtype]) for out in self._outputs]
         cells = np.full((num_rows, num_slots), -1)
-        for part, tensor in zip(parts, tensors, strict=True):
-            assert tensor is not None, "only results with a tensor are kept"
-            flat.index_copy_(0, torch.from_numpy(part.rows * num_slots + part.slots), tensor)
+        for part, tensors in zip(parts, answered, strict=True):
+            places = torch.from_numpy(part.rows * num_slots + part.slots)
+            for whole, tensor in zip(flat, tensors, strict=True):
+                whole.index_copy_(0, places, tensor)
             cells[part.rows, part.slots] = part.cell
-        return Answers(flat.view(num_rows, num_slots, *layer.row_shape), torch.from_numpy(cells), tuple(parts))
+        tensors = tuple([whole.view(num_rows, num_slots, *whole.shape[1:]) for whole in flat])
+        return Answers(tensors, torch.from_numpy(cells), tuple(parts))
 
 
 def ask_backward(
     context: CallContext,
     terms: Terms,
-    x: Tensor,
-    gradient_RSx: Tensor,
+    inputs: tuple[Tensor, ...],
+    gradients_RSx: tuple[Tensor, ...],
     parts: tuple[Part, ...],
     traced: TracedRound | None = None,
     operation: Operation = "backward",
-) -> Tensor:
-    """The gradient of x [R, *row shape], from the experts that answered forward.
+) -> tuple[Tensor, ...]:
+    """The gradients of the float inputs [R, *row shape], from the experts that answered forward.
 
     Their hosts update them by a "backward", not by a "gradient".
     All tensors are detached, on the CPU. What an expert does not answer is left out of the sum and counted; rows of
     which no expert answers get zero and are counted. Raises NotEnoughExperts when nobody answers at all, unless rows
     without an answer pass through.
     """
+    found = tuple([torch.zeros_like(tensor) for tensor in inputs if tensor.is_floating_point()])
     if not parts:
-        return torch.zeros_like(x)
-    num_slots = gradient_RSx.shape[1]
-    flat = gradient_RSx.flatten(0, 1)
+        return found
+    num_rows, num_slots = gradients_RSx[0].shape[:2]
+    flat = tuple([gradient_RSx.flatten(0, 1) for gradient_RSx in gradients_RSx])
+    asked_for = terms.layer.float_inputs
     tasks = []
     with section(traced, "gather"):
         for part in parts:
-            rows = torch.from_numpy(part.rows)
-            slots = torch.from_numpy(part.rows * num_slots + part.slots)
-            tensors = (x.index_select(0, rows), flat.index_select(0, slots))
-            expected = TensorSpec(terms.layer.dtype, tuple(tensors[0].shape))
+            tensors = _select(inputs, part.rows) + _select(flat, part.rows * num_slots + part.slots)
+            expected = expected_of(asked_for, len(part.rows))
             tasks.append(
                 Task(part.uid, part.cell, part.holder, operation, tensors, len(part.rows), part.rows, expected)
             )
-    results, causes, zero_rows = _run_backward(context, terms, tasks, len(x), traced)
+    results, causes, zero_rows = _run_backward(context, terms, tasks, num_rows, traced)
     if not results and terms.on_missing == "raise":
-        raise not_enough(terms.layer.prefix, len(x), len(x), 1, causes, operation)
+        raise not_enough(terms.layer.prefix, num_rows, num_rows, 1, causes, operation)
     asked = sum(len(task.rows) for task in tasks)
     context.stats.lost_gradients(zero_rows, asked - sum(len(result.task.rows) for result in results))
     with section(traced, "scatter"):
-        x_gradient = torch.zeros_like(x)
         for result in sorted(results, key=lambda result: (result.task.cell, result.task.rows[0])):
-            assert result.tensor is not None, "only results with a tensor are kept"
-            x_gradient.index_add_(0, torch.from_numpy(result.task.rows), result.tensor)
-    return x_gradient
+            rows = torch.from_numpy(result.task.rows)
+            for whole, tensor in zip(found, tensors_of(result), strict=True):
+                whole.index_add_(0, rows, tensor)
+    return found
 
 
 def _run_backward(
@@ -395,6 +410,11 @@ def _by_cell(rows: Rows, cells: Rows) -> Iterator[tuple[int, Rows]]:
     rows, cells = rows[order], cells[order]
     starts = np.flatnonzero(np.diff(cells, prepend=-1))
     yield from zip(cells[starts].tolist(), np.split(rows, starts[1:]), strict=True)
+
+
+def _select(tensors: tuple[Tensor, ...], rows: Rows) -> tuple[Tensor, ...]:
+    index = torch.from_numpy(rows)
+    return tuple([tensor.index_select(0, index) for tensor in tensors])
 
 
 def _split(rows: Rows, max_rows: int) -> list[Rows]:

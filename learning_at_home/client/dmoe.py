@@ -22,9 +22,10 @@ from learning_at_home.client.choice import Choice
 from learning_at_home.client.compression import Compression, compression_of
 from learning_at_home.client.dispatch import ForwardRound, OnMissing, Part, Terms, ask_backward, not_enough
 from learning_at_home.client.fanout import CallContext
-from learning_at_home.client.gating import GatingFunction, Noise
+from learning_at_home.client.gating import GatingFunction, Noise, gated_input
 from learning_at_home.client.living import LivingExperts
 from learning_at_home.client.mixture import add_rest, importance_loss, load_loss, mix, mixture_weights
+from learning_at_home.client.nested_call import Leaves, by_leaf, check_all_finite, check_leaves, flat_rows
 from learning_at_home.client.pace import Paces
 from learning_at_home.client.remote_expert import training_anchor
 from learning_at_home.client.selection import CellIndex, cell_scores
@@ -34,7 +35,6 @@ from learning_at_home.client.tracing import section
 from learning_at_home.client.usage import Usage, UsageMeter
 from learning_at_home.directory.directory import LayerView
 from learning_at_home.errors import ConfigError, SpecMismatch, UsageError
-from learning_at_home.project import LayerSpec
 from learning_at_home.wire.messages import Operation
 
 if TYPE_CHECKING:
@@ -54,6 +54,10 @@ class Use:
 
 class DMoE(SwarmModule):
     """`DMoE(swarm, layer="ffn0", k_best=4)(x)`: x [..., *row shape] of the layer's dtype to the same shape, any device.
+
+    Of a layer with a schema: `outputs = DMoE(swarm, "gru0")(x, mask=m, state=(h, c))`, nested as the schema says. Each
+    output is mixed by the same weights. The gate scores the first floating input whose rows are vectors or sequences
+    of vectors, or the one whose path is `gate_on`: "0", "state.1".
 
     Every row goes to its `k_best` best living experts; it needs answers of `k_min`, and once it has them the others
     have `grace_s` more. When too few answer, the next best living ones are asked, within `deadline_s`. The defaults
@@ -93,13 +97,15 @@ class DMoE(SwarmModule):
         circuit_breaker: bool = True,
         jitter: float = 0.0,
         train_experts: bool | None = None,
+        gate_on: str | None = None,
     ) -> None:
-        super().__init__(swarm.project.layer(layer).dtype)
-        self.layer: LayerSpec = swarm.project.layer(layer)
+        super().__init__(f"layer {layer}", swarm.project.layer(layer))
         check_is_expert(self.layer)
         self.train_experts = train_experts
-        if in_features is not None and in_features != self.layer.hidden_size:
-            raise SpecMismatch(f"layer {layer} takes {self.layer.hidden_size} features, not in_features={in_features}")
+        self._gated = gated_input(self.layer, gate_on)
+        features = self.layer.inputs[self._gated].shape[-1]
+        if in_features is not None and in_features != features:
+            raise SpecMismatch(f"layer {layer} takes {features} features, not in_features={in_features}")
         self.k_best = k_best
         self.terms = Terms(
             self.layer,
@@ -112,7 +118,7 @@ class DMoE(SwarmModule):
         self.latency_weight = latency_weight
         self.circuit_breaker = circuit_breaker
         self._check_settings()
-        self.gate = GatingFunction.of_layer(swarm, layer, k_best, noisy=noisy, jitter=jitter)
+        self.gate = GatingFunction.of_layer(swarm, layer, k_best, noisy=noisy, jitter=jitter, gate_on=gate_on)
         self._calls: CallContext = swarm.calls
         self._living: LivingExperts = swarm.living(layer)
         self._paces = Paces(self._calls)
@@ -133,11 +139,30 @@ class DMoE(SwarmModule):
         row_shape = self.layer.row_shape
         shape = tuple(getattr(x, "shape", ()))  # what is no tensor is refused below, with the expert's name
         if len(shape) > len(row_shape) + 1 and shape[-len(row_shape) :] == row_shape:
-            y = self._mixture(x.flatten(0, -len(row_shape) - 1)).view(shape)
+            y = self._checked_mixture(x.flatten(0, -len(row_shape) - 1)).view(shape)
             if self._may_pass:
                 self._last_passed = self.passed.view(shape[: -len(row_shape)])
             return y
-        return self._mixture(x)
+        return self._checked_mixture(x)
+
+    def _checked_mixture(self, x: Tensor) -> Tensor:
+        check_rows(self._owner, self.layer, x)
+        return self._mixture((x,))[0]
+
+    def _compute_nested(self, leaves: Leaves) -> Leaves:
+        """The mixture of each output of each row's experts."""
+        specs = self.layer.inputs
+        leading = leaves[0].shape[: max(1, leaves[0].dim() - len(specs[0].shape))]
+        if len(leading) > 1:
+            leaves = tuple([flat_rows(leaf, leading, spec.shape) for leaf, spec in zip(leaves, specs, strict=True)])
+        check_leaves(self._owner, self.layer, leaves)
+        check_all_finite(self._owner, self.layer, leaves)
+        outputs = self._mixture(leaves)
+        if len(leading) == 1:
+            return outputs
+        if self._may_pass:
+            self._last_passed = self.passed.view(leading)
+        return tuple([output.view(*leading, *output.shape[1:]) for output in outputs])
 
     @property
     def passed(self) -> Tensor:
@@ -196,8 +221,19 @@ class DMoE(SwarmModule):
             raise ConfigError(f"{name}: deadline_s must be positive and grace_s not negative")
         if terms.on_missing not in get_args(OnMissing):
             raise ConfigError(f"{name}: on_missing={terms.on_missing!r}; it is one of {', '.join(get_args(OnMissing))}")
+        if terms.on_missing == "pass":
+            self._check_passes("on_missing='pass'")
         if not 0 <= self.latency_weight < math.inf:
             raise ConfigError(f"{name}: latency_weight is {self.latency_weight}; it must be finite and not negative")
+
+    def _check_passes(self, why: str) -> None:
+        """Raises ConfigError when a row cannot stand for its experts' output."""
+        outputs, gated = self.layer.outputs, self.layer.inputs[self._gated]
+        if len(outputs) > 1 or (outputs[0].dtype, outputs[0].shape) != (gated.dtype, gated.shape):
+            raise ConfigError(
+                f"layer {self.layer.prefix}: {why} needs experts with one output like the input that is gated on, "
+                f"{gated.path}: {gated}; this layer is {self.layer.schema}"
+            )
 
     def _choice(self, lines_RL: Tensor) -> Choice:
         """How experts are chosen for a batch of these scores: detached, on the CPU, float32 or float64."""
@@ -224,8 +260,8 @@ class DMoE(SwarmModule):
         noise = use.noise
         return importance + load_loss(use.lines_RL, noise.clean_RL, noise.deviation_RL, use.candidates, self.k_best)
 
-    def _mixture(self, x: Tensor) -> Tensor:
-        check_rows(f"layer {self.layer.prefix}", self.layer, x)
+    def _mixture(self, leaves: Leaves) -> Leaves:
+        x = leaves[self._gated]
         with self._calls.tracing.round(self.layer.prefix, "forward", x.shape[0]) as traced:
             with section(traced, "gate"):
                 lines_RL, noise = self.gate.noisy_line_scores(x)
@@ -233,21 +269,19 @@ class DMoE(SwarmModule):
             choice = self._choice(lines_RL.detach().to("cpu", torch.promote_types(lines_RL.dtype, torch.float32)))
             operations = self.forward_operation, self.backward_operation
             plan = _Plan(self._calls, self.terms, self._living, choice, self.circuit_breaker, traced, operations)
-            answers_RSx: Tensor
-            cells_RS: Tensor
             # Between CPU tensors: a GPU has one thread of autograd; who waits there for experts makes all batches wait.
-            answers_RSx, cells_RS = _FanOutToExperts.apply(  # type: ignore[no-untyped-call]
-                x.to("cpu"), training_anchor(self.layer, self.trains_experts), plan
+            found: Leaves = _FanOutToExperts.apply(  # type: ignore[no-untyped-call]
+                training_anchor(self.layer, self.trains_experts), plan, *[leaf.to("cpu") for leaf in leaves]
             )
-            answers_RSx, cells_RS = answers_RSx.to(x.device), cells_RS.to(x.device)
+            *answers_RSx, cells_RS = [tensor.to(x.device) for tensor in found]
             with section(traced, "mix"):
                 passed_R = self._note_passed(cells_RS) if self._may_pass else None
                 weights_RS, rest_R = self._weights(lines_RL, cells_RS, passed_R, plan.candidates)
                 if torch.is_grad_enabled():
                     self._count(cells_RS)
                     self._last_use = Use(lines_RL, noise, weights_RS, cells_RS, plan.candidates)
-                mixed = mix(answers_RSx, weights_RS)
-                return mixed if rest_R is None else add_rest(mixed, x, rest_R)
+                mixed = tuple([mix(answer_RSx, weights_RS) for answer_RSx in answers_RSx])
+                return mixed if rest_R is None else (add_rest(mixed[0], x, rest_R),)
 
     def _count(self, cells_RS: Tensor) -> None:
         self._meter.count(cells_RS.cpu().numpy())
@@ -290,10 +324,11 @@ class _SavedRound(FunctionCtx):
 
 
 class _FanOutToExperts(torch.autograd.Function):
-    """x [R, *row shape] to the answers of its experts [R, S, *row shape] and their cells [R, S], all on the CPU."""
+    """Inputs [R, *row shape] to the answers of their experts [R, S, *row shape], one tensor for each output, and the
+    cells [R, S] behind them, all on the CPU."""
 
     @staticmethod
-    def forward(ctx: _SavedRound, x: Tensor, anchor: Tensor, plan: _Plan) -> tuple[Tensor, Tensor]:
+    def forward(ctx: _SavedRound, anchor: Tensor, plan: _Plan, *leaves: Tensor) -> tuple[Tensor, ...]:
         terms, choice = plan.terms, plan.choice
         deadline = plan.calls.clock.monotonic_s() + terms.deadline_s
         if plan.circuit_breaker:
@@ -305,23 +340,26 @@ class _FanOutToExperts(torch.autograd.Function):
             if len(index) >= terms.k_min:
                 chosen_RK = choice.best(view, index)
             elif terms.on_missing == "pass":
-                chosen_RK = torch.full((len(x), 1), -1)
+                chosen_RK = torch.full((len(leaves[0]), 1), -1)
             else:
-                raise not_enough(terms.layer.prefix, len(x), len(x), terms.k_min, {})
-        asking = ForwardRound(plan.calls, terms, plan.living, x.detach(), choice, plan.traced, plan.operations[0])
+                raise not_enough(terms.layer.prefix, len(leaves[0]), len(leaves[0]), terms.k_min, {})
+        inputs = tuple([leaf.detach() for leaf in leaves])
+        asking = ForwardRound(plan.calls, terms, plan.living, inputs, choice, plan.traced, plan.operations[0])
         answers = asking.run(view, chosen_RK, deadline)
         ctx.calls, ctx.terms, ctx.parts, ctx.operation = plan.calls, terms, answers.parts, plan.operations[1]
-        ctx.save_for_backward(x)
+        ctx.save_for_backward(*leaves)
         ctx.mark_non_differentiable(answers.cells)
-        return answers.tensor, answers.cells
+        return *answers.tensors, answers.cells
 
     @staticmethod
-    def backward(ctx: _SavedRound, gradient_RSx: Tensor, _: Tensor | None) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: _SavedRound, *gradients_RSx: Tensor) -> tuple[Tensor | None, ...]:
+        """The last one is that of the cells: none."""
         name = f"layer {ctx.terms.layer.prefix}"
         check_first_order(name)
-        check_gradient(name, gradient_RSx)
-        (x,) = ctx.saved_tensors
-        gradient = gradient_RSx.detach().contiguous()
-        with ctx.calls.tracing.round(ctx.terms.layer.prefix, ctx.operation, x.shape[0]) as traced:
-            x_gradient = ask_backward(ctx.calls, ctx.terms, x.detach(), gradient, ctx.parts, traced, ctx.operation)
-        return x_gradient if ctx.needs_input_grad[0] else None, None, None
+        for gradient_RSx in gradients_RSx[:-1]:
+            check_gradient(name, gradient_RSx)
+        leaves = tuple([leaf.detach() for leaf in ctx.saved_tensors])
+        gradients = tuple([gradient_RSx.detach().contiguous() for gradient_RSx in gradients_RSx[:-1]])
+        with ctx.calls.tracing.round(ctx.terms.layer.prefix, ctx.operation, len(leaves[0])) as traced:
+            found = ask_backward(ctx.calls, ctx.terms, leaves, gradients, ctx.parts, traced, ctx.operation)
+        return None, None, *by_leaf(leaves, found, ctx.needs_input_grad[2:])

@@ -38,6 +38,7 @@ from learning_at_home.errors import (
 )
 from learning_at_home.peer_address import PeerAddress
 from learning_at_home.project import MAX_BYTES_PER_REQUEST
+from learning_at_home.schema import Leaf
 from learning_at_home.tensors.frames import Framed, from_frames_checked, to_frames
 from learning_at_home.transport.calls import Answer, Call
 from learning_at_home.transport.connections import Connections, Exchange
@@ -83,18 +84,19 @@ class Task(msgspec.Struct, eq=False):
     tensors: tuple[Tensor, ...]
     num_rows: int
     rows: Rows  # which ones of the caller's batch, where that matters to it
-    expected: TensorSpec  # the one tensor of a right answer
+    expected: TensorSpec | tuple[TensorSpec, ...]  # the one tensor of a right answer, or all that it has
     retries: int = 0  # how often a full node has been asked again
     traced: TracedCall | None = None  # FanOut's
     framed: Framed | None = None  # its tensors as they travel, where they were framed already
 
 
 class Result(msgspec.Struct, frozen=True, eq=False):
-    """What became of a task: its tensor, or the error."""
+    """What became of a task: its tensor, or its tensors where they need not be one, or the error."""
 
     task: Task
     tensor: Tensor | None
     error: LearningAtHomeError | None
+    tensors: tuple[Tensor, ...] = ()
 
 
 class FanOut:
@@ -202,9 +204,13 @@ class FanOut:
         task: Task = answer.call.task
         holder = task.holder
         tensor, error = None, answer.error
+        tensors: tuple[Tensor, ...] = ()
         if error is None:
             try:
-                tensor = _usable(task, answer)
+                if type(task.expected) is tuple:
+                    tensors = _all_usable(task, task.expected, answer)
+                else:
+                    tensor = _usable(task, answer)
             except LearningAtHomeError as unusable:
                 error = unusable
         if task.traced is not None:
@@ -225,7 +231,7 @@ class FanOut:
         elif holder.public_key not in self._answered:
             self._answered.add(holder.public_key)
             self.context.directory.report_success(holder.public_key)
-        return Result(task, tensor, error)
+        return Result(task, tensor, error, tensors)
 
     def _count_updates(self, task: Task, answer: Answer, now: float) -> None:
         assert answer.reply is not None, "it was usable"
@@ -290,7 +296,8 @@ class FanOut:
 
 def frame(tensors: Sequence[Tensor], holder: PeerAddress, codec: Codec) -> Framed:
     """A task's tensors as they travel. Raises UsageError when values do not fit the codec."""
-    chunk_bytes = chunk_bytes_of(holder) if tensors[0].nbytes > CHUNK_BYTES else CHUNK_BYTES
+    largest_bytes = tensors[0].nbytes if len(tensors) == 1 else max([tensor.nbytes for tensor in tensors])
+    chunk_bytes = chunk_bytes_of(holder) if largest_bytes > CHUNK_BYTES else CHUNK_BYTES
     if len(tensors) == 1:
         spec, frames = to_frames(tensors[0], codec, chunk_bytes)
         return (spec,), frames
@@ -343,7 +350,33 @@ def _usable(task: Task, answer: Answer) -> Tensor:
         seen = ", ".join(map(str, specs)) or "nothing"
         raise WireError(f"{task.uid}: the node answers {seen} instead of {task.expected}", peer=task.holder.name)
     assert answer.reply is not None, "it has tensors"
-    tensor, finite = from_frames_checked(task.expected, answer.tensors[0], answer.reply.codec)
+    tensor, finite = from_frames_checked(specs[0], answer.tensors[0], answer.reply.codec)
     if not finite:
         raise ExpertFailed(f"{task.uid}: its answer holds NaN or infinity", peer=task.holder.name)
     return tensor
+
+
+def _all_usable(task: Task, expected: tuple[TensorSpec, ...], answer: Answer) -> tuple[Tensor, ...]:
+    """The same of a reply with any number of tensors."""
+    specs = () if answer.reply is None else answer.reply.tensors
+    if answer.reply is None or specs != expected:
+        seen, wanted = (", ".join(map(str, given)) or "nothing" for given in (specs, expected))
+        raise WireError(f"{task.uid}: the node answers {seen} instead of {wanted}", peer=task.holder.name)
+    read = [
+        from_frames_checked(spec, frames, answer.reply.codec)
+        for spec, frames in zip(specs, answer.tensors, strict=True)
+    ]
+    if not all(finite for _, finite in read):
+        raise ExpertFailed(f"{task.uid}: its answer holds NaN or infinity", peer=task.holder.name)
+    return tuple([tensor for tensor, _ in read])
+
+
+def tensors_of(result: Result) -> tuple[Tensor, ...]:
+    """Of one without an error, however many its task expected."""
+    return result.tensors if result.tensor is None else (result.tensor,)
+
+
+def expected_of(leaves: Sequence[Leaf], num_rows: int) -> TensorSpec | tuple[TensorSpec, ...]:
+    """What an answer of so many rows holds."""
+    specs = tuple([TensorSpec(leaf.dtype, (num_rows, *leaf.shape)) for leaf in leaves])
+    return specs[0] if len(specs) == 1 else specs

@@ -19,6 +19,7 @@ from learning_at_home.client.remote_expert import RemoteExpert
 from learning_at_home.client.selection import best_cells, cell_scores
 from learning_at_home.errors import ConfigError, NonFiniteTensor, NotEnoughExperts, SpecMismatch
 from learning_at_home.expert_uid import ExpertUid, Grid
+from learning_at_home.project import LayerSpec
 from learning_at_home.tensors.frames import DTYPES
 
 if TYPE_CHECKING:
@@ -60,6 +61,23 @@ class Chosen:
     def experts(self) -> list[list[RemoteExpert]]:
         """The same as callable experts. One call per row and expert is slow: DMoE sends one message per node."""
         return [[self.swarm.expert(uid) for uid in row] for row in self.uids]
+
+
+def gated_input(layer: LayerSpec, path: str | None) -> int:
+    """Which of the layer's inputs a gate scores: that of the path, or the first floating one whose rows are vectors or
+    sequences of vectors. Raises ConfigError when there is none."""
+    for number, leaf in enumerate(layer.inputs):
+        fits = leaf.is_float and len(leaf.shape) in (1, 2)
+        if leaf.path == path and not fits:
+            raise ConfigError(
+                f"layer {layer.prefix}: gate_on={path!r} is {leaf}; a gate takes floats, [*, size] or [*, length, size]"
+            )
+        if leaf.path == path or (path is None and fits):
+            return number
+    names = ", ".join(leaf.path for leaf in layer.inputs)
+    if path is None:
+        raise ConfigError(f"layer {layer.prefix}: a gate can score none of its inputs, {names}; call its experts alone")
+    raise ConfigError(f"layer {layer.prefix}: gate_on={path!r} is none of its inputs, {names}")
 
 
 class GatingFunction(torch.nn.Module):
@@ -110,16 +128,23 @@ class GatingFunction(torch.nn.Module):
 
     @classmethod
     def of_layer(
-        cls, swarm: Swarm, layer: str, k_best: int = 4, *, noisy: bool = False, jitter: float = 0.0
+        cls,
+        swarm: Swarm,
+        layer: str,
+        k_best: int = 4,
+        *,
+        noisy: bool = False,
+        jitter: float = 0.0,
+        gate_on: str | None = None,
     ) -> GatingFunction:
         """The gate that fits a layer of the project: its size, its grid, and its dtype where that has enough bits.
 
-        Raises UnknownLayer.
+        `gate_on`: see DMoE. Raises UnknownLayer, or ConfigError when nothing can be gated on.
         """
         spec = swarm.project.layer(layer)
         dtype = DTYPES[spec.dtype] if spec.dtype in ("float32", "float64") else torch.float32
         return cls(
-            spec.hidden_size,
+            spec.inputs[gated_input(spec, gate_on)].shape[-1],
             spec.grid,
             k_best=k_best,
             swarm=swarm,
@@ -162,7 +187,9 @@ class GatingFunction(torch.nn.Module):
         """
         if self._swarm is None or self._prefix is None:
             raise ConfigError("this gate has no swarm: make it with swarm= and layer= to let it choose experts")
-        check_rows(f"layer {self._prefix}", self._swarm.project.layer(self._prefix), x)
+        spec = self._swarm.project.layer(self._prefix)
+        if spec.schema is None:
+            check_rows(f"layer {self._prefix}", spec, x)
         lines_RL = self.line_scores(x)
         living = self._swarm.living(self._prefix)
         living.look_for(lines_RL.detach(), self.k_best, self._swarm.calls.clock.monotonic_s() + LOOK_TIMEOUT_S)

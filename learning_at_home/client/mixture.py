@@ -22,7 +22,7 @@ def mixture_weights(scores_RS: Tensor, answered_RS: Tensor) -> Tensor:
 
 def mix(answers_RSx: Tensor, weights_RS: Tensor) -> Tensor:
     """The weighted sum [R, *row shape] of answers [R, S, *row shape]. Empty slots must hold zeros."""
-    flat_RSD = answers_RSx.flatten(2)
+    flat_RSD = answers_RSx.reshape(*answers_RSx.shape[:2], -1)
     mixed_R1D = torch.bmm(weights_RS.to(flat_RSD).unsqueeze(1), flat_RSD)
     return mixed_R1D.view(len(answers_RSx), *answers_RSx.shape[2:])
 

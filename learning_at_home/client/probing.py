@@ -13,12 +13,11 @@ import torch
 
 from learning_at_home.client.async_calls import AsyncCalls
 from learning_at_home.client.compression import Compression
-from learning_at_home.client.fanout import CallContext, Task, frame
+from learning_at_home.client.fanout import CallContext, Task, expected_of, frame
 from learning_at_home.errors import LearningAtHomeError, UsageError
 from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.peer_address import PeerAddress
 from learning_at_home.tensors.frames import DTYPES
-from learning_at_home.wire.messages import TensorSpec
 
 PROBE_TIMEOUT_S = 3.0
 AT_ONCE = 16  # whoever suspects everybody has us probe them in turns
@@ -77,9 +76,9 @@ class Prober:
 
     def _zero_row(self, uid: ExpertUid, holder: PeerAddress) -> Task:
         layer = self._context.directory.project.layer(uid.prefix)
-        zeros = (torch.zeros(1, *layer.input_shape, dtype=DTYPES[layer.dtype]),)
+        zeros = tuple(torch.zeros(1, *leaf.shape, dtype=DTYPES[leaf.dtype]) for leaf in layer.inputs)
         framed = frame(zeros, holder, "none")
-        expected = TensorSpec(layer.dtype, (1, *layer.row_shape))
+        expected = expected_of(layer.outputs, 1)
         every_row = np.empty(0, np.int64)
         cell = layer.cells.cell(uid)
         return Task(str(uid), cell, holder, "forward", zeros, 1, every_row, expected, framed=framed)

@@ -25,14 +25,22 @@ from learning_at_home.client.checks import (
 )
 from learning_at_home.client.compression import Compression, compression_of
 from learning_at_home.client.fanout import CallContext, FanOut, Result, Task, frame
+from learning_at_home.client.nested_call import Leaves, Values, call_nested, check_all_finite, check_leaves, flatten
 from learning_at_home.client.swarm_module import SwarmModule
 from learning_at_home.client.traced_round import TracedRound
-from learning_at_home.errors import CallTimeout, ConfigError, ExpertFailed, LearningAtHomeError, UnknownExpert
+from learning_at_home.errors import (
+    CallTimeout,
+    ConfigError,
+    ExpertFailed,
+    LearningAtHomeError,
+    NonFiniteTensor,
+    UnknownExpert,
+)
 from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.peer_address import PeerAddress
 from learning_at_home.project import LayerSpec
 from learning_at_home.tensors.small import COPIED_BYTES
-from learning_at_home.wire.messages import FORWARDS, Operation
+from learning_at_home.wire.messages import FORWARDS, Operation, TensorSpec
 
 if TYPE_CHECKING:
     from learning_at_home.client.swarm import Swarm
@@ -43,6 +51,9 @@ _ALL_ROWS = np.empty(0, np.int64)  # of a call whose rows are all the same to us
 
 class RemoteExpert(SwarmModule):
     """`y = RemoteExpert(swarm, "ffn0.1.2")(x)`, x [rows, *row shape] of the layer's dtype, on any device.
+
+    Of a layer with a schema: `outputs = RemoteExpert(swarm, "gru0.1.2")(x, mask=m, state=(h, c))`, nested as the schema
+    says; each tensor's first dimension are the rows, and whole numbers and bools get no gradient.
 
     Raises InvalidUid, UnknownLayer or ConfigError (deadline_s, compression) at once; a call raises SpecMismatch,
     EmptyBatch, BatchTooLarge, NonFiniteTensor (when the input's NaN or infinity shows in the output, as in a local
@@ -65,9 +76,8 @@ class RemoteExpert(SwarmModule):
     ) -> None:
         parsed = uid if isinstance(uid, ExpertUid) else ExpertUid.parse(uid)
         layer = swarm.project.layer(parsed.prefix)
-        super().__init__(layer.dtype)
+        super().__init__(str(parsed), layer)
         self.uid = parsed
-        self.layer: LayerSpec = layer
         check_is_expert(self.layer)
         self.deadline_s = self.layer.deadline_s if deadline_s is None else deadline_s
         if not self.deadline_s > 0:
@@ -79,6 +89,11 @@ class RemoteExpert(SwarmModule):
         self._swarm = swarm  # keeps the connections open for as long as somebody holds the expert
         self._calls: CallContext = swarm.calls
         self._last_holder: PeerAddress | None = None
+
+    @property
+    def calls(self) -> CallContext:
+        """What its calls share with others of its process."""
+        return self._calls
 
     @property
     def trains_experts(self) -> bool:
@@ -114,6 +129,11 @@ class RemoteExpert(SwarmModule):
         y.data = answer
         return y
 
+    def _compute_nested(self, leaves: Leaves) -> Leaves:
+        check_leaves(self._name, self.layer, leaves)
+        check_one_request(self._name, self.layer, leaves[0])
+        return call_nested(self, leaves, training_anchor(self.layer, self.trains_experts))
+
     def _check(self, x: Tensor) -> None:
         """All that can be told without reading the numbers."""
         if (
@@ -127,7 +147,8 @@ class RemoteExpert(SwarmModule):
             check_one_request(self._name, self.layer, x)
 
     def extra_repr(self) -> str:
-        return f"{self.uid}, {self.layer.architecture}, {self.layer.dtype}{list(self.layer.row_shape)}"
+        takes = self.layer.schema or f"{self.layer.dtype}{list(self.layer.row_shape)}"
+        return f"{self.uid}, {self.layer.architecture}, {takes}"
 
     def call(
         self,
@@ -182,6 +203,14 @@ class RemoteExpert(SwarmModule):
             raise CallTimeout(f"{self.uid}: no answer in {self.deadline_s:g} s")
         return self.tensor_of(result)
 
+    def tensors_of(self, result: Result) -> Leaves:
+        """The same of an answer of several tensors."""
+        if result.error is not None:
+            if isinstance(result.error, ExpertFailed | NonFiniteTensor):
+                check_all_finite(self._name, self.layer, result.task.tensors)
+            raise _naming(self.uid, result.error)
+        return result.tensors
+
     def tensor_of(self, result: Result) -> Tensor:
         """The answer, on the CPU, or its error with the expert's name: NonFiniteTensor where the input is to blame."""
         if result.tensor is None:
@@ -190,20 +219,34 @@ class RemoteExpert(SwarmModule):
             raise _naming(self.uid, result.error)
         return result.tensor
 
-    async def acall(self, x: Tensor) -> Tensor:
+    async def acall(self, *inputs: Values, **named: Values) -> Values:
         """The expert's output in a running event loop, without autograd: many calls may be under way at once.
 
         Those that begin in one turn of the loop go to their node in one message. Raises what a call raises.
         """
+        if self._is_nested or named or len(inputs) != 1:
+            return await self._acall_nested(flatten(self._name, self.layer, inputs, named))
+        x = inputs[0]
         self._check(x)
         task = self.task(self.forward_operation, (x,), self.holder())
         result = await self._swarm.asynchronous.of_running_loop().call(task, self.deadline_s, self.compression)
         y = self.tensor_of(result)
         return y if x.is_cpu else y.to(x.device)
 
-    def submit(self, x: Tensor) -> concurrent.futures.Future[Tensor]:
-        """`acall` from any thread, on a thread of the swarm's: a future of the output. x must not change before."""
-        return self._swarm.asynchronous.submit(self.acall(x))
+    async def _acall_nested(self, leaves: Leaves) -> Values:
+        schema = self.layer.nested
+        if schema is None:
+            return await self.acall(*leaves)
+        check_leaves(self._name, self.layer, leaves)
+        check_one_request(self._name, self.layer, leaves[0])
+        task = self.task(self.forward_operation, tuple([leaf.detach().to("cpu") for leaf in leaves]), self.holder())
+        result = await self._swarm.asynchronous.of_running_loop().call(task, self.deadline_s, self.compression)
+        return schema.unflatten_output([output.to(leaves[0].device) for output in self.tensors_of(result)])
+
+    def submit(self, *inputs: Values, **named: Values) -> concurrent.futures.Future[Values]:
+        """`acall` from any thread, on a thread of the swarm's: a future of the output. The inputs must not change
+        before."""
+        return self._swarm.asynchronous.submit(self.acall(*inputs, **named))
 
     def task(self, operation: Operation, tensors: tuple[Tensor, ...], holder: PeerAddress) -> Task:
         """The work that a call is, framed, its tensors on the CPU. Raises UsageError when they do not fit the codec."""
@@ -214,8 +257,11 @@ class RemoteExpert(SwarmModule):
         elif not tensors[0].is_cpu:
             tensors = (tensors[0].detach().to("cpu"),)
         framed = frame(tensors, holder, self.compression.request)
-        expected = framed[0][0]
-        num_rows = expected.shape[0]
+        expected: TensorSpec | tuple[TensorSpec, ...] = framed[0][0]
+        num_rows = framed[0][0].shape[0]
+        if self._is_nested:
+            answered = self.layer.outputs if operation in FORWARDS else self.layer.float_inputs
+            expected = tuple([TensorSpec(leaf.dtype, (num_rows, *leaf.shape)) for leaf in answered])
         return Task(self._name, self._cell, holder, operation, tensors, num_rows, _ALL_ROWS, expected, framed=framed)
 
     def holder(self) -> PeerAddress:

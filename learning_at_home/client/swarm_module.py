@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
+from learning_at_home.client.nested_call import Leaves, Values, flatten
+from learning_at_home.project import LayerSpec
 from learning_at_home.tensors.frames import DTYPES
 from learning_at_home.wire.messages import Operation
 
@@ -23,11 +25,15 @@ _ModuleT = TypeVar("_ModuleT", bound="SwarmModule")
 
 
 class SwarmModule(torch.nn.Module):
-    """A module for x of the layer's dtype, whose subclass computes."""
+    """A module for x of the layer's dtype, or for what its schema says, whose subclass computes."""
 
-    def __init__(self, dtype_name: str) -> None:
+    def __init__(self, owner: str, layer: LayerSpec) -> None:
+        """`owner` begins the words of errors: who takes what."""
         super().__init__()
-        self._dtype = DTYPES[dtype_name]
+        self.layer: LayerSpec = layer
+        self._owner = owner
+        self._is_nested = layer.schema is not None
+        self._dtype = DTYPES[layer.dtype]
         self._probe = torch.empty(0, dtype=self._dtype)  # goes where `model.to` would take weights
         self._is_converted = False
         self.train_experts: bool | None = None  # None: the subclass's own rule
@@ -36,10 +42,16 @@ class SwarmModule(torch.nn.Module):
         """Be as frozen as the module that this one is a copy of, and works beside."""
         self.train_experts = original.train_experts
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The output for x. Of the layer's dtype; after `model.to(dtype)` also of that one, under autocast of any."""
+    def forward(self, *inputs: Values, **named: Values) -> Values:
+        """The output for x. Of the layer's dtype; after `model.to(dtype)` also of that one, under autocast of any.
+
+        Of a layer with a schema: its nested output for its inputs, positional and named.
+        """
         if _is_traced():
-            return _untraced(self, x)
+            return _untraced(self, inputs, named)
+        if self._is_nested or named or len(inputs) != 1:
+            return self._forward_nested(inputs, named)
+        x = inputs[0]
         if self._is_converted or _any_autocast():
             return self._convert_and_compute(x)
         return self._compute(x)
@@ -65,6 +77,31 @@ class SwarmModule(torch.nn.Module):
         """The output for x, which must have the layer's dtype."""
         raise NotImplementedError
 
+    def _compute_nested(self, leaves: Leaves) -> Leaves:
+        """The outputs for the inputs of a layer with a schema, both flat. Floating inputs must have its dtype."""
+        raise NotImplementedError
+
+    def _forward_nested(self, inputs: tuple[Values, ...], named: dict[str, Values]) -> Values:
+        leaves = flatten(self._owner, self.layer, inputs, named)
+        schema = self.layer.nested
+        if schema is None:
+            return self.forward(*leaves)
+        device_type = leaves[0].device.type
+        autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+        if autocast and self._dtype != torch.float64:
+            answered = torch.get_autocast_dtype(device_type)
+            with torch.autocast(device_type, enabled=False):
+                outputs = self._compute_nested(self._converted(leaves, (torch.float32, torch.float16, torch.bfloat16)))
+            return schema.unflatten_output([output.to(answered) for output in outputs])
+        if self._is_converted and any(leaf.dtype == self._probe.dtype for leaf in leaves):
+            outputs = self._compute_nested(self._converted(leaves, (self._probe.dtype,)))
+            return schema.unflatten_output([output.to(self._probe.dtype) for output in outputs])
+        return schema.unflatten_output(self._compute_nested(leaves))
+
+    def _converted(self, leaves: Leaves, dtypes: tuple[torch.dtype, ...]) -> Leaves:
+        """Those of these dtypes in the layer's."""
+        return tuple([leaf.to(self._dtype) if leaf.dtype in dtypes else leaf for leaf in leaves])
+
     def _convert_and_compute(self, x: Tensor) -> Tensor:
         device = getattr(x, "device", None)
         if device is None:
@@ -86,9 +123,9 @@ class SwarmModule(torch.nn.Module):
         return self
 
 
-def _compute_untraced(module: SwarmModule, x: Tensor) -> Tensor:
-    return module.forward(x)
+def _compute_untraced(module: SwarmModule, inputs: tuple[Values, ...], named: dict[str, Values]) -> Values:
+    return module.forward(*inputs, **named)
 
 
 # torch.compiler.disable would load the compiler for everybody; this loads it when a compiled model gets here.
-_untraced: Callable[[SwarmModule, Tensor], Tensor] = _disable_dynamo(_compute_untraced)
+_untraced: Callable[[SwarmModule, tuple[Values, ...], dict[str, Values]], Values] = _disable_dynamo(_compute_untraced)

@@ -58,6 +58,7 @@ class SwitchDMoE(DMoE):
         latency_weight: float = 0.0,
         circuit_breaker: bool = True,
         train_experts: bool | None = None,
+        gate_on: str | None = None,
     ) -> None:
         super().__init__(
             swarm,
@@ -72,7 +73,9 @@ class SwitchDMoE(DMoE):
             circuit_breaker=circuit_breaker,
             jitter=jitter,
             train_experts=train_experts,
+            gate_on=gate_on,
         )
+        self._check_passes("SwitchDMoE")
         name = f"layer {layer}"
         if capacity_factor is not None and not 0 < capacity_factor < math.inf:
             raise ConfigError(f"{name}: capacity_factor is {capacity_factor}; it must be positive, or None")

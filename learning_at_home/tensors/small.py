@@ -29,7 +29,7 @@ _SUSPECTS: dict[str, tuple[bytes, ...]] = {
     "float16": (b"\x7c", b"\x7d", b"\x7e", b"\x7f", b"\xfc", b"\xfd", b"\xfe", b"\xff"),
 }
 _SUSPECTS |= {name: () for name in DTYPE_BYTES if name not in FLOAT_BYTES}
-_LAST_BYTES = {name: slice(dtype.itemsize - 1, None, dtype.itemsize) for name, dtype in IN_NUMPY.items()}
+_LAST_BYTES: dict[str, slice] = {name: slice(d.itemsize - 1, None, d.itemsize) for name, d in IN_NUMPY.items()}
 _NAMES = {getattr(torch, name): name for name in _SUSPECTS}
 _dispatch_keys, _NEGATIVE = torch._C._dispatch_keys, torch._C.DispatchKey.Negative
 # `ctypes.string_at` without its Python

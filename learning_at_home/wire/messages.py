@@ -12,7 +12,8 @@ from typing import Annotated, Literal, get_args
 
 import msgspec
 
-from learning_at_home.project import DTYPE_BYTES, FLOAT_BYTES, MAX_BYTES_PER_REQUEST, DtypeName
+from learning_at_home.project import DTYPE_BYTES, FLOAT_BYTES, MAX_BYTES_PER_REQUEST
+from learning_at_home.schema import DtypeName
 
 PROTOCOL_VERSIONS = (5, 5)  # first and last version that this code speaks
 CHUNK_BYTES = 1 << 20  # CURVE moves frames of 1 MiB nearly twice as fast as one of 8 MiB

@@ -6,12 +6,15 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
+from learning_at_home.errors import LearningAtHomeError
 from learning_at_home.tools.checks import Check, failed, ok, warning
-from node_agent.conformance.forward_checks import is_near
+from node_agent.conformance.forward_checks import are_near, is_near
 from node_agent.conformance.subject import Subject
 from node_agent.experts.clipping import gradients_together
 from node_agent.experts.expert import Expert
+from node_agent.experts.networks import Leaves
 from node_agent.experts.portions import Bounds
+from node_agent.experts.pullback import pull_back_all
 from node_agent.experts.stacks import make_stacked, try_stack
 from node_agent.runtime.computation import compute
 
@@ -22,21 +25,22 @@ REQUEST_SIZES = (1, 3, 2)
 
 def check_recomputation(subject: Subject) -> Check:
     """Backward computes forward again, perhaps much later: it must meet the same numbers."""
-    name, rows, gradient = "recomputation", subject.draw(4), subject.draw(4, seed=1)
+    name, rows, gradients = "recomputation", subject.draw(4), subject.draw_gradients(4)
     expert = subject.expert()
-    with expert.numbers_for(rows):
-        answered = expert.forward(rows.to(subject.device)).cpu()
+    answered = subject.forward(expert, rows)
     torch.manual_seed(5)
-    leaf = rows.to(subject.device).requires_grad_()
-    with expert.numbers_for(rows):
-        recorded = expert.module(leaf)
-    if not is_near(recorded.detach().cpu(), answered):
+    leaves = subject.on_device(rows, asking=True)
+    recorded = subject.run(expert, leaves, seeded_by=rows)
+    if not are_near([output.detach().cpu() for output in recorded], answered):
         fix = "let forward do the same with and without autograd, and draw from torch's default generator only"
         return failed(name, "a forward for a backward gives other numbers than a plain one", fix)
-    remembered = torch.autograd.grad(recorded, leaf, gradient.to(subject.device))[0].cpu()
-    with expert.numbers_for(rows):
-        again = expert.gradients(rows.to(subject.device), gradient.to(subject.device)).of_rows.cpu()
-    if not is_near(again, remembered):
+    asking = [leaf for leaf in leaves if leaf.requires_grad]
+    found = pull_back_all(recorded, subject.on_device(gradients), asking)
+    remembered = [
+        torch.zeros_like(leaf).cpu() if of_leaf is None else of_leaf.cpu()
+        for leaf, of_leaf in zip(asking, found, strict=True)
+    ]
+    if not are_near(subject.gradients(expert, rows, gradients), remembered):
         return failed(name, "two backwards of one request give other gradients", "keep nothing from forward to forward")
     return ok(name, "a forward that is computed again gives the same")
 
@@ -44,18 +48,27 @@ def check_recomputation(subject: Subject) -> Check:
 def check_gradients(subject: Subject) -> Check:
     """Finite, of every input and every parameter."""
     name, rows, expert = "gradients", subject.draw(8), subject.expert()
-    leaf = rows.to(subject.device).requires_grad_()
-    with expert.numbers_for(rows):
-        answer = expert.module(leaf)
-    if not answer.requires_grad:
-        return failed(name, "the output does not depend on the rows", "return what was computed, without .detach()")
+    leaves = subject.on_device(rows, asking=True)
+    answer = subject.run(expert, leaves, seeded_by=rows)
+    detached = [leaf.path for leaf, out in zip(subject.layer.outputs, answer, strict=True) if not out.requires_grad]
+    if detached:
+        which = "the output does" if subject.layer.schema is None else f"output {detached[0]} does"
+        return failed(name, f"{which} not depend on the rows", "return what was computed, without .detach()")
+    asking = {
+        "the rows" if subject.layer.schema is None else f"input {spec.path}": leaf
+        for spec, leaf in zip(subject.layer.inputs, leaves, strict=True)
+        if leaf.requires_grad
+    }
     named = dict(expert.module.named_parameters())
     found: list[Tensor | None] = []
-    found += torch.autograd.grad(answer.square().sum(), [leaf, *named.values()], allow_unused=True)
-    of_rows = found[0]
-    if of_rows is None or not (of_rows != 0).any():
-        return failed(name, "the rows get no gradient", "layers before this one would learn nothing: add the rows, too")
-    of_all = dict(zip(["the rows", *named], found, strict=True))
+    total = torch.stack([output.square().sum() for output in answer]).sum()
+    found += torch.autograd.grad(total, [*asking.values(), *named.values()], allow_unused=True)
+    for which, of_leaf in zip(asking, found, strict=False):
+        if of_leaf is None or not (of_leaf != 0).any():
+            gets = "get" if subject.layer.schema is None else "gets"
+            fix = "layers before this one would learn nothing: add the rows, too"
+            return failed(name, f"{which} {gets} no gradient", fix)
+    of_all = dict(zip([*asking, *named], found, strict=True))
     infinite = [key for key, value in of_all.items() if value is not None and not torch.isfinite(value).all()]
     if infinite:
         return failed(name, f"the gradient of {infinite[0]} is not finite", "look for a division or a root at zero")
@@ -63,29 +76,39 @@ def check_gradients(subject: Subject) -> Check:
     if without:
         fix = "use it in forward, or make it a constant buffer; it costs memory on every node"
         return warning(name, f"{', '.join(without[:3])} got none", fix)
-    silent = int((of_rows.abs().flatten(1).sum(0) == 0).sum())
+    silent = sum(
+        int((of_leaf.abs().reshape(len(of_leaf), -1).sum(0) == 0).sum())
+        for of_leaf in found[: len(asking)]
+        if of_leaf is not None
+    )
     if silent:
         return warning(name, f"{silent} of the features get none", "is a part of each row meant to be ignored?")
-    return ok(name, f"finite, of the rows and of {len(named)} parameters")
+    return ok(name, f"finite, of {', '.join(asking) or 'no input'} and of {len(named)} parameters")
 
 
 def check_derivative(subject: Subject) -> Check:
     """The gradient is that of the output, by two forwards in float64: mistakes in autograd functions show here."""
     name = "derivative"
     double = Subject(msgspec.structs.replace(subject.layer, dtype="float64"), subject.device)
-    rows, direction, gradient = double.draw(3), double.draw(3, seed=1), double.draw(3, seed=2)
+    rows, direction, gradients = double.draw(3), double.draw(3, seed=1), double.draw_gradients(3, seed=2)
     expert = double.expert()
 
-    def forward(moved: Tensor) -> Tensor:
-        with expert.numbers_for(rows):
-            return expert.forward(moved.to(subject.device)).cpu()
+    def forward(step: float) -> Leaves:
+        moved = [
+            leaf + step * along if leaf.is_floating_point() else leaf
+            for leaf, along in zip(rows, direction, strict=True)
+        ]
+        return double.forward(expert, tuple(moved), seeded_by=rows)
 
-    step = DIFFERENCE * direction
-    by_forwards = float(((forward(rows + step) - forward(rows - step)) * gradient).sum()) / (2 * DIFFERENCE)
-    with expert.numbers_for(rows):
-        of_rows = expert.gradients(rows.to(subject.device), gradient.to(subject.device)).of_rows.cpu()
-    by_backward = float((of_rows * direction).sum())
-    size = max(abs(by_forwards), float(of_rows.norm()), 1e-12)
+    more, less = forward(DIFFERENCE), forward(-DIFFERENCE)
+    changes = [
+        float(((above - below) * gradient).sum()) for above, below, gradient in zip(more, less, gradients, strict=True)
+    ]
+    by_forwards = sum(changes) / (2 * DIFFERENCE)
+    of_rows = double.gradients(expert, rows, gradients)
+    along = [way for way in direction if way.is_floating_point()]
+    by_backward = sum(float((of_leaf * way).sum()) for of_leaf, way in zip(of_rows, along, strict=True))
+    size = max([abs(by_forwards), 1e-12, *(float(of_leaf.norm()) for of_leaf in of_rows)])
     if abs(by_forwards - by_backward) > DERIVATIVE_TOLERANCE * size:
         fix = "look at your own autograd functions, and at detach() and no_grad() in forward"
         return failed(name, f"backward says {by_backward:.6g}, two forwards say {by_forwards:.6g}", fix)
@@ -96,17 +119,19 @@ def check_clipping(subject: Subject) -> Check:
     """Requests of one batch, each clipped by itself: as one by one in plain torch."""
     name, clip_norm = "clipping", subject.layer.optimizer.clip_norm
     assert clip_norm is not None, "the layer of a check clips"
-    requests = [(subject.draw(n, seed=n), subject.draw(n, seed=10 + n) * 10.0**n) for n in REQUEST_SIZES]
+    requests = [
+        (subject.draw(n, seed=n), tuple([gradient * 10.0**n for gradient in subject.draw_gradients(n, seed=10 + n)]))
+        for n in REQUEST_SIZES
+    ]
     expert, local = subject.expert(), subject.expert()
-    outcomes = compute(expert, "backward", requests)
-    if problem := next((outcome for outcome in outcomes if not isinstance(outcome, Tensor)), None):
+    outcomes = compute(expert, "backward", [(*rows, *gradients) for rows, gradients in requests])
+    if problem := next((outcome for outcome in outcomes if isinstance(outcome, LearningAtHomeError)), None):
         return failed(name, str(problem), "see the checks above")
     total = [torch.zeros_like(parameter) for parameter in local.module.parameters()]
-    for rows, gradient in requests:
+    for rows, gradients in requests:
         local.module.zero_grad()
-        with local.numbers_for(rows):
-            output = local.module(rows.to(subject.device).requires_grad_())
-        output.backward(gradient.to(subject.device))
+        outputs = subject.run(local, subject.on_device(rows, asking=True), seeded_by=rows)
+        torch.autograd.backward(outputs, subject.on_device(gradients))
         nn.utils.clip_grad_norm_(local.module.parameters(), clip_norm)
         for whole, parameter in zip(total, local.module.parameters(), strict=True):
             if parameter.grad is not None:
@@ -126,7 +151,9 @@ def _way_of_clipping(subject: Subject) -> str:
     expert = subject.expert()
     if expert.is_random:
         return "one request at a time: it draws random numbers"
-    rows = subject.draw(sum(REQUEST_SIZES)).to(subject.device)
+    if subject.layer.schema is not None:
+        return "one request at a time (slower): it takes several tensors"
+    (rows,) = subject.on_device(subject.draw(sum(REQUEST_SIZES)))
     together = gradients_together(expert, rows, rows, REQUEST_SIZES)
     return "one request at a time (slower)" if together is None else "in one backward of all"
 
@@ -134,6 +161,8 @@ def _way_of_clipping(subject: Subject) -> str:
 def check_grouping(subject: Subject) -> Check:
     """Whether a GPU may compute many of these as one product; no fault where not."""
     name = "grouping"
+    if subject.layer.schema is not None:
+        return ok(name, "computed one at a time also on a GPU: it takes several tensors")
     uids = [subject.layer.cells.uid(subject.layer.prefix, cell) for cell in range(2)]
     experts, stacked = make_stacked(uids, subject.layer, "check", subject.device)
     if try_stack(experts, stacked, Bounds(experts=2, rows=1 << 20)) is not None:

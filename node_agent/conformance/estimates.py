@@ -12,6 +12,7 @@ from learning_at_home.tools.checks import Check, failed, ok, warning
 from node_agent.conformance.subject import Subject
 from node_agent.experts.architectures import flop_per_row, weight_bytes
 from node_agent.experts.memory import measure
+from node_agent.experts.networks import run_network
 from node_agent.experts.sizes import shown
 
 FLOP_TOLERANCE = 1.5  # times more or less than what was declared
@@ -60,7 +61,7 @@ def check_flop(subject: Subject) -> Check:
     name, declared = "flop", flop_per_row(subject.layer)
     module, rows = subject.module(), subject.draw(2)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module(rows)
+        run_network(subject.layer.architecture, subject.layer, module, rows)
     counted = counter.get_total_flops() // 2
     seen = f"{declared:,} per row and forward; torch counts {counted:,} in products"
     if counted and not counted / FLOP_TOLERANCE <= declared <= counted * FLOP_TOLERANCE:

@@ -1,8 +1,9 @@
 """What an expert may be made of: networks by name, each from one LayerSpec.
 
 Knows shapes and flop; knows nothing of optimizers, requests or devices. A network maps rows to rows of the same shape
-and dtype, and no row may depend on another (rows of several callers are computed together), so batch normalisation
-does not belong here. Dropout does (randomness.py). The paper's block is `ffn` (Ryabinin & Gusev, 2020).
+and dtype, or what its layer's schema says, and no row may depend on another (rows of several callers are computed
+together), so batch normalisation does not belong here. Dropout does (randomness.py). The paper's block is `ffn`
+(Ryabinin & Gusev, 2020).
 
 An installed package adds its own by `register_expert`; extensions.py loads it, if the operator allows that package.
 Code never comes from the network: a name that nothing registered is refused.
@@ -17,12 +18,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from learning_at_home.errors import ConfigError
+from learning_at_home.errors import ConfigError, SpecMismatch
 from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.project import LayerSpec
 from learning_at_home.shared_parameters import ARCHITECTURE as SHARED
 from learning_at_home.shared_parameters import HEADER_SIZE
 from learning_at_home.tensors.frames import DTYPES
+from node_agent.experts.networks import run_network, zero_inputs
 from node_agent.experts.randomness import numbers_from
 
 INNER_FACTOR = 4  # the paper's blocks are four times wider inside
@@ -87,29 +89,23 @@ def build_expert(layer: LayerSpec, project: str, uid: ExpertUid) -> nn.Module:
 
 
 def build_checked(layer: LayerSpec) -> nn.Module:
-    """A network of the layer on the CPU, with any weights, checked: rows in, rows of the same shape and dtype out.
+    """A network of the layer on the CPU, with any weights, checked: what it takes goes in, what it returns comes out.
 
     Not on the meta device: a forward there makes torch import its compiler (2 s). Raises ConfigError that names the
     layer and both shapes.
     """
-    dtype = DTYPES[layer.dtype]
-    rows = torch.zeros(2, *layer.input_shape, dtype=dtype)
     architecture = find_architecture(layer.architecture)
     with numbers_from(0):
-        module = architecture.build(layer).to(dtype)
+        module = architecture.build(layer).to(DTYPES[layer.dtype])
+    owner = f"layer {layer.prefix}: {layer.architecture}"
     try:
         with torch.no_grad():
-            answer = module(rows)
+            run_network(owner, layer, module, zero_inputs(layer, 2))
+    except SpecMismatch as error:
+        raise ConfigError(error.message) from error
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise ConfigError(
-            f"layer {layer.prefix}: {layer.architecture} cannot compute rows of {_rows(rows)}: {error}"
-        ) from error
-    wanted = torch.empty(2, *layer.row_shape, dtype=dtype)
-    if not isinstance(answer, Tensor) or answer.shape != wanted.shape or answer.dtype != wanted.dtype:
-        made = _rows(answer) if isinstance(answer, Tensor) else type(answer).__name__
-        raise ConfigError(
-            f"layer {layer.prefix}: {layer.architecture} makes {made} of {_rows(rows)}; it must make {_rows(wanted)}"
-        )
+        rows = layer.schema or f"rows of {layer.inputs[0]}"
+        raise ConfigError(f"{owner} cannot compute {rows}: {error}") from error
     return module
 
 
@@ -129,10 +125,6 @@ def flop_per_row(layer: LayerSpec) -> int:
     if architecture.flop_per_row is not None:
         return architecture.flop_per_row(layer)
     return 2 * weight_bytes(layer) // DTYPES[layer.dtype].itemsize * _positions(layer)
-
-
-def _rows(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')}[*, {', '.join(map(str, tensor.shape[1:]))}]"
 
 
 def _positions(layer: LayerSpec) -> int:

@@ -28,6 +28,7 @@ from node_agent.experts.architectures import BACKWARD_FLOP_FACTOR, GRADIENT_FLOP
 from node_agent.experts.gathered import Gathered
 from node_agent.experts.gradients import Gradients, in_own_memory, largest_norm, total_norm
 from node_agent.experts.memory import saved_bytes_per_row
+from node_agent.experts.networks import run_network, zero_inputs
 from node_agent.experts.optimizers import Optimizer, step_together
 from node_agent.experts.pullback import pull_back
 from node_agent.experts.randomness import draws_numbers, has_dropout, numbers_from, seed_of
@@ -52,6 +53,7 @@ class Expert:
         self.device = device
         self.dtype = DTYPES[layer.dtype]
         self.input_shape, self.row_shape = layer.input_shape, layer.row_shape
+        self.has_schema = layer.schema is not None  # then it is a NestedExpert
         self.row_bytes, self.max_rows = layer.row_bytes, layer.max_rows
         self.module = module.to(device).train()
         frozen = layer.optimizer.name == "frozen"
@@ -88,8 +90,10 @@ class Expert:
 
     def find_out_if_random(self) -> None:
         """Try whether its network draws random numbers otherwise than by torch's dropout."""
-        rows = torch.zeros(2, *self.input_shape, dtype=self.dtype, device=self.device)
-        self.is_random = draws_numbers(self.module, self.kind, rows)
+        leaves = zero_inputs(self.layer, 2, self.device)
+        self.is_random = draws_numbers(
+            self.module, self.kind, lambda: run_network(self._name, self.layer, self.module, leaves), self.device
+        )
 
     @property
     def updates(self) -> int:
@@ -134,9 +138,9 @@ class Expert:
         finally:
             self.module.train()
 
-    def numbers_for(self, rows: Tensor) -> AbstractContextManager[None]:
+    def numbers_for(self, *rows: Tensor) -> AbstractContextManager[None]:
         """What a random network draws meanwhile follows from the request's rows, as they lie on the CPU."""
-        return numbers_from(seed_of(self._name, rows), self.device) if self.is_random else _NOTHING_DRAWN
+        return numbers_from(seed_of(self._name, *rows), self.device) if self.is_random else _NOTHING_DRAWN
 
     @cached_property
     def _remembered_bytes_per_row(self) -> int:

@@ -2,7 +2,8 @@
 
 `auto` groups on CUDA devices, up to the size where a short measurement says that it pays; `on` groups whatever can be
 grouped (for tests, and for who knows better); `off` groups nothing. A layer stays ungrouped when its architecture
-cannot be stacked, when the node hosts one expert of it, or when there is no memory for the gradients of two.
+cannot be stacked or takes several tensors, when the node hosts one expert of it, or when there is no memory for the
+gradients of two.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from node_agent.experts.architectures import flop_per_row, weight_bytes
 from node_agent.experts.calibration import OPERATIONS, UNBOUNDED_ROWS, rows_worth_grouping, seconds_on
 from node_agent.experts.expert import Expert
 from node_agent.experts.memory import GRADIENT_COPIES, free_device_bytes, measure, optimizer_copies
+from node_agent.experts.nested_expert import NestedExpert
 from node_agent.experts.portions import LAUNCH_FLOP, Bounds
 from node_agent.experts.shared_chunk import SharedChunk
 from node_agent.experts.stacks import ExpertStack, make_stacked, try_stack
@@ -53,10 +55,11 @@ def make_experts(
     """
     layers = {uid: project.layer(uid.prefix) for uid in uids}
     if grouping == "off" or (grouping == "auto" and device.type != "cuda"):
-        return [_make(uid, layers[uid], project.id, device) for uid in uids], []
-    made = {uid: _make(uid, layer, project.id, device) for uid, layer in layers.items() if layer.is_shared}
+        return [make_expert(uid, layers[uid], project.id, device) for uid in uids], []
+    alone = {uid: layer for uid, layer in layers.items() if layer.is_shared or layer.schema is not None}
+    made = {uid: make_expert(uid, layer, project.id, device) for uid, layer in alone.items()}
     stackable: list[tuple[list[Expert], list[torch.Tensor]]] = []
-    for layer in dict.fromkeys(layer for layer in layers.values() if not layer.is_shared):
+    for layer in dict.fromkeys(layer for uid, layer in layers.items() if uid not in alone):
         of_layer = [uid for uid in uids if layers[uid] == layer]
         experts, stacked = make_stacked(of_layer, layer, project.id, device)
         made.update(zip(of_layer, experts, strict=True))
@@ -67,8 +70,11 @@ def make_experts(
     return [made[uid] for uid in uids], [group for group in groups if group is not None]
 
 
-def _make(uid: ExpertUid, layer: LayerSpec, project: str, device: torch.device) -> Expert:
-    return (SharedChunk if layer.is_shared else Expert).create(uid, layer, project, device)
+def make_expert(uid: ExpertUid, layer: LayerSpec, project: str, device: torch.device) -> Expert:
+    """The expert of one cell, of the kind that its layer needs. Raises ConfigError."""
+    if layer.is_shared:
+        return SharedChunk.create(uid, layer, project, device)
+    return (Expert if layer.schema is None else NestedExpert).create(uid, layer, project, device)
 
 
 def bytes_left(experts: Iterable[Expert], device: torch.device) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor
 from learning_at_home.errors import ConfigError
 from learning_at_home.project import LayerSpec
 from node_agent.experts.architectures import build_checked, weight_bytes
+from node_agent.experts.networks import run_network, zero_inputs
 from node_agent.experts.randomness import numbers_from
 from node_agent.experts.sizes import shown
 from node_agent.experts.update_rules import make_rule
@@ -73,10 +74,11 @@ def saved_bytes_per_row(module: torch.nn.Module, layer: LayerSpec) -> int:
                 total += tensor.numel() * tensor.element_size()
             return tensor.detach()  # itself it might be the output, which holds this: a circle that nobody frees
 
-        rows = torch.zeros(num_rows, *layer.input_shape, dtype=parameter.dtype, device=parameter.device)
+        leaves = zero_inputs(layer, num_rows, parameter.device)
         hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
         with numbers_from(0, parameter.device), hooks:  # a forward that is under way goes on with its own numbers
-            module(rows.requires_grad_())
+            asking = [leaf.requires_grad_(leaf.is_floating_point()) for leaf in leaves]
+            run_network(f"layer {layer.prefix}", layer, module, asking)
         return total
 
     return max(

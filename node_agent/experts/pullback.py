@@ -35,3 +35,25 @@ def pull_back_by_product(
     """The same by public means."""
     product = torch.dot(output.reshape(-1), output_gradient.reshape(-1))
     return tuple(torch.autograd.grad(product, list(inputs), allow_unused=True))
+
+
+def pull_back_all(
+    outputs: Sequence[Tensor], output_gradients: Sequence[Tensor], inputs: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    """The same of several outputs together."""
+    pairs = [pair for pair in zip(outputs, output_gradients, strict=True) if pair[0].requires_grad]
+    if not pairs or not inputs:
+        return (None,) * len(inputs)
+    if _engine is None:
+        product = torch.stack([torch.dot(*(tensor.reshape(-1) for tensor in pair)) for pair in pairs]).sum()
+        return tuple(torch.autograd.grad(product, list(inputs), allow_unused=True))
+    found: tuple[Tensor | None, ...] = _engine.run_backward(
+        tuple([output for output, _ in pairs]),
+        tuple([gradient for _, gradient in pairs]),
+        False,
+        False,
+        tuple(inputs),
+        True,
+        accumulate_grad=False,
+    )
+    return found

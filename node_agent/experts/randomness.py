@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -43,10 +43,11 @@ def numbers_from(seed: int, device: torch.device | None = None) -> Iterator[None
                 generator.set_state(state)
 
 
-def seed_of(uid: str, rows: Tensor) -> int:
-    """Of a request's rows, which lie on the CPU."""
+def seed_of(uid: str, *rows: Tensor) -> int:
+    """Of a request's inputs, which lie on the CPU."""
     digest = hashlib.blake2b(uid.encode(), digest_size=8)
-    digest.update(rows.detach().contiguous().numpy().data.cast("B"))
+    for tensor in rows:
+        digest.update(tensor.detach().contiguous().numpy().data.cast("B"))
     return int.from_bytes(digest.digest(), "big") >> 1
 
 
@@ -55,21 +56,21 @@ def has_dropout(module: nn.Module) -> bool:
     return any(isinstance(part, _DropoutNd) and part.p > 0 for part in module.modules())
 
 
-def draws_numbers(module: nn.Module, kind: object, rows: Tensor) -> bool:
-    """Whether a forward of these rows draws from torch's generators; tried once for a `kind` of network."""
+def draws_numbers(module: nn.Module, kind: object, forward: Callable[[], object], device: torch.device) -> bool:
+    """Whether a forward of the module draws from torch's generators; tried once for a `kind` of network."""
     if kind not in _drawing_kinds:
-        _drawing_kinds[kind] = has_dropout(module) or _draws(module, rows)
+        _drawing_kinds[kind] = has_dropout(module) or _draws(forward, device)
     return _drawing_kinds[kind]
 
 
-def _draws(module: nn.Module, rows: Tensor) -> bool:
+def _draws(forward: Callable[[], object], device: torch.device) -> bool:
     generators = [torch.default_generator]
-    if rows.is_cuda:
-        generators.append(torch.cuda.default_generators[rows.device.index])
-    with numbers_from(0, rows.device), torch.no_grad():
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    with numbers_from(0, device), torch.no_grad():
         before = [generator.get_state() for generator in generators]
         try:
-            module(rows)
+            forward()
         except Exception:  # noqa: BLE001 - anyone's code; what it cannot compute, its callers will be told
             return False
         return not all(map(torch.equal, before, (generator.get_state() for generator in generators)))

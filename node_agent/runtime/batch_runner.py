@@ -26,9 +26,10 @@ from node_agent.experts.expert import Expert
 from node_agent.experts.hosted import HostedExperts
 from node_agent.runtime.backward_window import BackwardWindow
 from node_agent.runtime.batcher import Batch, Pending
-from node_agent.runtime.computation import Outcome, compute, device_still_works, is_left_to_sender, not_finite
+from node_agent.runtime.computation import compute, device_still_works, is_left_to_sender
 from node_agent.runtime.group_computation import compute_group
-from node_agent.runtime.packing import PackedAnswer, looks_finite, packed_answer
+from node_agent.runtime.outcomes import Outcome, not_finite
+from node_agent.runtime.packing import PackedAnswer, looks_finite, packed_answer, packed_answers
 from node_agent.runtime.statistics import Statistics
 from node_agent.runtime.update_timer import UpdateTimer
 
@@ -157,6 +158,8 @@ class BatchRunner:
                 packed = packed_answer(outcome, ticket.reply_codec, self._chunk_bytes, unseen=unseen)
                 if packed is None:
                     outcome = outcomes[position] = not_finite(expert, request.payload.tensors[0])
+            elif isinstance(outcome, tuple):
+                packed = packed_answers(outcome, ticket.reply_codec, self._chunk_bytes)
             message: Reply | Failure
             frames: Sequence[memoryview | bytes] = ()
             if isinstance(outcome, LearningAtHomeError):
@@ -171,11 +174,11 @@ class BatchRunner:
     def _reply(
         self, expert: Expert, request: Pending[Job], packed: PackedAnswer, started: float, finished: float
     ) -> tuple[Reply, Sequence[memoryview | bytes]]:
-        spec, frames, codec = packed
+        specs, frames, codec = packed
         data, frames = take_small(frames)
         reply = Reply(
             request.payload.ticket.call_id,
-            (spec,),
+            specs,
             queued_us=max(0, round((started - request.arrived) * 1e6)),
             computed_us=max(0, round((finished - started) * 1e6)),
             updates=expert.updates,
@@ -197,7 +200,7 @@ class BatchRunner:
             if isinstance(outcome, LearningAtHomeError):
                 failure = outcome
                 self._statistics.failed(batch.uid)
-            elif unseen and not looks_finite(outcome):
+            elif unseen and isinstance(outcome, Tensor) and not looks_finite(outcome):
                 self._statistics.failed(batch.uid)
             else:
                 rows, latency_s = request.rows, now - request.arrived

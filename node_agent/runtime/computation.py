@@ -4,8 +4,8 @@ The requests' rows are computed together, but for networks that draw random numb
 request whose rows are not finite fails alone, and is told whether its inputs were; a batch that raises is computed one
 request at a time. A backward clips each request's gradient on its own, adds them up and steps the optimizer once per
 batch, with the gradients of the requests that were sound.
-Runs in one thread at a time. An expert's code, which may be anyone's, ends here: whatever it raises is the answer to
-the request that provoked it. Whether the device itself has failed, `device_still_works` tells.
+Runs in one thread at a time. An expert's code ends here (outcomes.py). Whether the device itself has failed,
+`device_still_works` tells. Experts with a schema: nested_computation.py.
 Policy: docs/decisions/0003-node-runtime.md.
 """
 
@@ -16,19 +16,20 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from learning_at_home.errors import ExpertFailed, LearningAtHomeError, NonFiniteTensor
+from learning_at_home.errors import ExpertFailed, LearningAtHomeError
 from learning_at_home.tensors.finite import is_finite
 from learning_at_home.wire.messages import FORWARDS, Operation
 from node_agent.experts.architectures import BACKWARD_FLOP_FACTOR
 from node_agent.experts.clipping import gradients_together
 from node_agent.experts.expert import Expert
 from node_agent.experts.gradients import Gradients
+from node_agent.experts.nested_expert import NestedExpert
+from node_agent.runtime.nested_computation import compute_nested
+from node_agent.runtime.outcomes import Outcome, explained, not_finite
 from node_agent.runtime.transfers import to_cpu, to_device
 
-Outcome = Tensor | LearningAtHomeError  # a tensor on the CPU, or why there is none
 # What an expert in evaluation mode computes as the operation beside it: its dropout is off, and it learns nothing.
 EVALUATED: Mapping[Operation, Operation] = {"eval_forward": "forward", "eval_gradient": "gradient"}
-MAX_CAUSE_CHARS = 300
 # A backward of this much work, and of rows enough to use each weight often, gains little from company: it is computed
 # alone, and its norm then costs nothing more. About 1 ms of a CPU core or of a GPU; a call's overhead is 0.2 ms.
 ALONE_FLOP = {"cpu": 50e6, "cuda": 20e9}
@@ -42,23 +43,24 @@ def compute(expert: Expert, operation: Operation, requests: Sequence[Sequence[Te
     # for them: a caller could stop a node by sending some, and Adam makes them for weights without gradient.
     torch.set_flush_denormal(True)
     try:
-        as_trained = EVALUATED.get(operation)
-        if as_trained is None:
+        if operation not in EVALUATED:
             return _compute(expert, operation, requests)
         with expert.evaluating():
-            return _compute(expert, as_trained, requests)
+            return _compute(expert, EVALUATED[operation], requests)
     finally:
         torch.set_flush_denormal(False)
 
 
 def _compute(expert: Expert, operation: Operation, requests: Sequence[Sequence[Tensor]]) -> list[Outcome]:
-    if operation == "gradient":
-        return _gradients_of_rows(expert, [(tensors[0], tensors[1]) for tensors in requests])
-    if len(requests) == 1:
+    if len(requests) == 1 and not expert.has_schema and operation != "gradient":
         tensors = requests[0]
         if operation == "forward":
             return [_forward_of_one(expert, tensors[0], remember=True)]
         return [_backward_of_one(expert, tensors[0], tensors[1])]
+    if isinstance(expert, NestedExpert):
+        return compute_nested(expert, operation, [tuple(tensors) for tensors in requests])
+    if operation == "gradient":
+        return _gradients_of_rows(expert, [(tensors[0], tensors[1]) for tensors in requests])
     if operation == "forward":
         return _forward(expert, [rows for rows, *_ in requests])
     return _backward(expert, [(tensors[0], tensors[1]) for tensors in requests])
@@ -69,7 +71,7 @@ def step_gathered(expert: Expert) -> LearningAtHomeError | None:
     torch.set_flush_denormal(True)
     try:
         expert.step_gathered()
-    except Exception as error:  # noqa: BLE001 - the edge: see above
+    except BaseException as error:  # noqa: BLE001 - the edge: see above
         return explained(expert, error)
     finally:
         torch.set_flush_denormal(False)
@@ -82,7 +84,7 @@ def is_left_to_sender(expert: Expert, operation: Operation, num_requests: int) -
     A small one is looked at when it is framed, for less. A large one's caller looks at it in any case, and harms nobody
     else. On a GPU a look costs nothing beside the transfer.
     """
-    return num_requests == 1 and operation in FORWARDS and expert.device.type == "cpu"
+    return num_requests == 1 and operation in FORWARDS and expert.device.type == "cpu" and not expert.has_schema
 
 
 def device_still_works(device: torch.device) -> bool:
@@ -104,7 +106,7 @@ def _forward_of_one(expert: Expert, rows: Tensor, *, remember: bool = False) -> 
                 return expert.forward(rows, remember=True)
             answer = expert.forward(to_device([rows], expert.device))
         return to_cpu(answer) if is_finite(answer) else not_finite(expert, rows)
-    except Exception as error:  # noqa: BLE001 - the edge: see above
+    except BaseException as error:  # noqa: BLE001 - the edge: see above
         return explained(expert, error, rows)
 
 
@@ -115,7 +117,7 @@ def _forward(expert: Expert, requests: list[Tensor]) -> list[Outcome]:
         answers = expert.forward(to_device(requests, expert.device))
         sound = is_finite(answers)
         answers = to_cpu(answers)
-    except Exception:  # noqa: BLE001 - the edge: see above
+    except BaseException:  # noqa: BLE001 - the edge: see above
         return [_forward_of_one(expert, rows) for rows in requests]
     parts = answers.split_with_sizes([len(rows) for rows in requests])
     if sound:
@@ -136,7 +138,7 @@ def _gradients_of_rows(expert: Expert, requests: list[tuple[Tensor, Tensor]]) ->
         output_gradient = to_device([gradient for _, gradient in requests], expert.device)
         with expert.numbers_for(requests[0][0]):
             found = to_cpu(expert.gradient_of_rows(rows, output_gradient))
-    except Exception as error:  # noqa: BLE001 - the edge: see above
+    except BaseException as error:  # noqa: BLE001 - the edge: see above
         if len(requests) == 1:
             return [explained(expert, error, requests[0][0])]
         return [outcome for request in requests for outcome in _gradients_of_rows(expert, [request])]
@@ -201,7 +203,7 @@ def _gradients_together(expert: Expert, requests: list[tuple[Tensor, Tensor]]) -
             return None
         expert.check_can_step(found)
         return _with_rows_on_cpu(found)
-    except Exception:  # noqa: BLE001 - the edge: each request then meets its own error
+    except BaseException:  # noqa: BLE001 - the edge: each request then meets its own error
         return None
 
 
@@ -215,7 +217,7 @@ def _gradients(
         found = found.clipped(expert.clip_norm)
         expert.check_can_step(found, times=num_requests)
         return _with_rows_on_cpu(found)
-    except Exception as error:  # noqa: BLE001 - the edge: see above
+    except BaseException as error:  # noqa: BLE001 - the edge: see above
         return explained(expert, error, rows)
 
 
@@ -223,27 +225,10 @@ def _apply(expert: Expert, gradients: Gradients, num_rows: int) -> LearningAtHom
     """Why these were neither stepped by nor gathered; None when they were."""
     try:
         expert.apply(gradients, num_rows)
-    except Exception as error:  # noqa: BLE001 - the edge: see above
+    except BaseException as error:  # noqa: BLE001 - the edge: see above
         return explained(expert, error)
     return None
 
 
 def _with_rows_on_cpu(found: Gradients) -> Gradients:
     return Gradients(to_cpu(found.of_rows), found.of_parameters, found.norm)
-
-
-def not_finite(expert: Expert, rows: Tensor) -> LearningAtHomeError:
-    """Who is to blame for an output with NaN or infinity in it."""
-    if is_finite(rows):
-        return ExpertFailed(f"{expert.uid}: the output of these inputs is not finite")
-    return NonFiniteTensor(f"{expert.uid}: the inputs hold NaN or infinity; the expert takes finite numbers only")
-
-
-def explained(expert: Expert, error: Exception, rows: Tensor | None = None) -> LearningAtHomeError:
-    """The error of one request, whose inputs are told to be at fault where they are."""
-    if rows is not None and not is_finite(rows):
-        return not_finite(expert, rows)
-    if isinstance(error, LearningAtHomeError):
-        return error
-    cause = str(error).strip().splitlines() or [""]
-    return ExpertFailed(f"{expert.uid}: {type(error).__name__}: {cause[0][:MAX_CAUSE_CHARS]}")

@@ -24,7 +24,8 @@ from node_agent.experts.expert import Expert, apply_gradients
 from node_agent.experts.gradients import CLIP_EPSILON, Gradients
 from node_agent.experts.grouping import Group
 from node_agent.experts.portions import Portion, plan
-from node_agent.runtime.computation import Outcome, compute, explained
+from node_agent.runtime.computation import compute
+from node_agent.runtime.outcomes import Outcome, explained
 from node_agent.runtime.transfers import Padding, to_cpu, to_device
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ def _forward(group: Group, lanes: Sequence[Lane]) -> dict[int, list[Outcome]]:
             answers = packed.rows_of(group.stack.forward(portion, packed.padded(0)))
             sound = is_finite(answers)
             parts = packed.by_position(to_cpu(answers))
-        except Exception as error:  # noqa: BLE001 - an edge: each lane then meets its own error, alone
+        except BaseException as error:  # noqa: BLE001 - an edge: each lane then meets its own error, alone
             _tell(group, error)
             continue
         for position, own in parts.items():
@@ -118,7 +119,7 @@ def _backward_at_once(group: Group, lanes: Sequence[Lane]) -> dict[int, list[Out
             [totals[lane.position] for lane in sound],
             [lane.rows for lane in sound],
         )
-    except Exception as error:  # noqa: BLE001 - the edge; some may have stepped, so nothing is done again
+    except BaseException as error:  # noqa: BLE001 - the edge; some may have stepped, so nothing is done again
         return {lane.position: [explained(lane.expert, error)] * len(lane.requests) for lane in sound}
     return {lane.position: of_rows[lane.position] for lane in sound}
 
@@ -144,7 +145,7 @@ def _gradients(
         sums_A = of_rows_ALD.flatten(1).sum(1)
         numbers = torch.stack([sums_A.double()] if norms_A is None else [sums_A.double(), norms_A.double()]).tolist()
         of_rows = packed.by_position(to_cpu(packed.rows_of(of_rows_ALD)))
-    except Exception as error:  # noqa: BLE001 - an edge: each lane then meets its own error, alone
+    except BaseException as error:  # noqa: BLE001 - an edge: each lane then meets its own error, alone
         _tell(group, error)
         return {}
     of_each = [None if of_all is None else of_all.unbind() for of_all in of_parameters]
@@ -180,7 +181,7 @@ def _can_step(lane: Lane, gradients: Gradients) -> bool:
     return True
 
 
-def _tell(group: Group, error: Exception) -> None:
+def _tell(group: Group, error: BaseException) -> None:
     log.info(
         "layer %s: a grouped product failed (%s); its experts compute one at a time", group.stack.layer.prefix, error
     )

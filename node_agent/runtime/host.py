@@ -100,7 +100,7 @@ class Host:
             self.last_work_s = ticket.received
             expert = self.experts.find(work.uid)
             rows = check_specs(expert, work, self._max_rows)
-            num_bytes = rows * expert.row_bytes * len(work.tensors)
+            num_bytes = rows * expert.row_bytes * (2 if expert.has_schema else len(work.tensors))
             self.device_thread.check_room(work.uid, rows, num_bytes)
             job = Job(ticket, unpack(expert, work, frames, ticket.codec), _fingerprint(frames[0][0]))
             self.device_thread.submit(

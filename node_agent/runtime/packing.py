@@ -13,7 +13,7 @@ from learning_at_home.tensors.frames import to_frames, to_frames_checked
 from learning_at_home.tensors.small import COPIED_BYTES
 from learning_at_home.wire.messages import Codec, TensorSpec
 
-PackedAnswer = tuple[TensorSpec, Sequence[memoryview | bytes], Codec]
+PackedAnswer = tuple[tuple[TensorSpec, ...], Sequence[memoryview | bytes], Codec]
 ROWS_SEEN = 256  # of an answer that its caller will judge: an expert that fails spoils more than a row
 
 
@@ -24,13 +24,25 @@ def packed_answer(tensor: Tensor, codec: Codec, chunk_bytes: int, *, unseen: boo
     """
     if codec != "none":
         try:
-            return *to_frames(tensor, codec, chunk_bytes), codec
+            spec, frames = to_frames(tensor, codec, chunk_bytes)
+            return (spec,), frames, codec
         except UsageError:
             pass  # also of what is not finite: the caller sees that
     if not unseen:
-        return *to_frames(tensor, "none", chunk_bytes), "none"
+        spec, frames = to_frames(tensor, "none", chunk_bytes)
+        return (spec,), frames, "none"
     spec, frames, finite = to_frames_checked(tensor, chunk_bytes)
-    return (spec, frames, "none") if finite else None
+    return ((spec,), frames, "none") if finite else None
+
+
+def packed_answers(tensors: Sequence[Tensor], codec: Codec, chunk_bytes: int) -> PackedAnswer:
+    """The same of several tensors of one answer, which were looked at: all as they are when one does not fit."""
+    try:
+        packed = [to_frames(tensor, codec, chunk_bytes) for tensor in tensors]
+    except UsageError:
+        codec = "none"
+        packed = [to_frames(tensor, codec, chunk_bytes) for tensor in tensors]
+    return tuple([spec for spec, _ in packed]), [frame for _, frames in packed for frame in frames], codec
 
 
 def looks_finite(answer: Tensor) -> bool:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learning_at_home.errors import WireError
-from learning_at_home.project import DtypeName
+from learning_at_home.schema import DtypeName
 from learning_at_home.wire.framing import decode_caller, decode_node, encode, split_frames, take_small
 from learning_at_home.wire.messages import (
     CHUNK_BYTES,

@@ -13,7 +13,8 @@ from learning_at_home.project import LayerSpec, OptimizerSpec, ProjectRecord
 from node_agent.experts.activations import MAX_PER_EXPERT, Activations, Forward
 from node_agent.experts.expert import Expert
 from node_agent.experts.hosted import HostedExperts
-from node_agent.runtime.computation import Outcome, compute
+from node_agent.runtime.computation import compute
+from node_agent.runtime.outcomes import Outcome
 
 HIDDEN, ROWS = 256, 64  # enough work to be remembered
 LAYER = LayerSpec(prefix="ffn0", grid=(2,), architecture="mlp", hidden_size=HIDDEN, optimizer=OptimizerSpec())

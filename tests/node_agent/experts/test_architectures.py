@@ -179,7 +179,7 @@ def test_a_network_that_changes_the_rows_shape_is_refused_with_both(registry):
 
     layer = LayerSpec(prefix="a", grid=(2,), architecture="widening", hidden_size=SIZE)
 
-    with pytest.raises(ConfigError, match=r"makes float32\[\*, 3\] of float32\[\*, 8\]"):
+    with pytest.raises(ConfigError, match=r"output 0 is float32\[\*, 3\]; it must be float32\[\*, 8\]"):
         build_checked(layer)
 
 

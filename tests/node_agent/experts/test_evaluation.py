@@ -18,8 +18,9 @@ from node_agent.experts.architectures import register_expert
 from node_agent.experts.expert import Expert
 from node_agent.experts.hosted import HostedExperts
 from node_agent.runtime.admission import check_specs
-from node_agent.runtime.computation import Outcome, compute
+from node_agent.runtime.computation import compute
 from node_agent.runtime.group_computation import compute_group
+from node_agent.runtime.outcomes import Outcome
 
 CPU = torch.device("cpu")
 UID = ExpertUid("ffn0", (0,))

@@ -12,7 +12,8 @@ from node_agent.experts.architectures import build_expert, register_expert
 from node_agent.experts.expert import Expert
 from node_agent.experts.hosted import HostedExperts
 from node_agent.experts.randomness import seed_of
-from node_agent.runtime.computation import Outcome, compute
+from node_agent.runtime.computation import compute
+from node_agent.runtime.outcomes import Outcome
 
 CPU = torch.device("cpu")
 UID = ExpertUid("ffn0", (0,))

@@ -11,7 +11,8 @@ from learning_at_home.wire.messages import TensorSpec, Work
 from node_agent.experts.hosted import HostedExperts
 from node_agent.experts.shared_chunk import SharedChunk
 from node_agent.runtime.admission import check_specs
-from node_agent.runtime.computation import Outcome, compute
+from node_agent.runtime.computation import compute
+from node_agent.runtime.outcomes import Outcome
 
 UID = ExpertUid("trunk", (1,))
 MODEL, ANOTHER = 1234, 99

@@ -13,8 +13,9 @@ from node_agent.experts.architectures import Architecture, _registry
 from node_agent.experts.expert import Expert
 from node_agent.experts.hosted import HostedExperts
 from node_agent.runtime import group_computation
-from node_agent.runtime.computation import Outcome, compute
+from node_agent.runtime.computation import compute
 from node_agent.runtime.group_computation import compute_group
+from node_agent.runtime.outcomes import Outcome
 
 CPU = torch.device("cpu")
 NUM_EXPERTS = 6
