@@ -244,8 +244,10 @@ class RemoteExpert(SwarmModule):
         return schema.unflatten_output([output.to(leaves[0].device) for output in self.tensors_of(result)])
 
     def submit(self, *inputs: Values, **named: Values) -> concurrent.futures.Future[Values]:
-        """`acall` from any thread, on a thread of the swarm's: a future of the output. The inputs must not change
-        before."""
+        """`acall` from any thread, on a thread of the swarm's: a future of the output.
+
+        The inputs must not change before.
+        """
         return self._swarm.asynchronous.submit(self.acall(*inputs, **named))
 
     def task(self, operation: Operation, tensors: tuple[Tensor, ...], holder: PeerAddress) -> Task:

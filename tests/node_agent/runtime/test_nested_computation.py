@@ -254,11 +254,10 @@ def test_a_node_checks_every_tensor_of_every_request_by_its_path() -> None:
 def test_a_gradient_that_is_not_finite_is_refused_by_its_path_at_the_door() -> None:
     expert, request = made(layer()), with_gradients(2)
     request[4][1] = torch.inf
-    framed = [to_frames(leaf) for leaf in request]
-    asked = work("backward", *[spec for spec, _ in framed])
+    specs, frames = specs_of(request), [[memoryview(bytes(to_frames(leaf)[1][0]))] for leaf in request]
     with pytest.raises(NonFiniteTensor, match=r"the gradient of output 1\.score holds NaN or infinity"):
-        unpack(expert, asked, [frames for _, frames in framed])  # type: ignore[arg-type]
-    arrived = unpack(expert, work("forward", *[spec for spec, _ in framed[:3]]), [frames for _, frames in framed[:3]])  # type: ignore[arg-type]
+        unpack(expert, work("backward", *specs), frames)
+    arrived = unpack(expert, work("forward", *specs[:3]), frames[:3])
     assert all(map(torch.equal, arrived, request[:3]))
 
 
