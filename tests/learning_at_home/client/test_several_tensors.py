@@ -312,5 +312,5 @@ def test_a_masked_recurrent_layer_learns_to_remember(small_swarm: Make) -> None:
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.6 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
     assert sum(expert.updates for host in hosts for expert in host.experts.by_uid.values()) == 60
