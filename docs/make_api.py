@@ -61,7 +61,15 @@ RETURNED = {
 # Public by name, and made by the library only: their constructors are not for callers.
 NOT_MADE = {*RETURNED, "Chosen", "SharedParameters", "SharedStats", "Swarm", "SwarmStats"}
 # Public by name, and called by the library's other files only.
-NOT_CALLED = {"RemoteExpert.call", "RemoteExpert.calls", "RemoteExpert.tensors_of", "RemoteExpert.task", "RemoteExpert.tensor_of", "Swarm.living", "Trace.begin_round"}
+NOT_CALLED = {
+    "RemoteExpert.call",
+    "RemoteExpert.calls",
+    "RemoteExpert.tensors_of",
+    "RemoteExpert.task",
+    "RemoteExpert.tensor_of",
+    "Swarm.living",
+    "Trace.begin_round",
+}
 MADE_BY_CALLS = "What calls return"
 ERRORS = "Errors"
 ERRORS_INTRODUCTION = """\

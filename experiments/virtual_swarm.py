@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+from torch import Tensor
+
 from experiments.virtual_nodes import Frames, Sent, VirtualNode, tensors_of
 from experiments.virtual_threads import VirtualThread, VirtualThreads
 from learning_at_home.client.fanout import CallContext
@@ -154,6 +156,7 @@ def _answered_now(node: VirtualNode, request: Request, frames: Frames) -> list[t
         (outcome,) = compute(expert, work.operation, [unpack(expert, work, of_work)])
         if isinstance(outcome, Exception):
             raise outcome
+        assert isinstance(outcome, Tensor), "the layer has no schema"
         spec, sent = to_frames(outcome.clone())
         data, sent = take_small(sent)
         answers.append((Reply(work.call_id, (spec,), 0, 0, expert.updates, 0.0, data=data), sent))
