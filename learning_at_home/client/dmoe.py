@@ -17,17 +17,19 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from learning_at_home.client.backward_round import ask_backward
 from learning_at_home.client.checks import check_first_order, check_gradient, check_is_expert, check_rows
 from learning_at_home.client.choice import Choice
 from learning_at_home.client.compression import Compression, compression_of
-from learning_at_home.client.dispatch import ForwardRound, OnMissing, Part, Terms, ask_backward, not_enough
 from learning_at_home.client.fanout import CallContext
+from learning_at_home.client.forward_round import ForwardRound
 from learning_at_home.client.gating import GatingFunction, Noise, gated_input
 from learning_at_home.client.living import LivingExperts
 from learning_at_home.client.mixture import add_rest, importance_loss, load_loss, mix, mixture_weights
 from learning_at_home.client.nested_call import Leaves, by_leaf, check_all_finite, check_leaves, flat_rows
 from learning_at_home.client.pace import Paces
 from learning_at_home.client.remote_expert import training_anchor
+from learning_at_home.client.rounds import OnMissing, Part, Terms, not_enough
 from learning_at_home.client.selection import CellIndex, cell_scores
 from learning_at_home.client.swarm_module import SwarmModule
 from learning_at_home.client.traced_round import TracedRound

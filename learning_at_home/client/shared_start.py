@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from torch import Tensor
 
-from learning_at_home.client.dispatch import MAX_CAUSES_SHOWN
+from learning_at_home.client.rounds import MAX_CAUSES_SHOWN
 from learning_at_home.client.shared_round import SharedRound
 from learning_at_home.errors import LearningAtHomeError, NotEnoughExperts, ParametersMissing
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from learning_at_home.client.choice import Choice, Overflow
 from learning_at_home.client.compression import Compression
-from learning_at_home.client.dispatch import OnMissing
 from learning_at_home.client.dmoe import DMoE, Use
 from learning_at_home.client.mixture import probabilities, switch_loss
+from learning_at_home.client.rounds import OnMissing
 from learning_at_home.client.selection import CellIndex
 from learning_at_home.directory.directory import LayerView
 from learning_at_home.errors import ConfigError

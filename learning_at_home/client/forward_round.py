@@ -1,4 +1,4 @@
-"""One DMoE layer's rounds of calls: who is asked forward, who instead of those that fail, who is asked backward.
+"""The forward round of a DMoE layer's calls: who is asked, and who instead of those that fail.
 
 Synchronous, without autograd. Rows are grouped by expert and experts by node; a `Quorum` says when enough have
 answered.
@@ -8,18 +8,15 @@ answered.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from learning_at_home.client.choice import Choice
-from learning_at_home.client.compression import Compression
 from learning_at_home.client.fanout import (
-    NO_COMPRESSION,
     CallContext,
     FanOut,
     Result,
@@ -30,53 +27,23 @@ from learning_at_home.client.fanout import (
 )
 from learning_at_home.client.living import LivingExperts
 from learning_at_home.client.quorum import Ask, Done, Quorum, Rows, Wait
+from learning_at_home.client.rounds import Part, Terms, not_enough, patience_s, select, silence
 from learning_at_home.client.traced_round import TracedRound
 from learning_at_home.client.tracing import section
 from learning_at_home.directory.directory import LayerView
 from learning_at_home.errors import (
-    CallTimeout,
     LearningAtHomeError,
     NetworkError,
     NodeDraining,
     NodeOverloaded,
-    NotEnoughExperts,
     UnknownExpert,
 )
 from learning_at_home.peer_address import PeerAddress
-from learning_at_home.project import LayerSpec
 from learning_at_home.tensors.frames import DTYPES
 from learning_at_home.wire.messages import Operation
 
-PATIENCE_SHARE = 0.25  # of the deadline: when a row's experts are silent for so long, the next best is asked as well
-PATIENCE_PACES = 3.0  # ... or, beside the grace time, for so many times what their hosts take on average
 LOOK_AGAIN_S = 0.05  # how often a row without anyone to ask looks into the directory
 MOVED = (NetworkError, NodeDraining, UnknownExpert)  # failures after which a cell may soon be served again
-MAX_CAUSES_SHOWN = 4  # in a message; the error's `causes` has all
-
-OnMissing = Literal["raise", "pass"]  # what becomes of rows with fewer than k_min answers
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """How a layer's calls are made."""
-
-    layer: LayerSpec
-    k_min: int
-    deadline_s: float
-    grace_s: float
-    compression: Compression = NO_COMPRESSION
-    on_missing: OnMissing = "raise"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Part:
-    """A call that answered forward: these rows of the batch, in these slots of the answers."""
-
-    uid: str
-    cell: int
-    holder: PeerAddress
-    rows: Rows
-    slots: Rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,7 +99,7 @@ class ForwardRound:
             self._num_rows,
             terms.k_min,
             grace_s=terms.grace_s,
-            patience_s=_patience_s(self._context, terms, _holders(view, chosen_RK)),
+            patience_s=patience_s(self._context, terms, _holders(view, chosen_RK)),
             deadline=deadline,
             every_row=not passing,
         )
@@ -175,7 +142,7 @@ class ForwardRound:
 
     def _task(self, cell: int, holder: PeerAddress, rows: Rows, retries: int = 0) -> Task:
         layer = self._terms.layer
-        inputs = _select(self._inputs, rows)
+        inputs = select(self._inputs, rows)
         uid = str(layer.cells.uid(layer.prefix, cell))
         expected = expected_of(self._outputs, len(rows))
         return Task(uid, cell, holder, self._operation, inputs, len(rows), rows, expected, retries)
@@ -282,126 +249,10 @@ class ForwardRound:
         return Answers(tensors, torch.from_numpy(cells), tuple(parts))
 
 
-def ask_backward(
-    context: CallContext,
-    terms: Terms,
-    inputs: tuple[Tensor, ...],
-    gradients_RSx: tuple[Tensor, ...],
-    parts: tuple[Part, ...],
-    traced: TracedRound | None = None,
-    operation: Operation = "backward",
-) -> tuple[Tensor, ...]:
-    """The gradients of the float inputs [R, *row shape], from the experts that answered forward.
-
-    Their hosts update them by a "backward", not by a "gradient".
-    All tensors are detached, on the CPU. What an expert does not answer is left out of the sum and counted; rows of
-    which no expert answers get zero and are counted. Raises NotEnoughExperts when nobody answers at all, unless rows
-    without an answer pass through.
-    """
-    found = tuple([torch.zeros_like(tensor) for tensor in inputs if tensor.is_floating_point()])
-    if not parts:
-        return found
-    num_rows, num_slots = gradients_RSx[0].shape[:2]
-    flat = tuple([gradient_RSx.flatten(0, 1) for gradient_RSx in gradients_RSx])
-    asked_for = terms.layer.float_inputs
-    tasks = []
-    with section(traced, "gather"):
-        for part in parts:
-            tensors = _select(inputs, part.rows) + _select(flat, part.rows * num_slots + part.slots)
-            expected = expected_of(asked_for, len(part.rows))
-            tasks.append(
-                Task(part.uid, part.cell, part.holder, operation, tensors, len(part.rows), part.rows, expected)
-            )
-    results, causes, zero_rows = _run_backward(context, terms, tasks, num_rows, traced)
-    if not results and terms.on_missing == "raise":
-        raise not_enough(terms.layer.prefix, num_rows, num_rows, 1, causes, operation)
-    asked = sum(len(task.rows) for task in tasks)
-    context.stats.lost_gradients(zero_rows, asked - sum(len(result.task.rows) for result in results))
-    with section(traced, "scatter"):
-        for result in sorted(results, key=lambda result: (result.task.cell, result.task.rows[0])):
-            rows = torch.from_numpy(result.task.rows)
-            for whole, tensor in zip(found, tensors_of(result), strict=True):
-                whole.index_add_(0, rows, tensor)
-    return found
-
-
-def _run_backward(
-    context: CallContext, terms: Terms, tasks: list[Task], num_rows: int, traced: TracedRound | None
-) -> tuple[list[Result], dict[str, LearningAtHomeError], int]:
-    """The good results, the causes of the others, and how many rows have no result."""
-    now = context.clock.monotonic_s()
-    deadline = now + terms.deadline_s
-    quorum = Quorum(
-        num_rows, terms.k_min, grace_s=terms.grace_s, patience_s=terms.deadline_s, deadline=deadline, every_row=False
-    )
-    quorum.exhausted(np.arange(num_rows))  # only who computed a row forward can compute it backward
-    passed = np.ones(num_rows, bool)
-    for task in tasks:
-        passed[task.rows] = False
-    if passed.any():
-        quorum.excuse(np.flatnonzero(passed))
-    results, causes = [], {}
-    again_at = now + _patience_s(context, terms, {task.holder.public_key for task in tasks})
-    with context.connections.exchange() as exchange:
-        fanout = FanOut(context, exchange, deadline, insist=True, compression=terms.compression, traced=traced)
-        for task in tasks:
-            quorum.asked(task.rows, now)
-        fanout.ask(tasks)
-        while isinstance(decision := quorum.decide(context.clock.monotonic_s()), Wait):
-            result = fanout.next_result(min(decision.until, again_at))
-            if result is None:
-                if context.clock.monotonic_s() >= again_at:
-                    fanout.ask_silent_again(quorum.rows_without_answer())
-                    again_at = deadline
-                continue
-            if result.error is None:
-                results.append(result)
-                quorum.answered(result.task.rows, context.clock.monotonic_s())
-            else:
-                causes[result.task.uid] = result.error
-                quorum.failed(result.task.rows)
-        for task in fanout.leave_behind(terms.grace_s):
-            causes.setdefault(task.uid, silence(task.uid, task.holder))
-    return results, causes, len(quorum.rows_without_answer())
-
-
-def _patience_s(context: CallContext, terms: Terms, holders: Set[bytes]) -> float:
-    """How long a row that only silent hosts have been asked for waits before it asks anybody else, or once more."""
-    longest_s = PATIENCE_SHARE * terms.deadline_s
-    paces = [context.stats.pace(holder) for holder in holders]
-    means_s = [pace.mean_s for pace in paces if pace is not None]
-    if not means_s or len(means_s) < len(paces):
-        return longest_s  # nothing is known of one
-    return min(longest_s, terms.grace_s + PATIENCE_PACES * max(means_s))
-
-
 def _holders(view: LayerView, chosen_RK: Tensor) -> set[bytes]:
     """Who is asked for these cells."""
     holders = [view.holders[cell] for cell in torch.unique(chosen_RK).tolist() if cell >= 0]
     return {holder.public_key for holder in holders if holder is not None}
-
-
-def silence(uid: str, holder: PeerAddress) -> LearningAtHomeError:
-    """The cause of an expert that was left behind."""
-    return CallTimeout(f"{uid}: no answer in the time that the others needed, and the grace time", peer=holder.name)
-
-
-def not_enough(
-    prefix: str,
-    num_short: int,
-    num_rows: int,
-    k_min: int,
-    causes: dict[str, LearningAtHomeError],
-    what: str = "forward",
-) -> NotEnoughExperts:
-    """The error, with the first causes in its message."""
-    shown = "; ".join(f"{uid}: {error}" for uid, error in list(causes.items())[:MAX_CAUSES_SHOWN])
-    more = f"; and {len(causes) - MAX_CAUSES_SHOWN} more in .causes" if len(causes) > MAX_CAUSES_SHOWN else ""
-    return NotEnoughExperts(
-        f"layer {prefix}, {what}: {num_short} of {num_rows} rows have fewer than k_min={k_min} answers "
-        f"({shown or 'no expert is alive'}{more})",
-        causes=causes,
-    )
 
 
 def _by_cell(rows: Rows, cells: Rows) -> Iterator[tuple[int, Rows]]:
@@ -410,11 +261,6 @@ def _by_cell(rows: Rows, cells: Rows) -> Iterator[tuple[int, Rows]]:
     rows, cells = rows[order], cells[order]
     starts = np.flatnonzero(np.diff(cells, prepend=-1))
     yield from zip(cells[starts].tolist(), np.split(rows, starts[1:]), strict=True)
-
-
-def _select(tensors: tuple[Tensor, ...], rows: Rows) -> tuple[Tensor, ...]:
-    index = torch.from_numpy(rows)
-    return tuple([tensor.index_select(0, index) for tensor in tensors])
 
 
 def _split(rows: Rows, max_rows: int) -> list[Rows]:
