@@ -27,6 +27,7 @@ from experiments.virtual_training import Condition, Sizes, run
 
 HARMLESS = 1.1  # times the mean loss of the fewest trainers at the same rate: about the spread of seeds
 HISTOGRAM_BARS = 8
+LOSS_SHOWN = 3.0  # in the plot at most; what diverges is far above, and chance at 2.3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -147,9 +148,20 @@ def picture(runs: Iterable[Mapping[str, Any]]) -> str:
     for one in runs:
         trainers = one["condition"]["trainers"]
         name = f"{trainers} trainer{'s' if trainers > 1 else ''}"
-        by_seed.setdefault(name, {}).setdefault(one["seed"], []).append((one["rate"], one["loss"]))
+        by_seed.setdefault(name, {}).setdefault(one["seed"], []).append((one["rate"], shown_loss(one["loss"])))
     series = {name: list(of_seeds.values()) for name, of_seeds in by_seed.items()}
-    return band_plot("Asynchronous trainers", "learning rate", "loss on test rows at the end", series, log_x=True)
+    return band_plot(
+        "Asynchronous trainers",
+        "learning rate",
+        f"loss on test rows at the end ({LOSS_SHOWN:g} or more: {LOSS_SHOWN:g})",
+        series,
+        log_x=True,
+    )
+
+
+def shown_loss(loss: float | None) -> float:
+    """What the plot has room for; also of one that is NaN."""
+    return loss if loss is not None and loss < LOSS_SHOWN else LOSS_SHOWN
 
 
 def parser() -> argparse.ArgumentParser:
