@@ -191,7 +191,14 @@ class DistantTraining:
             return torch.nn.functional.mse_loss(copy(x), x)
 
         steps = self.swarm.pipeline(
-            batches, model, loss, optimizer, in_flight=load.in_flight, tolerate=1_000_000, progress=False
+            batches,
+            model,
+            loss,
+            optimizer,
+            in_flight=load.in_flight,
+            tolerate=1_000_000,
+            in_order=False,
+            progress=False,
         )
         with steps:
             for step in steps:

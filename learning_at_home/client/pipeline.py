@@ -53,11 +53,13 @@ class Pipeline(Generic[BatchT]):
     """`for step in Pipeline(batches, model, loss, optimizer, in_flight=8): ...`, or better by `swarm.pipeline`.
 
     `loss(model, batch)` is a scalar tensor; it is called with a copy of the model, on a thread of the pipeline:
-    autocast and the like belong inside of it. Steps come in the order of the batches. Each has, by the time that it is
-    given: run forward with the parameters as they were when it began, at most `in_flight` - 1 updates ago
-    (`step.staleness`); run backward, by which its experts learned; and updated the local parameters by
-    `optimizer.step()`, alone: `parameter.grad` is of this batch, clipped to `clip_norm`. Buffers (running means) are
-    those of the latest step. With `in_flight=1` all of it is a plain loop, bit for bit.
+    autocast and the like belong inside of it. Steps come in the order of the batches, or with `in_order=False` as their
+    batches are done, so that one whose calls were lost holds up nobody. Each has, by the time that it is given: run
+    forward with the parameters as they were when it began, at most `in_flight` - 1 updates ago (`step.staleness`; out
+    of order 2 * `in_flight` - 1, for then the oldest is waited for); run backward, by which its experts learned; and
+    updated the local parameters by `optimizer.step()`, alone: `parameter.grad` is of this batch, clipped to
+    `clip_norm`. Buffers (running means) are those of the latest step. With `in_flight=1` all of it is a plain loop, bit
+    for bit.
 
     A batch is taken from the iterator only when there is room and a step is asked for. What a batch raises is raised
     when it is its turn, with the batch's number; the others go on, and `next()` gives them. Of errors of the swarm
@@ -79,6 +81,7 @@ class Pipeline(Generic[BatchT]):
         in_flight: int = 8,
         clip_norm: float | None = None,
         tolerate: int = 0,
+        in_order: bool = True,
         progress: bool | None = None,
     ) -> None:
         if not 1 <= in_flight <= MAX_IN_FLIGHT:
@@ -93,7 +96,8 @@ class Pipeline(Generic[BatchT]):
         self._tolerate = tolerate
         self._work = _Work(loss, in_flight)
         self._free = [_Replica(model) for _ in range(in_flight)]
-        self._in_flight = in_flight
+        self._most_stale = (in_flight if in_order else 2 * in_flight) - 1
+        self._in_order = in_order
         self._started = 0  # batches taken from the iterator
         self._updates = 0
         self._failed_in_a_row = 0
@@ -148,13 +152,13 @@ class Pipeline(Generic[BatchT]):
             self._work.start(started)
 
     def _finish(self) -> Step[BatchT]:
-        """The oldest batch, waited for and applied. Raises what it raised, if that is not tolerated."""
-        started, future = self._work.under_way[0]
+        """The batch whose turn it is, waited for and applied. Raises what it raised, if that is not tolerated."""
+        place = 0 if self._in_order else self._place_of_done()
+        started, future = self._work.under_way[place]
         try:
             loss, seconds = future.result()
         except Exception as error:
-            self._work.under_way.popleft()
-            self._free.append(started.replica)
+            self._leave(place)
             self._failed_in_a_row += 1
             error.add_note(f"batch {started.number} of the pipeline, {self._failed_in_a_row} failed in a row")
             ours = isinstance(error, LearningAtHomeError) and error.code >= FIRST_CODE_OF_OTHERS
@@ -162,14 +166,32 @@ class Pipeline(Generic[BatchT]):
                 raise
             step = Step(started.number, started.batch, math.nan, self._updates - started.updates, 0.0, error)
         else:
-            self._work.under_way.popleft()
+            self._leave(place)
             self._failed_in_a_row = 0
-            self._free.append(started.replica)  # also when its update fails; the next batch loads it anew
             staleness = self._updates - started.updates
             self._update(started.replica)
             step = Step(started.number, started.batch, loss, staleness, seconds, None)
-        self._progress.step(step.number + 1, step.loss, step.staleness)
+        self._progress.step(self._started - len(self._work.under_way), step.loss, step.staleness)
         return step
+
+    def _place_of_done(self) -> int:
+        """The oldest that is done, of those that may overtake the ones before them; waited for if there is none.
+
+        None may by whom one that is older would be too stale in the end, even if all came in order from there on.
+        """
+        candidates = []
+        for place, (started, future) in enumerate(self._work.under_way):
+            candidates.append(future)
+            if self._updates + 1 + place - started.updates > self._most_stale:
+                break
+        concurrent.futures.wait(candidates, return_when=concurrent.futures.FIRST_COMPLETED)
+        return next(place for place, future in enumerate(candidates) if future.done())
+
+    def _leave(self, place: int) -> None:
+        """It is under way no more; its replica is free, also when its update fails: the next batch loads it anew."""
+        started, _ = self._work.under_way[place]
+        del self._work.under_way[place]
+        self._free.append(started.replica)
 
     def _update(self, replica: _Replica) -> None:
         replica.give_to(self._model)

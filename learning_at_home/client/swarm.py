@@ -268,12 +268,13 @@ class Swarm:
         in_flight: int = 8,
         clip_norm: float | None = None,
         tolerate: int = 0,
+        in_order: bool = True,
         progress: bool | None = None,
     ) -> Pipeline[BatchT]:
         """`for step in swarm.pipeline(batches, model, loss, optimizer): print(step.loss)`: 8 batches are under way.
 
         `loss(model, batch)`, a scalar, runs on threads, with copies of the model; updates of its own parameters are
-        made here, in the order of the batches. What that means exactly, and what becomes of errors: Pipeline.
+        made here, in the order of the batches or as they are done. What that means, and what becomes of errors: Pipeline.
         `progress`: a bar or line on standard error; None: on a terminal. Raises ConfigError or UsageError.
         """
         if not self._finalizer.alive:
@@ -286,6 +287,7 @@ class Swarm:
             in_flight=in_flight,
             clip_norm=clip_norm,
             tolerate=tolerate,
+            in_order=in_order,
             progress=progress,
         )
 

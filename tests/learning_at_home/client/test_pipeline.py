@@ -130,6 +130,66 @@ def test_steps_come_in_order_though_later_batches_are_done_first():
     assert [step.batch[0] for step in steps] == [0, 1, 2, 3, 4]
 
 
+def test_out_of_order_a_slow_batch_holds_up_nobody_until_it_is_as_stale_as_it_may_be():
+    model, first_may_end = nn.Linear(6, 2).double(), threading.Event()
+
+    def loss(model: nn.Module, batch: tuple[int, Batch]) -> Tensor:
+        assert batch[0] or first_may_end.wait(10)
+        return local_loss(model, batch[1])
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batches = list(enumerate(make_batches(12)))
+    with Pipeline(batches, model, loss, optimizer, in_flight=4, in_order=False) as steps:
+        before = [next(steps) for _ in range(7)]
+        assert 0 not in [step.number for step in before]
+        first_may_end.set()
+        oldest = next(steps)
+        assert (oldest.number, oldest.staleness) == (0, 2 * 4 - 1)
+        after = list(steps)
+    given = [*before, oldest, *after]
+    assert sorted(step.number for step in given) == list(range(12))
+    assert all(step.batch[0] == step.number for step in given)
+    assert all(0 <= step.staleness <= 2 * 4 - 1 for step in given)
+
+
+def test_out_of_order_each_update_is_of_its_batch_alone_with_the_parameters_of_its_start():
+    model, second_done = nn.Linear(6, 2).double(), threading.Event()
+    reference = copy.deepcopy(model)
+
+    def loss(model: nn.Module, batch: tuple[int, Batch]) -> Tensor:
+        assert batch[0] or second_done.wait(10)
+        return local_loss(model, batch[1])
+
+    batches = list(enumerate(make_batches(2)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Pipeline(batches, model, loss, optimizer, in_flight=2, in_order=False) as steps:
+        order = [next(steps).number]
+        second_done.set()
+        order += [step.number for step in steps]
+    assert order == [1, 0]
+    gradients = [
+        torch.autograd.grad(local_loss(reference, batch), list(reference.parameters())) for _, batch in batches
+    ]
+    for parameter, start, first, second in zip(model.parameters(), reference.parameters(), *gradients, strict=True):
+        torch.testing.assert_close(parameter, start - 0.1 * second - 0.1 * first)
+
+
+def test_out_of_order_a_batch_that_fails_is_told_and_the_others_go_on():
+    model = nn.Linear(6, 2).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def loss(model: nn.Module, batch: tuple[int, Batch]) -> Tensor:
+        if batch[0] == 1:
+            raise ExpertFailed("lost")
+        return local_loss(model, batch[1])
+
+    batches = list(enumerate(make_batches(5)))
+    with Pipeline(batches, model, loss, optimizer, in_flight=3, in_order=False, tolerate=1) as steps:
+        given = {step.number: step.error for step in steps}
+    assert set(given) == set(range(5))
+    assert [number for number, error in given.items() if error is not None] == [1]
+
+
 def test_a_batch_is_taken_only_when_there_is_room_and_a_step_is_asked_for():
     taken = []
 
