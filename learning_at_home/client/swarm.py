@@ -274,7 +274,7 @@ class Swarm:
         """`for step in swarm.pipeline(batches, model, loss, optimizer): print(step.loss)`: 8 batches are under way.
 
         `loss(model, batch)`, a scalar, runs on threads, with copies of the model; updates of its own parameters are
-        made here, in the order of the batches or as they are done. What that means, and what becomes of errors: Pipeline.
+        made here, in the order of the batches or as they are done. What that means, and of errors: Pipeline.
         `progress`: a bar or line on standard error; None: on a terminal. Raises ConfigError or UsageError.
         """
         if not self._finalizer.alive:
