@@ -5,19 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Protocol
 
-WIDTH, HEIGHT = 720, 440
-LEFT, RIGHT, TOP, BOTTOM = 70, 170, 40, 50
+WIDTH, HEIGHT = 760, 440
+LEFT, RIGHT, TOP, BOTTOM = 70, 220, 40, 50  # the names of the lines stand on the right
 COLOURS = ("#0b6e99", "#c2410c", "#4d7c0f", "#7e22ce", "#525252")
 
 Points = Sequence[tuple[float, float]]
 
 
-def log_log_plot(title: str, x_label: str, y_label: str, series: Mapping[str, Points]) -> str:
-    """The picture. Every series has at least one point, and all numbers are positive."""
-    points = [point for line in series.values() for point in line]
-    x_axis = _Axis([x for x, _ in points], LEFT, WIDTH - RIGHT)
-    y_axis = _Axis([y for _, y in points], HEIGHT - BOTTOM, TOP)
+class Axis(Protocol):
+    """From values to pixels."""
+
+    @property
+    def ticks(self) -> list[float]: ...
+
+    def place(self, value: float) -> float: ...
+
+
+def frame(title: str, x_label: str, y_label: str, x_axis: Axis, y_axis: Axis) -> list[str]:
+    """The parts of a picture in front of which the data is drawn; it lacks its end."""
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
         'font-size="12" fill="#444">',
@@ -34,6 +41,15 @@ def log_log_plot(title: str, x_label: str, y_label: str, series: Mapping[str, Po
         y = y_axis.place(value)
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e5e5e5"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+    return parts
+
+
+def log_log_plot(title: str, x_label: str, y_label: str, series: Mapping[str, Points]) -> str:
+    """The picture. Every series has at least one point, and all numbers are positive."""
+    points = [point for line in series.values() for point in line]
+    x_axis = _Axis([x for x, _ in points], LEFT, WIDTH - RIGHT)
+    y_axis = _Axis([y for _, y in points], HEIGHT - BOTTOM, TOP)
+    parts = frame(title, x_label, y_label, x_axis, y_axis)
     for number, (name, line) in enumerate(series.items()):
         colour = COLOURS[number % len(COLOURS)]
         places = [(x_axis.place(x), y_axis.place(y)) for x, y in line]

@@ -8,12 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 760, 440
-LEFT, RIGHT, TOP, BOTTOM = 70, 220, 40, 50
+from benchmarks.plot import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Points, frame
+
 COLOURS = ("#0b6e99", "#c2410c", "#4d7c0f", "#7e22ce", "#525252", "#be185d", "#0f766e", "#a16207")
 NUM_TICKS = 5
-
-Points = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,22 +40,7 @@ def band_plot(
     every = [band for found in drawn.values() for band in found]
     x_axis = _Axis([band.x for band in every], LEFT, WIDTH - RIGHT, log=log_x)
     y_axis = _Axis([y for band in every for y in (band.least, band.most)], HEIGHT - BOTTOM, TOP)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
-        'font-size="12" fill="#444">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
-        f'<text x="{LEFT}" y="20" font-size="14" fill="#111">{escape(title)}</text>',
-        f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 12}" text-anchor="end">{escape(x_label)}</text>',
-        f'<text x="8" y="{TOP - 8}">{escape(y_label)}</text>',
-    ]
-    for value in x_axis.ticks:
-        x = x_axis.place(value)
-        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" stroke="#e5e5e5"/>')
-        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{value:g}</text>')
-    for value in y_axis.ticks:
-        y = y_axis.place(value)
-        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e5e5e5"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+    parts = frame(title, x_label, y_label, x_axis, y_axis)
     for number, (name, found) in enumerate(drawn.items()):
         colour = COLOURS[number % len(COLOURS)]
         upper = [(x_axis.place(band.x), y_axis.place(band.most)) for band in found]
