@@ -85,7 +85,16 @@ def test_data_loaders_that_fork_leave_the_parents_swarm_alone_and_the_program_en
     assert sum(nodes.expert(uid).updates for uid in ("ffn0.0", "ffn0.1")) == 8
 
 
+@pytest.fixture
+def interrupts_are_heeded():
+    """Programs inherit what is ignored, and tests that run in a shell's background ignore interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("interrupts_are_heeded")
 def test_an_interrupt_within_a_call_ends_the_program_at_once(nodes, arguments):
     gates = [Gate(nodes.expert(uid).module) for uid in ("ffn0.0", "ffn0.1")]
     program = subprocess.Popen([sys.executable, "-c", STUCK_IN_A_CALL, *arguments], stderr=subprocess.PIPE, text=True)
@@ -97,7 +106,7 @@ def test_an_interrupt_within_a_call_ends_the_program_at_once(nodes, arguments):
         seconds = time.monotonic() - begin
     finally:
         program.kill()
-        program.wait()
+        program.communicate()
         for gate in gates:
             gate.remove()
 
