@@ -44,17 +44,18 @@ class Run:
     accuracy: float  # on the test rows, at the end, with calls failing as before
     learned: float  # the same once no call fails any more: what the training has brought
     loss: float
-    calls: int
-    failures: int
+    calls: int  # that reached a node, second tries included
+    failures: int  # of them, made to fail
+    given_up: int  # failures that were left at that by the trainer
     zero_gradient_rows: int
     seconds: float
 
 
 class FailingCalls:
-    """Makes a share of a node's work fail, at random by a seed; `failed` counts."""
+    """Makes a share of a node's work fail, at random by a seed; `calls` and `failed` count."""
 
     def __init__(self, host: Host, share: float, seed: int, *, silent: bool) -> None:
-        self.failed = 0
+        self.calls = self.failed = 0
         self._admit: Callable[[Ticket, Work, list[list[TensorFrame]]], None] = host.on_work
         self.share = share
         self._silent = silent
@@ -62,6 +63,7 @@ class FailingCalls:
         host.on_work = self.on_work  # type: ignore[method-assign]
 
     def on_work(self, ticket: Ticket, work: Work, frames: list[list[TensorFrame]]) -> None:
+        self.calls += 1
         if self._random.random() >= self.share:
             self._admit(ticket, work, frames)
             return
@@ -97,16 +99,18 @@ def train(
         began = time.monotonic()
         training.train(lambda: None)
         stats, seconds = swarm.stats(), time.monotonic() - began
-        for calls in failing:
-            calls.share = 0.0
+        calls, failures = sum(node.calls for node in failing), sum(node.failed for node in failing)
+        for node in failing:
+            node.share = 0.0
         return Run(
             seed=recipe.seed,
             share=share,
             accuracy=training.accuracy or 0.0,
             learned=accuracy_on_test(model, task),
             loss=training.loss,
-            calls=stats.calls,
-            failures=stats.failures,
+            calls=calls,
+            failures=failures,
+            given_up=stats.failures,
             zero_gradient_rows=stats.zero_gradient_rows,
             seconds=seconds,
         )
@@ -133,13 +137,15 @@ def summary(calm: Sequence[Run], failing: Sequence[Run]) -> dict[str, object]:
 def table(calm: Sequence[Run], failing: Sequence[Run]) -> str:
     """A line per pair."""
     lines = [
-        f"{'seed':>4}  {'calm':>6} {'failing':>7} {'lost':>7} {'learned':>7}  {'calls failed':<17} without gradient"
+        f"{'seed':>4}  {'calm':>6} {'failing':>7} {'lost':>7} {'learned':>7}  {'calls failed':<17} {'given up':>8}  "
+        "without gradient"
     ]
     for one, other in zip(calm, failing, strict=True):
         lost, learned = one.accuracy - other.accuracy, one.learned - other.learned
         calls = f"{other.failures:,} of {other.calls:,}"
         lines.append(
             f"{one.seed:>4}  {one.accuracy:.4f}  {other.accuracy:.4f} {lost:+.4f} {learned:+.4f}  {calls:<17} "
+            f"{other.given_up:>8,}  "
             f"{other.zero_gradient_rows:,} rows   ({one.seconds:.0f} and {other.seconds:.0f} s)"
         )
     return "\n".join([*lines, "learned: lost when accuracy is measured without failures, after training with them"])

@@ -78,7 +78,9 @@ def _run_backward(
     results, causes = [], {}
     again_at = now + patience_s(context, terms, {task.holder.public_key for task in tasks})
     with context.connections.exchange() as exchange:
-        fanout = FanOut(context, exchange, deadline, insist=True, compression=terms.compression, traced=traced)
+        fanout = FanOut(
+            context, exchange, deadline, insist=True, second_try=True, compression=terms.compression, traced=traced
+        )
         for task in tasks:
             quorum.asked(task.rows, now)
         fanout.ask(tasks)

@@ -86,6 +86,7 @@ class Task(msgspec.Struct, eq=False):
     rows: Rows  # which ones of the caller's batch, where that matters to it
     expected: TensorSpec | tuple[TensorSpec, ...]  # the one tensor of a right answer, or all that it has
     retries: int = 0  # how often a full node has been asked again
+    failed_once: bool = False  # its expert has raised, and is asked a second time
     traced: TracedCall | None = None  # FanOut's
     framed: Framed | None = None  # its tensors as they travel, where they were framed already
 
@@ -104,6 +105,8 @@ class FanOut:
 
     `insist`: there is nobody else to ask. A full node is asked again after its hint, and one whose connection was lost
     once more at once, as long as the deadline allows; by its id the node knows work that it has done already.
+    `second_try`: an expert that raised is asked once more at once, as another call, since a node answers the same one
+    from memory. What raised may have been of the moment, and nobody else has its gradient.
     """
 
     def __init__(
@@ -113,6 +116,7 @@ class FanOut:
         deadline: float,
         *,
         insist: bool = False,
+        second_try: bool = False,
         compression: Compression = NO_COMPRESSION,
         traced: TracedRound | None = None,
     ) -> None:
@@ -121,6 +125,7 @@ class FanOut:
         self.exchange = exchange
         self.deadline = deadline
         self._insist = insist
+        self._second_try = second_try
         self._compression = compression
         self._later: list[tuple[float, int, Call]] = []  # heap: when to send, in which order
         self._order = itertools.count()
@@ -219,7 +224,7 @@ class FanOut:
             load_ms = 0.0 if answer.reply is None else answer.reply.load_ms
             self.context.stats.answered(holder.public_key, holder.name, task.num_rows, answer.seconds, now, load_ms)
             self._count_updates(task, answer, now)
-        elif self._insist and self._goes_out_again(answer.call, error, now):
+        elif self._goes_out_again(answer, error, now):
             self.context.stats.retried(holder.public_key, holder.name)
             return None
         else:
@@ -258,16 +263,22 @@ class FanOut:
             self._answered.add(public_key)
         self.context.directory.report_failure(public_key, now)
 
-    def _goes_out_again(self, call: Call, error: LearningAtHomeError, now: float) -> bool:
+    def _goes_out_again(self, answer: Answer, error: LearningAtHomeError, now: float) -> bool:
+        call, at = answer.call, now
         task: Task = call.task
-        if isinstance(error, NodeOverloaded):
-            at = retry_at(task, error, now)
-            if at is None or at >= self.deadline:
+        if isinstance(answer.error, ExpertFailed) and self._second_try and not task.failed_once:
+            task.failed_once = True
+            call = Call(call.uid, call.operation, call.tensors, call.frames, task)
+        elif not self._insist:
+            return False
+        elif isinstance(error, NodeOverloaded):
+            hinted = retry_at(task, error, now)
+            if hinted is None or hinted >= self.deadline:
                 return False
             task.retries += 1
+            at = hinted
         elif isinstance(error, PeerUnreachable) and call.call_id not in self._reconnected:
             self._reconnected.add(call.call_id)
-            at = now
         else:
             return False
         if task.traced is not None:

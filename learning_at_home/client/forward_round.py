@@ -109,7 +109,9 @@ class ForwardRound:
             quorum.excuse(np.flatnonzero(self._asked_RA[:, 0] < 0))
             rows, cells = rows[cells >= 0], cells[cells >= 0]
         with self._context.connections.exchange() as exchange:
-            fanout = FanOut(self._context, exchange, deadline, compression=terms.compression, traced=self._traced)
+            fanout = FanOut(
+                self._context, exchange, deadline, second_try=True, compression=terms.compression, traced=self._traced
+            )
             if len(rows):
                 self._ask(fanout, quorum, view, rows, cells)
             while not isinstance(decision := quorum.decide(clock.monotonic_s()), Done):

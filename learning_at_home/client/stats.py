@@ -38,7 +38,7 @@ class SwarmStats:
 
     calls: int  # pieces of work sent: one per expert, operation and part of a batch
     failures: int  # of those, how many had no usable answer (also those that were left behind after the grace time)
-    retries: int  # calls sent once more: their node was full, or the connection to it was lost
+    retries: int  # calls sent once more: their node was full, their expert raised, or the connection was lost
     rows: int  # rows in answered calls, forward and backward
     late_answers: int  # came after nobody waited for them any more
     zero_gradient_rows: int  # rows of a DMoE that got no gradient from any expert

@@ -22,6 +22,7 @@ def test_a_tiny_run_fails_its_share_of_calls_and_survives(tmp_path, capsys, monk
     calm, failing = found["runs"]
     assert (calm["share"], calm["failures"]) == (0.0, 0)
     assert 0 < failing["failures"] < failing["calls"] / 2
+    assert failing["given_up"] < failing["failures"], "a second try went well for most"
     assert found["failed_share"] == failing["failures"] / failing["calls"]
     assert "mean accuracy" in capsys.readouterr().out
 
@@ -54,7 +55,7 @@ def test_a_call_that_is_to_fail_is_refused_or_swallowed_and_never_admitted(silen
 
 def test_the_promise_is_about_the_mean_of_the_pairs():
     def run(share: float, accuracy: float) -> Run:
-        return Run(0, share, accuracy, accuracy + share / 10, 0.1, 100, int(100 * share), 0, 1.0)
+        return Run(0, share, accuracy, accuracy + share / 10, 0.1, 100, int(100 * share), 0, 0, 1.0)
 
     calm = [run(0.0, 0.90), run(0.0, 0.88)]
     assert summary(calm, [run(0.1, 0.885), run(0.1, 0.88)])["holds"]

@@ -450,3 +450,47 @@ def test_ten_percent_failures_never_reach_the_users_loop(small_swarm):
         y.sum().backward()
         assert x.grad is not None
     assert swarm.swarm.stats().failures > 0
+
+
+@pytest.mark.parametrize("operation", ["forward", "backward"])
+def test_an_expert_that_raises_once_is_asked_a_second_time_at_once(small_swarm, operation):
+    swarm = line(small_swarm)
+    unlucky: list[str] = []
+
+    def raises_once(work: Work, tensors: list[Tensor]) -> Tensor | LearningAtHomeError:
+        if work.operation == operation and work.uid not in unlucky:
+            unlucky.append(work.uid)
+            return failing(work, tensors)
+        return by_cell(work, tensors)
+
+    swarm.add_wilful(range(4), raises_once)
+    dmoe = DMoE(swarm.swarm, "ffn0", 2)
+    prefer(dmoe, 0, 2)
+    x = rows().requires_grad_()
+
+    y = dmoe(x)
+    y.sum().backward()
+
+    torch.testing.assert_close(y, mixture(dmoe, x, [0, 2]))
+    assert sorted(unlucky) == ["ffn0.0", "ffn0.2"]
+    stats = swarm.swarm.stats()
+    assert (stats.failures, stats.retries, stats.lost_contributions) == (0, 2, 0)
+
+
+def test_an_expert_that_raises_every_time_is_asked_twice_and_no_more(small_swarm):
+    swarm = line(small_swarm)
+    asked: list[str] = []
+
+    def always(work: Work, tensors: list[Tensor]) -> LearningAtHomeError:
+        asked.append(work.uid)
+        return failing(work, tensors)
+
+    swarm.add_wilful([0], always)
+    swarm.add_wilful([1, 2, 3], by_cell)
+    dmoe = DMoE(swarm.swarm, "ffn0", 2)
+    prefer(dmoe, 0, 2)
+    x = rows()
+
+    torch.testing.assert_close(dmoe(x), 3 * x)
+    assert asked == ["ffn0.0", "ffn0.0"]
+    assert swarm.swarm.stats().failures == 1
