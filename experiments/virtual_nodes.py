@@ -16,7 +16,7 @@ import torch
 from experiments.virtual_threads import VirtualThreads
 from learning_at_home.dht.records import Record, sign_record
 from learning_at_home.directory.announcement import Announcement, node_key
-from learning_at_home.errors import DeadlinePassed, ExpertFailed, LearningAtHomeError
+from learning_at_home.errors import DeadlinePassed, LearningAtHomeError
 from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.identity import Identity
 from learning_at_home.project import MAX_ROWS_PER_REQUEST, ProjectRecord
@@ -141,7 +141,7 @@ class VirtualNode:
             try:
                 if self._fails(work):
                     self.failed += 1
-                    raise ExpertFailed(f"{work.uid}: this call was to fail")
+                    raise DeadlinePassed(f"{work.uid}: this call was to fail")  # which nobody tries again
                 self._admit(ticket, work, of_work)
             except LearningAtHomeError as error:
                 self.fail(ticket, error)

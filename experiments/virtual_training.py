@@ -17,14 +17,14 @@ from functools import cache
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import learning_at_home as lah
 from experiments.asynchronous_trainers import AsynchronousTrainers, Outcome, Rows, Schedule
 from experiments.virtual_swarm import Delays, VirtualSwarm
 from experiments.virtual_threads import VirtualThreads
 from learning_at_home.project import LayerSpec, OptimizerSpec, ProjectRecord
-from node_agent.experts.architectures import find_architecture, register_expert
+from node_agent.experts.architectures import FeedForward, find_architecture, register_expert
 from node_agent.testing.local_swarm import divide_cells
 
 Protocol = Literal["alike", "paper"]
@@ -168,33 +168,13 @@ def inner_width(hidden_size: int, k_best: int) -> int:
     return round(math.sqrt(hidden_size**2 + wanted) - hidden_size)  # w^2 + 2 d w = wanted
 
 
-class DenseBlock(nn.Module):
-    """The paper's block, x + d -> w -> w -> d, of any inner width w."""
-
-    def __init__(self, size: int, inner: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(size, inner),
-            nn.LayerNorm(inner),
-            nn.ReLU(),
-            nn.Linear(inner, inner),
-            nn.LayerNorm(inner),
-            nn.ReLU(),
-            nn.Linear(inner, size),
-        )
-
-    def forward(self, rows: Tensor) -> Tensor:
-        changed: Tensor = self.layers(rows)
-        return rows + changed
-
-
 @cache
 def dense_block(inner: int) -> str:
     """The name of the architecture of a dense model's blocks; registered by the first call."""
     name = f"dense.{inner}"
 
     def build(layer: LayerSpec) -> nn.Module:
-        return DenseBlock(layer.hidden_size, inner)
+        return FeedForward(layer.hidden_size, inner)
 
     register_expert(name)(build)
     find_architecture(name)
@@ -202,7 +182,7 @@ def dense_block(inner: int) -> str:
 
 
 def _local_block(sizes: Sizes) -> nn.Module:
-    return DenseBlock(sizes.hidden_size, inner_width(sizes.hidden_size, sizes.k_best))
+    return FeedForward(sizes.hidden_size, inner_width(sizes.hidden_size, sizes.k_best))
 
 
 def num_classes(rows: Rows) -> int:

@@ -147,13 +147,11 @@ def _transformer_flop(layer: LayerSpec) -> int:
     return 2 * length * (projections + attention)
 
 
-@register_expert("ffn", flop_per_row=_ffn_flop)
 class FeedForward(nn.Module):
-    """The paper's block: x + d -> 4d -> 4d -> d, a layer norm and a ReLU after each of the inner products."""
+    """The paper's block: x + d -> w -> w -> d, a layer norm and a ReLU after each of the inner products."""
 
-    def __init__(self, layer: LayerSpec) -> None:
+    def __init__(self, size: int, inner: int) -> None:
         super().__init__()
-        size, inner = layer.hidden_size, INNER_FACTOR * layer.hidden_size
         self.layers = nn.Sequential(
             nn.Linear(size, inner),
             nn.LayerNorm(inner),
@@ -167,6 +165,12 @@ class FeedForward(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         changed: Tensor = self.layers(rows)
         return rows + changed
+
+
+@register_expert("ffn", flop_per_row=_ffn_flop)
+def build_ffn(layer: LayerSpec) -> nn.Module:
+    """The paper's block with w = 4d."""
+    return FeedForward(layer.hidden_size, INNER_FACTOR * layer.hidden_size)
 
 
 @register_expert("mlp", flop_per_row=_mlp_flop)

@@ -19,9 +19,9 @@ from experiments.convergence import main
 from experiments.mnist import load_mnist, read_idx
 from experiments.virtual_swarm import Delays, VirtualSwarm
 from experiments.virtual_threads import VirtualThreads
-from experiments.virtual_training import Condition, DenseBlock, Sizes, grid_of, inner_width, project_of, run, shares_of
+from experiments.virtual_training import Condition, Sizes, grid_of, inner_width, project_of, run, shares_of
 from learning_at_home.errors import ConfigError
-from node_agent.experts.architectures import build_expert
+from node_agent.experts.architectures import FeedForward, build_expert
 
 TINY = Sizes(hidden_size=8, layers=2, batches=12, rows_per_batch=6, evaluate_every=6, nodes=2, k_best=2)
 SIX = Condition(experts=6, trainers=4, delay_s=0.5, failed_share=0.0)
@@ -143,7 +143,7 @@ def test_a_dense_model_of_the_papers_protocol_is_trained_as_by_torch(rows):
 
     torch.manual_seed(7)
     ends = nn.Linear(5, 8), nn.Linear(8, 3)
-    model = nn.Sequential(ends[0], DenseBlock(8, inner_width(8, 2)), ends[1])
+    model = nn.Sequential(ends[0], FeedForward(8, inner_width(8, 2)), ends[1])
     optimizer = torch.optim.Adam(model.parameters(), lr=sizes.learning_rate)
     order = torch.Generator().manual_seed(7_000)
     for _ in range(4):
