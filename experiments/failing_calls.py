@@ -44,7 +44,7 @@ class Run:
     accuracy: float  # on the test rows, at the end, with calls failing as before
     learned: float  # the same once no call fails any more: what the training has brought
     loss: float
-    calls: int  # that reached a node, second tries included
+    calls: int  # that reached a node, further tries included
     failures: int  # of them, made to fail
     given_up: int  # failures that were left at that by the trainer
     zero_gradient_rows: int

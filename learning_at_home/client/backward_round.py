@@ -10,7 +10,7 @@ from torch import Tensor
 
 from learning_at_home.client.fanout import CallContext, FanOut, Result, Task, expected_of, tensors_of
 from learning_at_home.client.quorum import Quorum, Wait
-from learning_at_home.client.rounds import Part, Terms, not_enough, patience_s, select, silence
+from learning_at_home.client.rounds import MAX_TRIES, Part, Terms, not_enough, patience_s, select, silence
 from learning_at_home.client.traced_round import TracedRound
 from learning_at_home.client.tracing import section
 from learning_at_home.errors import LearningAtHomeError
@@ -79,7 +79,7 @@ def _run_backward(
     again_at = now + patience_s(context, terms, {task.holder.public_key for task in tasks})
     with context.connections.exchange() as exchange:
         fanout = FanOut(
-            context, exchange, deadline, insist=True, second_try=True, compression=terms.compression, traced=traced
+            context, exchange, deadline, insist=True, tries=MAX_TRIES, compression=terms.compression, traced=traced
         )
         for task in tasks:
             quorum.asked(task.rows, now)

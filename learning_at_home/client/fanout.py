@@ -86,7 +86,7 @@ class Task(msgspec.Struct, eq=False):
     rows: Rows  # which ones of the caller's batch, where that matters to it
     expected: TensorSpec | tuple[TensorSpec, ...]  # the one tensor of a right answer, or all that it has
     retries: int = 0  # how often a full node has been asked again
-    failed_once: bool = False  # its expert has raised, and is asked a second time
+    failures: int = 0  # how often its expert has raised
     traced: TracedCall | None = None  # FanOut's
     framed: Framed | None = None  # its tensors as they travel, where they were framed already
 
@@ -105,8 +105,8 @@ class FanOut:
 
     `insist`: there is nobody else to ask. A full node is asked again after its hint, and one whose connection was lost
     once more at once, as long as the deadline allows; by its id the node knows work that it has done already.
-    `second_try`: an expert that raised is asked once more at once, as another call, since a node answers the same one
-    from memory. What raised may have been of the moment, and nobody else has its gradient.
+    `tries`: so many times an expert that raises is asked, at once and as another call each time, since a node answers
+    the same one from memory. What raised may have been of the moment, and nobody else has its gradient.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class FanOut:
         deadline: float,
         *,
         insist: bool = False,
-        second_try: bool = False,
+        tries: int = 1,
         compression: Compression = NO_COMPRESSION,
         traced: TracedRound | None = None,
     ) -> None:
@@ -125,7 +125,7 @@ class FanOut:
         self.exchange = exchange
         self.deadline = deadline
         self._insist = insist
-        self._second_try = second_try
+        self._tries = tries
         self._compression = compression
         self._later: list[tuple[float, int, Call]] = []  # heap: when to send, in which order
         self._order = itertools.count()
@@ -266,8 +266,8 @@ class FanOut:
     def _goes_out_again(self, answer: Answer, error: LearningAtHomeError, now: float) -> bool:
         call, at = answer.call, now
         task: Task = call.task
-        if isinstance(answer.error, ExpertFailed) and self._second_try and not task.failed_once:
-            task.failed_once = True
+        if isinstance(answer.error, ExpertFailed) and task.failures + 1 < self._tries:
+            task.failures += 1
             call = Call(call.uid, call.operation, call.tensors, call.frames, task)
         elif not self._insist:
             return False

@@ -27,7 +27,7 @@ from learning_at_home.client.fanout import (
 )
 from learning_at_home.client.living import LivingExperts
 from learning_at_home.client.quorum import Ask, Done, Quorum, Rows, Wait
-from learning_at_home.client.rounds import Part, Terms, not_enough, patience_s, select, silence
+from learning_at_home.client.rounds import MAX_TRIES, Part, Terms, not_enough, patience_s, select, silence
 from learning_at_home.client.traced_round import TracedRound
 from learning_at_home.client.tracing import section
 from learning_at_home.directory.directory import LayerView
@@ -110,7 +110,7 @@ class ForwardRound:
             rows, cells = rows[cells >= 0], cells[cells >= 0]
         with self._context.connections.exchange() as exchange:
             fanout = FanOut(
-                self._context, exchange, deadline, second_try=True, compression=terms.compression, traced=self._traced
+                self._context, exchange, deadline, tries=MAX_TRIES, compression=terms.compression, traced=self._traced
             )
             if len(rows):
                 self._ask(fanout, quorum, view, rows, cells)

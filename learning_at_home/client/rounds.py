@@ -18,6 +18,7 @@ from learning_at_home.project import LayerSpec
 
 PATIENCE_SHARE = 0.25  # of the deadline: when a row's experts are silent for so long, the next best is asked as well
 PATIENCE_PACES = 3.0  # ... or, beside the grace time, for so many times what their hosts take on average
+MAX_TRIES = 3  # of an expert that raises: of calls that fail one in ten times, one in a thousand is given up
 MAX_CAUSES_SHOWN = 4  # in a message; the error's `causes` has all
 
 OnMissing = Literal["raise", "pass"]  # what becomes of rows with fewer than k_min answers

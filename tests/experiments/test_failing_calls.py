@@ -22,7 +22,7 @@ def test_a_tiny_run_fails_its_share_of_calls_and_survives(tmp_path, capsys, monk
     calm, failing = found["runs"]
     assert (calm["share"], calm["failures"]) == (0.0, 0)
     assert 0 < failing["failures"] < failing["calls"] / 2
-    assert failing["given_up"] < failing["failures"], "a second try went well for most"
+    assert failing["given_up"] < failing["failures"], "another try went well for most"
     assert found["failed_share"] == failing["failures"] / failing["calls"]
     assert "mean accuracy" in capsys.readouterr().out
 
