@@ -19,8 +19,9 @@ OVERVIEW_NODES = 12  # slowest first: the guilty one is on top, the rest are one
 PAINLESS = ("serving", "vacant")  # a cell nobody ever hosted is not damage
 
 NODE_COLUMNS = (
-    "name", "state", "since_s", "experts", "rows_per_s", "p50_ms", "p95_ms", "device", "load_percent",
-    "memory_used_bytes", "temperature_c", "power_w", "flop_total", "rows_total", "failures", "last_heard_s",
+    "name", "state", "since_s", "experts", "rows_per_s", "p50_ms", "p95_ms", "staleness_p50", "staleness_max", "device",
+    "load_percent", "memory_used_bytes", "temperature_c", "power_w", "flop_total", "rows_total", "failures",
+    "last_heard_s",
 )  # fmt: skip
 CONTRIBUTOR_COLUMNS = (
     "name",

@@ -75,6 +75,8 @@ class NodeRow(msgspec.Struct, frozen=True):
     rows_per_s: float
     p50_ms: float | None
     p95_ms: float | None
+    staleness_p50: int | None  # updates that its experts made between a forward and its backward, lately
+    staleness_max: int | None
     device: str  # "cpu" or "NVIDIA GeForce RTX 4070"
     load_percent: float | None  # of the device
     memory_used_bytes: int | None

@@ -215,6 +215,8 @@ def _node_row(node: NodeMemory, rows_per_s: float, now: float) -> NodeRow:
         rows_per_s=rows_per_s,
         p50_ms=_rounded(told.p50_ms) if told is not None else None,
         p95_ms=_rounded(told.p95_ms) if told is not None else None,
+        staleness_p50=told.staleness_p50 if told is not None else None,
+        staleness_max=told.staleness_max if told is not None else None,
         device=node.hardware.device_name or node.hardware.device,
         load_percent=_rounded(device.load_percent) if device is not None else None,
         memory_used_bytes=device.memory_used_bytes if device is not None else None,

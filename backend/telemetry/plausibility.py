@@ -72,6 +72,7 @@ def _check_node(message: NodeTelemetry) -> None:
     _within("started_s", [message.started_s], MAX_CLOCK_S)
     _within("latencies", [message.p50_ms, message.p95_ms], MAX_MS)
     _within("queue", [message.queue_rows, message.refused], MAX_COUNT)
+    _within("staleness", [message.staleness_p50, message.staleness_max], MAX_COUNT)
     _check_device(message.device)
     seen = set()
     for each in message.experts:  # thousands of them: one comparison each, for signs and finiteness are checked already

@@ -90,10 +90,16 @@ def expert(cell: int = 0, prefix: str = "ffn0", **counts: Any) -> ExpertTelemetr
     return ExpertTelemetry(prefix=prefix, cell=cell, **(values | counts))
 
 
-def telemetry(*experts: ExpertTelemetry, state: NodeState = "online", started_s: float = NOW - 10) -> NodeTelemetry:
+def telemetry(
+    *experts: ExpertTelemetry,
+    state: NodeState = "online",
+    started_s: float = NOW - 10,
+    staleness: tuple[int, int] | tuple[None, None] = (None, None),
+) -> NodeTelemetry:
     return NodeTelemetry(
-        started_s=started_s, state=state, experts=experts, queue_rows=0, refused=0, p50_ms=2.0, p95_ms=5.0
-    )
+        started_s=started_s, state=state, experts=experts, queue_rows=0, refused=0, p50_ms=2.0, p95_ms=5.0,
+        staleness_p50=staleness[0], staleness_max=staleness[1],
+    )  # fmt: skip
 
 
 def report(step: int, run: str = "first", **metrics: float) -> Report:

@@ -50,6 +50,8 @@ def node_row(number: int, *, at_s: float = NOW_S, **changes: object) -> NodeRow:
         "rows_per_s": 96.4 + 310 * number,
         "p50_ms": 212.0 / (number + 1),
         "p95_ms": 431.0 / (number + 1),
+        "staleness_p50": number % 3,
+        "staleness_max": 4 + number,
         "device": dice.choice(["cpu", "NVIDIA GeForce RTX 4070", "NVIDIA A10G"]),
         "load_percent": 97.0 - 7 * number,
         "memory_used_bytes": 7 << 30,
@@ -159,7 +161,15 @@ def damaged_view(at_s: float = NOW_S, grid: tuple[int, ...] = (16, 32)) -> Proje
     damage |= dict.fromkeys(range(math.prod(grid) - 6, math.prod(grid)), "vacant")
     states = ["degraded", "stale", "joining", "draining", "paused", "online", "online", "online", "offline"]
     rows = tuple(node_row(number, at_s=at_s, state=state) for number, state in enumerate(states))
-    sparse = {"p50_ms": None, "p95_ms": None, "load_percent": None, "memory_used_bytes": None, "temperature_c": None}
+    sparse = {
+        "p50_ms": None,
+        "p95_ms": None,
+        "staleness_p50": None,
+        "staleness_max": None,
+        "load_percent": None,
+        "memory_used_bytes": None,
+        "temperature_c": None,
+    }
     rows = (
         *rows[:8],
         node_row(

@@ -219,6 +219,18 @@ def test_a_slow_expert_is_degraded_after_thirty_seconds_and_its_node_too():
     assert swarm.events[0].text == "is degraded: slow or failing for 30 s"
 
 
+def test_how_stale_a_nodes_updates_are_is_on_its_row():
+    swarm = serving_swarm()
+    (node,) = swarm.nodes.values()
+    (row,) = view(swarm, "http://here", NOW).nodes
+    assert (row.staleness_p50, row.staleness_max) == (None, None)
+
+    swarm.node_told(node, telemetry(expert(0, updates=10), staleness=(2, 17)), NOW + 1)
+
+    (row,) = view(swarm, "http://here", NOW + 1).nodes
+    assert (row.staleness_p50, row.staleness_max) == (2, 17)
+
+
 def test_totals_outlive_a_restart_of_the_node():
     swarm = serving_swarm()
     (node,) = swarm.nodes.values()

@@ -15,6 +15,7 @@ from tests.backend.kit import NOW, expert, report, telemetry
         telemetry(expert(flop=1e299)),
         telemetry(expert(p95_ms=1e200)),
         telemetry(expert(0), expert(0)),
+        telemetry(staleness=(0, 10**16)),
         telemetry(started_s=1e300),
         telemetry(started_s=-1.0),
         TrainerTelemetry(started_s=NOW, calls=10**16, failures=0, rows=0, p50_ms=None, p95_ms=None),
