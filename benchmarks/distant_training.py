@@ -12,7 +12,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Literal
@@ -230,7 +230,7 @@ class _Gain(nn.Module):
 
 
 def _forward(model: nn.Module, load: Load, batches: Iterator[Tensor]) -> Iterator[float | None]:
-    """How long each batch took, None for one that failed, in their order, `in_flight` under way."""
+    """How long each batch took, None for one that failed, as they are done; `in_flight` are under way."""
     model.eval()
 
     def run(x: Tensor) -> float | None:
@@ -243,12 +243,11 @@ def _forward(model: nn.Module, load: Load, batches: Iterator[Tensor]) -> Iterato
         return time.monotonic() - began
 
     with ThreadPoolExecutor(load.in_flight) as threads:
-        under_way: list[Future[float | None]] = [
-            threads.submit(run, x) for x in itertools.islice(batches, load.in_flight)
-        ]
+        under_way = {threads.submit(run, x) for x in itertools.islice(batches, load.in_flight)}
         while under_way:
-            yield under_way.pop(0).result()
-            under_way += [threads.submit(run, x) for x in itertools.islice(batches, 1)]
+            done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
+            under_way |= {threads.submit(run, x) for x in itertools.islice(batches, len(done))}
+            yield from [future.result() for future in done]
 
 
 def _count(run: Iterator[float | None], load: Load, swarm: Swarm) -> Throughput:
