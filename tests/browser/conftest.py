@@ -56,6 +56,7 @@ class Watch:
 
     complaints: list[str] = field(default_factory=list)
     strangers: list[str] = field(default_factory=list)
+    server_leaves: bool = False  # before the tab does: what the tab says from now on is about that
 
     def over(self, page: Page) -> None:
         page.on("console", lambda message: self._heard(message.type, message.text))
@@ -64,7 +65,7 @@ class Watch:
         page.on("websocket", lambda socket: self._asked(socket.url))
 
     def _heard(self, kind: str, text: str) -> None:
-        if kind in ("error", "warning"):
+        if kind in ("error", "warning") and not self.server_leaves:
             self.complaints.append(f"{kind}: {text}")
 
     def _asked(self, url: str) -> None:
@@ -114,9 +115,10 @@ class Site:
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def site(source: ScriptedSource) -> AsyncIterator[Site]:
+async def site(source: ScriptedSource, watch: Watch) -> AsyncIterator[Site]:
     async with serve(source) as (server, url):
         yield Site(server, url)
+        watch.server_leaves = True
 
 
 async def until(page: Page, expression: str, arg: Any = None, timeout_s: float = WAIT_S) -> None:
