@@ -19,6 +19,7 @@ ARCHITECTURE = "parameters"  # of layers whose cells hold chunks
 NOTE_SIZE = 16
 HEADER_SIZE = 128  # numbers before those of a chunk: a note, then zeros, as many as int8 gives one scale
 MAX_VERSION = MAX_ORIGIN = (1 << 28) - 1
+MAX_FILL = MAX_VERSION // 2  # the highest version that a fill may claim: it leaves as many updates as anybody makes
 FINGERPRINT_BITS = 42
 _MARK, _DIGIT_BITS, _DIGITS = 127, 7, (4, 4, 6)  # of version, origin and fingerprint
 

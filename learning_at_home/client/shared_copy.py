@@ -58,6 +58,15 @@ class ChunkCopy:
                 return
         self._waiting.append((contained_in, change))
 
+    def heard(self, version: int) -> None:
+        """The host's state is this one: what it took from us before is in the next update at the latest, whatever it
+        had said of that."""
+        contained: dict[int, Tensor] = {}
+        for first, change in self._waiting:
+            first = min(first, version + 1)
+            contained[first] = contained[first] + change if first in contained else change
+        self._waiting = list(contained.items())
+
     def take(self, values_L: Tensor, version: int) -> None:
         """The host's state; the model follows by `moved`."""
         assert self.doubtful is None, "what it would count twice is not known"

@@ -92,6 +92,7 @@ class SharedParameters:
             self._layout.fingerprint,
             self._copies,
             compression_of(compression, f"layer {layer}"),
+            largest=[self._layout.largest(copy.cell) for copy in self._copies],
         )
         self._steps = 0
         self._thread: threading.Thread | None = None

@@ -8,6 +8,7 @@ Pure. Trainers whose fingerprints are equal mean the same number by the same pla
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -62,6 +63,17 @@ class Layout:
         with torch.no_grad():
             for part, (_, parameter) in zip(parts, self._parameters, strict=True):
                 parameter.copy_(part.view(parameter.shape))
+
+    def largest(self, cell: int) -> float:
+        """What no number of this chunk may exceed, so that each parameter's own dtype can hold it."""
+        first = cell * self.chunk_size
+        ends = itertools.accumulate(self._sizes)
+        found = [
+            torch.finfo(parameter.dtype).max
+            for end, size, (_, parameter) in zip(ends, self._sizes, self._parameters, strict=True)
+            if end > first and end - size < first + self.chunk_size
+        ]
+        return min(found)
 
     def check_finite(self, flat_CL: Tensor) -> None:
         """Raises NonFiniteTensor that names the parameter."""

@@ -31,7 +31,7 @@ from learning_at_home.errors import (
 )
 from learning_at_home.peer_address import PeerAddress
 from learning_at_home.project import LayerSpec
-from learning_at_home.shared_parameters import HEADER_SIZE, MAX_ORIGIN, NOTE_SIZE, Meaning, Note
+from learning_at_home.shared_parameters import HEADER_SIZE, MAX_FILL, MAX_ORIGIN, MAX_VERSION, NOTE_SIZE, Meaning, Note
 from learning_at_home.tensors.frames import DTYPES, from_frames
 from learning_at_home.transport.calls import Call
 from learning_at_home.wire.messages import Codec, Operation, TensorSpec
@@ -44,6 +44,7 @@ _ALL_ROWS = np.empty(0, np.int64)
 
 _Ask = Task | Call  # a Call is sent again, a Task for the first time
 _Outcome = tuple[Result, Call | None]  # no call: a round that was broken off while it was sent
+_Refusals = dict[int, SpecMismatch | None]  # by cell: what those who answered last said
 _Way = Generator[_Ask, _Outcome, None]
 _Sending = Generator[_Ask, _Outcome, bool]  # whether a state may be taken: nothing is in doubt
 
@@ -93,13 +94,17 @@ class SharedRound:
         fingerprint: int,
         copies: Sequence[ChunkCopy],
         compression: Compression = NO_COMPRESSION,
+        *,
+        largest: Sequence[float],
     ) -> None:
+        """`largest`: by cell, what its numbers may not exceed."""
         self._calls = calls
         self._layer = layer
         self._fingerprint = fingerprint
         self._compression = compression
         self._codec: Codec = "none"  # of what is asked now
         self._dtype = DTYPES[layer.dtype]
+        self._largest = largest
         self.copies = copies
         self.counts = Counts()
 
@@ -107,12 +112,12 @@ class SharedRound:
         """Exchange every chunk with its host, as far as they answer before the deadline (monotonic seconds).
 
         `model_CL` [C, L] is what was trained, and is not written to by anybody. Raises SpecMismatch when the swarm
-        holds another model; what else fails is counted, and left to the next round.
+        holds another model, as most hosts say; what else fails is counted, and left to the next round.
         """
         self.counts.rounds += 1
         behind: list[ChunkCopy] = []
         ways = [self._exchange(copy, model_CL[copy.cell], behind) for copy in self.copies]
-        self._drive(ways, deadline, self._compression)
+        refusals = self._drive(ways, deadline, self._compression)
         if behind:
             self.counts.set_back += len(behind)
             cells = ", ".join(str(copy.cell) for copy in behind)
@@ -122,7 +127,9 @@ class SharedRound:
                 self._layer.prefix,
                 cells,
             )
-            self.fill(behind, model_CL, deadline)
+            filled = self._drive([self._fill(copy, model_CL[copy.cell]) for copy in behind], deadline, NO_COMPRESSION)
+            refusals.update(filled)
+        _raise_what_most_say(refusals)
 
     def read(self, deadline: float) -> dict[int, tuple[Note, Tensor]]:
         """By cell, the content of the chunks whose hosts answer, and what it is. Raises SpecMismatch."""
@@ -136,17 +143,18 @@ class SharedRound:
             if (held := self._held(copy, result)) is not None:
                 found[copy.cell] = held
 
-        self._drive([look(copy) for copy in self.copies], deadline, NO_COMPRESSION)
+        _raise_what_most_say(self._drive([look(copy) for copy in self.copies], deadline, NO_COMPRESSION))
         return found
 
     def fill(self, copies: Iterable[ChunkCopy], model_CL: Tensor, deadline: float) -> None:
-        """Give hosts our copy, with its version; where another trainer's is no older, take that."""
-        self._drive([self._fill(copy, model_CL[copy.cell]) for copy in copies], deadline, NO_COMPRESSION)
+        """Give hosts our copy, with its version; where a trainer's is no older, take that. Raises SpecMismatch."""
+        ways = [self._fill(copy, model_CL[copy.cell]) for copy in copies]
+        _raise_what_most_say(self._drive(ways, deadline, NO_COMPRESSION))
 
-    def _drive(self, ways: Sequence[_Way], deadline: float, compression: Compression) -> None:
+    def _drive(self, ways: Sequence[_Way], deadline: float, compression: Compression) -> _Refusals:
         """Let every chunk go its way: each asks, and goes on with the result."""
         self._codec = compression.request
-        mismatch: SpecMismatch | None = None
+        refusals: _Refusals = {}
         with self._calls.connections.exchange() as exchange:
             fanout = FanOut(self._calls, exchange, deadline, insist=True, compression=compression)
             under_way: dict[int, tuple[_Way, Task, Call | None]] = {}  # by the task that each waits for
@@ -167,8 +175,8 @@ class SharedRound:
                     result = fanout.next_result(deadline + 1.0)  # every call answers at its deadline at the latest
                     if result is None:
                         break
-                    if isinstance(result.error, SpecMismatch):
-                        mismatch = result.error
+                    if result.error is None or isinstance(result.error, SpecMismatch):
+                        refusals[result.task.cell] = result.error
                     way, _, call = under_way.pop(id(result.task))
                     with contextlib.suppress(StopIteration):
                         ask([(way.send((result, call)), way)])
@@ -177,8 +185,7 @@ class SharedRound:
                     silent = Result(task, None, CallTimeout(f"{task.uid}: no answer in this round"))
                     with contextlib.suppress(StopIteration):
                         way.send((silent, call))
-        if mismatch is not None:
-            raise mismatch
+        return refusals
 
     def _exchange(self, copy: ChunkCopy, model_L: Tensor, behind: list[ChunkCopy]) -> _Way:
         """One chunk's round. Whose host is older than the copy is put into `behind`."""
@@ -192,8 +199,11 @@ class SharedRound:
             return
         result, _ = yield self._read(copy, holder)
         if (held := self._held(copy, result)) is None:
+            if isinstance(result.error, SpecMismatch) and copy.version:
+                behind.append(copy)  # a stranger may have come first to a host that had nothing
             return
         note, values_L = held
+        copy.heard(note.version)
         if note.version < copy.version or note.origin != copy.origin:
             behind.append(copy)
         elif note.version > copy.version:
@@ -256,7 +266,7 @@ class SharedRound:
         holder = self._holder(copy)
         if holder is None:
             return
-        version, origin = max(1, copy.version), 1 + secrets.randbelow(MAX_ORIGIN)
+        version, origin = min(max(1, copy.version), MAX_FILL), 1 + secrets.randbelow(MAX_ORIGIN)
         result, _ = yield self._write(copy, holder, self._note(Meaning.FILL, version, origin), model_L)
         if result.tensor is None:
             self._failed(copy, result.error)
@@ -293,11 +303,19 @@ class SharedRound:
             self._failed(copy, result.error)
             return None
         row = result.tensor[0]
-        note = _note_of(row[:NOTE_SIZE])
+        note, values_L = _note_of(row[:NOTE_SIZE]), row[HEADER_SIZE:]
         if note is None:
-            self._failed(copy, WireError(f"{result.task.uid}: the answer says nothing of what it is"))
-            return None
-        return note, row[HEADER_SIZE:]
+            wrong = "says nothing of what it is"
+        elif note.version and note.fingerprint != self._fingerprint:
+            wrong = "is of other parameters than it was asked for"
+        elif note.version >= MAX_VERSION:
+            wrong = "claims more updates than there can be"
+        elif note.version and float(values_L.abs().max()) > self._largest[copy.cell]:
+            wrong = f"has numbers over {self._largest[copy.cell]:.4g}, which the model's dtype cannot hold"
+        else:
+            return note, values_L
+        self._failed(copy, WireError(f"{result.task.uid}: the answer {wrong}"))
+        return None
 
     def _read(self, copy: ChunkCopy, holder: PeerAddress) -> Task:
         note = self._note(Meaning.READ, copy.version, copy.origin)
@@ -322,6 +340,14 @@ class SharedRound:
 
     def _note(self, meaning: Meaning, version: int, origin: int) -> Tensor:
         return torch.tensor([Note(meaning, version, origin, self._fingerprint).to_row()], dtype=self._dtype)
+
+
+def _raise_what_most_say(refusals: _Refusals) -> None:
+    """That the swarm holds another model, if most of those who answered say so. Of fewer it is their chunks' failure:
+    one host cannot end a training."""
+    said = [error for error in refusals.values() if error is not None]
+    if 2 * len(said) > len(refusals):
+        raise said[0]
 
 
 def _note_of(numbers: Tensor) -> Note | None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from learning_at_home.errors import ExpertFailed, ParametersMissing, SpecMismatch
 from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.project import LayerSpec
-from learning_at_home.shared_parameters import HEADER_SIZE, NOTE_SIZE, Meaning, Note
+from learning_at_home.shared_parameters import HEADER_SIZE, MAX_FILL, NOTE_SIZE, Meaning, Note
 from node_agent.experts.architectures import Parameters
 from node_agent.experts.expert import Expert
 from node_agent.experts.gathered import Gathered
@@ -56,6 +56,7 @@ class SharedChunk(Expert):
                 raise SpecMismatch(f"{self.uid}: a backward of shared parameters needs a note that says what it means")
             values = values[HEADER_SIZE:]
             if note.meaning is Meaning.FILL:
+                self._check_fill(note)
                 if self._fill(note, values):
                     total = None  # what came before it was of other content
                 answers.append(self._held(self.updates).to_row())
@@ -71,6 +72,14 @@ class SharedChunk(Expert):
         if not norm < float("inf"):
             raise ExpertFailed(f"{self.uid}: the sum of these changes is not finite; no step was taken")
         return Gradients(torch.tensor(answers, dtype=self.dtype, device=self.device), of_parameters, norm)
+
+    def _check_fill(self, note: Note) -> None:
+        """Raises SpecMismatch for a fill that would leave no room for updates, or that says not of what it is."""
+        if note.version > MAX_FILL or not note.origin or not note.fingerprint:
+            raise SpecMismatch(
+                f"{self.uid}: a fill names its origin, its parameters and a version up to {MAX_FILL:,}, not "
+                f"{note.origin}, {note.fingerprint:x} and {note.version:,}"
+            )
 
     def _fill(self, note: Note, values: Tensor) -> bool:
         """Take the content of a copy that is newer than ours; whether it is."""
@@ -90,11 +99,16 @@ class SharedChunk(Expert):
         return Note(Meaning.HELD, version, int(self._parameters.origin), int(self._parameters.fingerprint))
 
     def _notes(self, rows: Tensor) -> Sequence[Note | None]:
-        """What the rows say. Raises SpecMismatch when they are none, or of other parameters than these."""
+        """What the rows say. Raises SpecMismatch when they are none, or of other parameters than these.
+
+        A fill that is newer may be of others: a stranger who came first locks nobody out who has trained.
+        """
         notes = [Note.from_row(row) for row in rows.tolist()]
         held = int(self._parameters.fingerprint) if self.updates else 0
         for note in notes:
-            if note is not None and held and note.fingerprint != held:
+            if note is None or not held or note.fingerprint == held:
+                continue
+            if note.meaning is not Meaning.FILL or note.version <= self.updates:
                 raise SpecMismatch(
                     f"{self.uid}: the swarm holds parameters with other names or shapes (fingerprint {held:x}) than "
                     f"this trainer's ({note.fingerprint:x}): all trainers of a group need the same model"

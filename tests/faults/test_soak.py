@@ -44,7 +44,7 @@ class Footprint:
 @pytest.mark.timeout(LIMIT_S)
 def test_a_long_training_leaves_nothing_behind_in_trainer_and_node():
     torch.manual_seed(0)
-    spec = layer((2, 2), dtype="float32", hidden_size=FEATURES, deadline_s=20.0)
+    spec = layer((2, 2), dtype="float32", hidden_size=FEATURES, deadline_s=20.0, grace_s=20.0)  # nobody is left behind
     with ProcessSwarm(spec) as nodes, nodes.connect() as swarm:
         model = torch.nn.Sequential(
             torch.nn.Linear(FEATURES, FEATURES), DMoE(swarm, "ffn0", 2), torch.nn.Linear(FEATURES, 1)

@@ -241,3 +241,17 @@ def test_whatever_happens_every_change_counts_exactly_once(enough, events):
 
     assert host.values == trained
     assert [float(trainer.model) for trainer in trainers] == [trained, trained]
+
+
+def test_a_host_that_says_a_change_is_far_off_cannot_make_it_count_twice():
+    copy = copy_at()
+    model = START
+    for promised in (1_000, 2_000, 3_000):
+        model = model + TRAINED
+        copy.sent(model, contained_in=promised)
+        copy.heard(1)
+    assert len(copy._waiting) == 1
+
+    copy.take(START + 3 * TRAINED, 2)
+
+    assert torch.equal(copy.moved(model), START + 3 * TRAINED)

@@ -16,6 +16,7 @@ from learning_at_home.client.shared_start import LOOK_AGAIN_S
 from learning_at_home.errors import (
     ConfigError,
     ExpertFailed,
+    LearningAtHomeError,
     NonFiniteTensor,
     NotEnoughExperts,
     ParametersMissing,
@@ -23,7 +24,7 @@ from learning_at_home.errors import (
     StaleRequest,
 )
 from learning_at_home.project import LayerSpec, OptimizerSpec
-from learning_at_home.shared_parameters import HEADER_SIZE, NOTE_SIZE, Meaning, Note
+from learning_at_home.shared_parameters import HEADER_SIZE, MAX_VERSION, NOTE_SIZE, Meaning, Note
 from learning_at_home.wire.messages import Failure, Reply, Work
 from node_agent.runtime.host import Host
 from tests.learning_at_home.client.small_swarm import SmallSwarm, layer
@@ -522,3 +523,86 @@ def test_layers_of_the_other_kind_are_refused(small_swarm):
 def test_options_that_cannot_work_are_refused(swarm, options):
     with pytest.raises(ConfigError, match="both must be positive"):
         swarm.swarm.shared("trunk", model(), **options)
+
+
+def lies_as(
+    said: Note | SpecMismatch, value: float = 0.0
+) -> Callable[[Work, list[torch.Tensor]], torch.Tensor | LearningAtHomeError]:
+    """A host of one chunk that gives every read and every write the same answer."""
+
+    def answer(work: Work, tensors: list[torch.Tensor]) -> torch.Tensor | LearningAtHomeError:
+        if isinstance(said, SpecMismatch):
+            return said
+        row = torch.tensor([said.to_row()], dtype=torch.float64)
+        if work.operation == "backward":
+            return row
+        held = torch.full((1, HEADER_SIZE + 40), value, dtype=torch.float64)
+        held[:, :HEADER_SIZE] = 0.0
+        held[:, :NOTE_SIZE] = row
+        return held
+
+    return answer
+
+
+def liar(swarm: SmallSwarm, said: Note | SpecMismatch, value: float = 0.0) -> None:
+    """The host of chunk 1 is lost, and a liar has its cell."""
+    swarm.nodes[1].stop()
+    withdraw(swarm, 1)
+    swarm.add_wilful([1], lies_as(said, value))
+
+
+def test_the_word_of_one_host_that_another_model_is_here_ends_nobodys_training(swarm):
+    first = model()
+    shared = join(swarm, first)
+    start = numbers(first)
+    liar(swarm, SpecMismatch("other names or shapes"))
+
+    train(first, 0.5)
+    assert not shared.sync()
+
+    assert isinstance(shared.stats().causes[1], SpecMismatch)
+    assert shared.stats().versions == (2, 1, 2)
+    assert_near(first, start + 0.5)
+
+
+@pytest.mark.parametrize(
+    "version,fingerprint,value,words",
+    [
+        (MAX_VERSION, None, 0.0, "more updates than there can be"),
+        (5, 99, 0.0, "other parameters"),
+        (5, None, 1e300, "dtype cannot hold"),
+    ],
+)
+def test_a_state_that_cannot_be_is_not_taken(small_swarm, version, fingerprint, value, words):
+    swarm = small_swarm(trunk())
+    swarm.add_host([0, 2])
+    swarm.add_host([1])
+    first = nn.Linear(9, 10, dtype=torch.float32)
+    shared = join(swarm, first)
+    start = numbers(first)
+    copy = shared._copies[1]
+    liar(swarm, Note(Meaning.HELD, version, copy.origin, fingerprint or shared._layout.fingerprint), value)
+
+    assert not shared.sync()
+
+    assert words in str(shared.stats().causes[1])
+    assert torch.equal(numbers(first), start)
+
+
+def test_a_host_that_was_filled_by_a_stranger_gets_the_copy_that_was_trained(swarm):
+    first = model()
+    shared = join(swarm, first)
+    train(first, 0.5)
+    shared.sync()
+    host = replace_host(swarm, 1, [1])
+    stranger = torch.tensor([Note(Meaning.FILL, 1, 7, 99).to_row()], dtype=torch.float64)
+    host.experts.by_uid["trunk.1"].gradients(stranger, torch.full((1, HEADER_SIZE + 40), 666.0, dtype=torch.float64))
+    trained = numbers(first)
+
+    train(first, 0.25)
+    shared.sync()
+
+    late = model()
+    join(swarm, late)
+    assert_near(late, trained + 0.25)
+    assert shared.stats().fills == 4

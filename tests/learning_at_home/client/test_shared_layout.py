@@ -94,3 +94,14 @@ def test_names_shapes_and_their_order_make_the_fingerprint(other):
     assert fingerprint(shapes) == fingerprint(list(shapes))
     assert 0 < fingerprint(shapes) < 1 << 42
     assert fingerprint(other) != fingerprint(shapes)
+
+
+def test_each_chunk_knows_what_its_parameters_can_hold():
+    parameters = [
+        ("a", torch.zeros(3, dtype=torch.float64)),
+        ("b", torch.zeros(2, dtype=torch.float16)),
+        ("c", torch.zeros(3, dtype=torch.float32)),
+    ]
+    limits = [Layout(layer(hidden_size=3), parameters).largest(cell) for cell in range(3)]
+
+    assert limits == [torch.finfo(dtype).max for dtype in (torch.float64, torch.float16, torch.float32)]

@@ -6,7 +6,7 @@ import torch
 from learning_at_home.errors import ExpertFailed, ParametersMissing, SpecMismatch
 from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.project import LayerSpec, OptimizerSpec, ProjectRecord
-from learning_at_home.shared_parameters import HEADER_SIZE, NOTE_SIZE, Meaning, Note
+from learning_at_home.shared_parameters import HEADER_SIZE, MAX_FILL, NOTE_SIZE, Meaning, Note
 from learning_at_home.wire.messages import TensorSpec, Work
 from node_agent.experts.hosted import HostedExperts
 from node_agent.experts.shared_chunk import SharedChunk
@@ -260,3 +260,32 @@ def test_an_answer_does_not_change_with_the_chunk():
     write(host, change())
 
     assert torch.equal(before, COPY)
+
+
+@pytest.mark.parametrize("wrong", [{"version": MAX_FILL + 1}, {"origin": 0}, {"fingerprint": 0}])
+def test_a_fill_that_leaves_no_room_for_updates_or_names_nothing_is_refused(wrong):
+    host = chunk()
+    (outcome,) = compute(host, "backward", [fill(**wrong)])
+
+    assert isinstance(outcome, SpecMismatch)
+    assert host.updates == 0
+
+
+def test_after_the_highest_fill_changes_still_count_and_are_told():
+    host = chunk()
+    write(host, fill(MAX_FILL))
+
+    assert write(host, change())[0].version == MAX_FILL + 1
+    assert torch.equal(read(host), COPY - CHANGE)
+
+
+def test_a_stranger_who_came_first_gives_way_to_a_copy_that_was_trained_longer():
+    host = chunk()
+    write(host, fill(2, fingerprint=ANOTHER))
+    (refused,) = compute(host, "backward", [fill(2, origin=8)])
+    assert isinstance(refused, SpecMismatch)
+
+    write(host, fill(3, origin=8))
+
+    assert torch.equal(read(host), COPY)
+    assert isinstance(compute(host, "backward", [fill(1, fingerprint=ANOTHER)])[0], SpecMismatch)
