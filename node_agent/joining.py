@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import msgspec
@@ -22,7 +21,7 @@ from learning_at_home.project import LayerSpec, ProjectRecord
 from node_agent.cells import choose_vacant, named_cells
 from node_agent.config import NodeConfig
 from node_agent.experts.extensions import load_extensions
-from node_agent.experts.memory import Fit, check_fits, count_fitting, free_device_bytes, measure
+from node_agent.experts.memory import ExpertMemory, Fit, check_fits, count_fitting, free_device_bytes, measure
 
 log = logging.getLogger(__name__)
 
@@ -102,9 +101,8 @@ def _choose_experts(
         named = {uid.prefix for uid in uids}
         load_extensions([layer for layer in project.layers if layer.prefix in named], config.allow_experts)
     else:
-        project = _with_layers_that_run(project, config.allow_experts)
+        project, kinds = _with_layers_that_run(project, config)
         taken = {layer.prefix: _taken(directory, layer.prefix) for layer in project.layers}
-        kinds = [measure(layer, min(config.max_rows, layer.max_rows)) for layer in project.layers]
         most = min(config.max_experts, count_fitting(kinds, free_bytes))
         if most == 0 and kinds:
             check_fits([(layer, 1) for layer in project.layers], config.max_rows, free_bytes, str(device))
@@ -119,16 +117,19 @@ def _choose_experts(
     return uids, check_fits(used, config.max_rows, free_bytes, str(device))
 
 
-def _with_layers_that_run(project: ProjectRecord, allowed: Collection[str]) -> ProjectRecord:
-    """The project without the layers whose code this node lacks or may not run, each told in the log.
+def _with_layers_that_run(project: ProjectRecord, config: NodeConfig) -> tuple[ProjectRecord, list[ExpertMemory]]:
+    """The project without the layers whose code this node lacks, may not run or cannot make an expert of, each told in
+    the log; and what an expert of each that is left takes.
 
     Raises ConfigError, with the reason of the first, when none is left.
     """
     run: list[LayerSpec] = []
+    kinds: list[ExpertMemory] = []
     reasons: list[ConfigError] = []
     for layer in project.layers:
         try:
-            load_extensions([layer], allowed)
+            load_extensions([layer], config.allow_experts)
+            kinds.append(measure(layer, min(config.max_rows, layer.max_rows)))
         except ConfigError as error:
             reasons.append(error)
         else:
@@ -137,7 +138,7 @@ def _with_layers_that_run(project: ProjectRecord, allowed: Collection[str]) -> P
         raise reasons[0]
     for reason in reasons:
         log.warning("this node hosts nothing of %s", reason)
-    return msgspec.structs.replace(project, layers=tuple(run))
+    return msgspec.structs.replace(project, layers=tuple(run)), kinds
 
 
 def _taken(directory: Directory, prefix: str) -> frozenset[int]:

@@ -51,6 +51,7 @@ WORTH_AVOIDING = (*SUSPICIOUS, NodeDraining)
 SILENT_S = 0.25  # a peer that was left behind sooner than this is not suspected: it had no fair chance
 MIN_RETRY_S, MAX_RETRY_S = 0.05, 5.0  # a full node's hint counts within these: below is a busy loop, above is never
 NO_COMPRESSION = Compression()
+MAX_FRAMES_PER_REQUEST = 2_048  # of one message: half of the parts that a node takes, for tensors in many frames
 MAX_RETRIES = 4  # of one task; a node that is still full then is full, and others have their turn
 
 
@@ -335,14 +336,19 @@ def _messages(calls: Sequence[Call]) -> Iterator[Sequence[Call]]:
         together.setdefault((call.task.holder.public_key, call.issued_ms), []).append(call)
     for of_node in together.values():
         message: list[Call] = []
-        size_bytes = 0
+        size_bytes = num_frames = 0
         for call in of_node:
             num_bytes = sum(spec.num_bytes for spec in call.tensors)
-            if message and (len(message) >= MAX_WORK_PER_REQUEST or size_bytes + num_bytes > MAX_BYTES_PER_REQUEST):
+            if message and (
+                len(message) >= MAX_WORK_PER_REQUEST
+                or size_bytes + num_bytes > MAX_BYTES_PER_REQUEST
+                or num_frames + len(call.frames) > MAX_FRAMES_PER_REQUEST
+            ):
                 yield message
-                message, size_bytes = [], 0
+                message, size_bytes, num_frames = [], 0, 0
             message.append(call)
             size_bytes += num_bytes
+            num_frames += len(call.frames)
         yield message
 
 

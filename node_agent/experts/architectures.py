@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from learning_at_home.errors import ConfigError, SpecMismatch
+from learning_at_home.errors import ConfigError, LearningAtHomeError, SpecMismatch
 from learning_at_home.expert_uid import ExpertUid
 from learning_at_home.project import LayerSpec
 from learning_at_home.shared_parameters import ARCHITECTURE as SHARED
@@ -94,25 +94,36 @@ def build_checked(layer: LayerSpec) -> nn.Module:
     Not on the meta device: a forward there makes torch import its compiler (2 s). Raises ConfigError that names the
     layer and both shapes.
     """
-    architecture = find_architecture(layer.architecture)
     with numbers_from(0):
-        module = architecture.build(layer).to(DTYPES[layer.dtype])
+        module = _built(layer).to(DTYPES[layer.dtype])
     owner = f"layer {layer.prefix}: {layer.architecture}"
     try:
         with torch.no_grad():
             run_network(owner, layer, module, zero_inputs(layer, 2))
     except SpecMismatch as error:
         raise ConfigError(error.message) from error
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except Exception as error:  # the architecture's code, which may be anyone's
         rows = layer.schema or f"rows of {layer.inputs[0]}"
-        raise ConfigError(f"{owner} cannot compute {rows}: {error}") from error
+        raise ConfigError(f"{owner} cannot compute {rows}: {type(error).__name__}: {error}") from error
     return module
+
+
+def _built(layer: LayerSpec) -> nn.Module:
+    """A network of the layer. Raises ConfigError, whatever the architecture's code raises."""
+    try:
+        return find_architecture(layer.architecture).build(layer)
+    except LearningAtHomeError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"layer {layer.prefix}: {layer.architecture} cannot be made: {type(error).__name__}: {error}"
+        ) from error
 
 
 def weight_bytes(layer: LayerSpec) -> int:
     """Bytes of one expert's weights, counted on the meta device: nothing is allocated."""
     with torch.device("meta"):
-        return count_parameters(find_architecture(layer.architecture).build(layer)) * DTYPES[layer.dtype].itemsize
+        return count_parameters(_built(layer)) * DTYPES[layer.dtype].itemsize
 
 
 def count_parameters(module: nn.Module) -> int:

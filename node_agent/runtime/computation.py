@@ -12,6 +12,7 @@ Policy: docs/decisions/0003-node-runtime.md.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from node_agent.experts.expert import Expert
 from node_agent.experts.gradients import Gradients
 from node_agent.experts.nested_expert import NestedExpert
 from node_agent.runtime.nested_computation import compute_nested
-from node_agent.runtime.outcomes import Outcome, explained, not_finite
+from node_agent.runtime.outcomes import Outcome, explained, in_halves, not_finite
 from node_agent.runtime.transfers import to_cpu, to_device
 
 # What an expert in evaluation mode computes as the operation beside it: its dropout is off, and it learns nothing.
@@ -110,15 +111,15 @@ def _forward_of_one(expert: Expert, rows: Tensor, *, remember: bool = False) -> 
         return explained(expert, error, rows)
 
 
-def _forward(expert: Expert, requests: list[Tensor]) -> list[Outcome]:
-    if expert.is_random:
+def _forward(expert: Expert, requests: Sequence[Tensor]) -> list[Outcome]:
+    if len(requests) <= 1 or expert.is_random:
         return [_forward_of_one(expert, rows) for rows in requests]
     try:
         answers = expert.forward(to_device(requests, expert.device))
         sound = is_finite(answers)
         answers = to_cpu(answers)
     except BaseException:  # noqa: BLE001 - the edge: see above
-        return [_forward_of_one(expert, rows) for rows in requests]
+        return in_halves(partial(_forward, expert), requests)
     parts = answers.split_with_sizes([len(rows) for rows in requests])
     if sound:
         return list(parts)
@@ -129,7 +130,7 @@ def _forward(expert: Expert, requests: list[Tensor]) -> list[Outcome]:
     ]
 
 
-def _gradients_of_rows(expert: Expert, requests: list[tuple[Tensor, Tensor]]) -> list[Outcome]:
+def _gradients_of_rows(expert: Expert, requests: Sequence[tuple[Tensor, Tensor]]) -> list[Outcome]:
     """A backward without a step: rows are independent of each other, and so are their gradients."""
     if expert.is_random and len(requests) > 1:
         return [outcome for request in requests for outcome in _gradients_of_rows(expert, [request])]
@@ -141,7 +142,7 @@ def _gradients_of_rows(expert: Expert, requests: list[tuple[Tensor, Tensor]]) ->
     except BaseException as error:  # noqa: BLE001 - the edge: see above
         if len(requests) == 1:
             return [explained(expert, error, requests[0][0])]
-        return [outcome for request in requests for outcome in _gradients_of_rows(expert, [request])]
+        return in_halves(partial(_gradients_of_rows, expert), requests)
     return [
         part if is_finite(part) else ExpertFailed(f"{expert.uid}: the gradient is not finite for these inputs")
         for part in found.split_with_sizes([len(rows) for rows, _ in requests])

@@ -24,6 +24,8 @@ from node_agent.runtime.batcher import Limits, Pending
 from node_agent.runtime.device_thread import DeviceThread
 from node_agent.runtime.statistics import Statistics
 
+QUEUED_BYTES_PER_TENSOR = 700  # beside its numbers: what its objects take while it waits
+
 
 @dataclass(frozen=True, slots=True)
 class HostOptions:
@@ -101,6 +103,7 @@ class Host:
             expert = self.experts.find(work.uid)
             rows = check_specs(expert, work, self._max_rows)
             num_bytes = rows * expert.row_bytes * (2 if expert.has_schema else len(work.tensors))
+            num_bytes += QUEUED_BYTES_PER_TENSOR * len(work.tensors)
             self.device_thread.check_room(work.uid, rows, num_bytes)
             job = Job(ticket, unpack(expert, work, frames, ticket.codec), _fingerprint(frames[0][0]))
             self.device_thread.submit(

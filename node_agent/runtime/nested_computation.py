@@ -8,6 +8,7 @@ Runs in one thread at a time.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from learning_at_home.errors import ExpertFailed, LearningAtHomeError
 from learning_at_home.tensors.finite import is_finite
@@ -15,7 +16,7 @@ from learning_at_home.wire.messages import Operation
 from node_agent.experts.gradients import Gradients
 from node_agent.experts.nested_expert import NestedExpert
 from node_agent.experts.networks import Leaves
-from node_agent.runtime.outcomes import Outcome, explained, not_finite
+from node_agent.runtime.outcomes import Outcome, explained, in_halves, not_finite
 from node_agent.runtime.transfers import to_cpu, to_device
 
 _Found = tuple[Leaves, Gradients]  # of the inputs, on the CPU, and of the parameters
@@ -31,14 +32,14 @@ def compute_nested(expert: NestedExpert, operation: Operation, requests: Sequenc
 
 
 def _forward(expert: NestedExpert, requests: Sequence[Leaves]) -> list[Outcome]:
-    if len(requests) == 1 or expert.is_random:
+    if len(requests) <= 1 or expert.is_random:
         return [_forward_of_one(expert, leaves) for leaves in requests]
     try:
         outputs = expert.outputs(_joined(expert, requests))
         sound = all(map(is_finite, outputs))
         parts = _parted(outputs, requests)
     except BaseException:  # noqa: BLE001 - the edge; see outcomes.py
-        return [_forward_of_one(expert, leaves) for leaves in requests]
+        return in_halves(partial(_forward, expert), requests)
     return [
         # rows are independent of each other, so a finite part is right whatever stands beside it
         part if sound or all(map(is_finite, part)) else _forward_of_one(expert, leaves)
@@ -66,7 +67,7 @@ def _gradients_of_inputs(expert: NestedExpert, requests: Sequence[Leaves]) -> li
     except BaseException as error:  # noqa: BLE001 - the edge
         if len(requests) == 1:
             return [explained(expert, error, *requests[0])]
-        return [outcome for request in requests for outcome in _gradients_of_inputs(expert, [request])]
+        return in_halves(partial(_gradients_of_inputs, expert), requests)
     failure = ExpertFailed(f"{expert.uid}: the gradient is not finite for these inputs")
     return [part if all(map(is_finite, part)) else failure for part in parts]
 

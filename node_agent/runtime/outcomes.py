@@ -8,6 +8,8 @@ caller's rows must not end the node.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -18,6 +20,13 @@ from node_agent.experts.expert import Expert
 # A tensor on the CPU, or all of an expert with a schema, or why there is none.
 Outcome = Tensor | tuple[Tensor, ...] | LearningAtHomeError
 MAX_CAUSE_CHARS = 300
+_Request = TypeVar("_Request")
+
+
+def in_halves(compute: Callable[[Sequence[_Request]], list[Outcome]], requests: Sequence[_Request]) -> list[Outcome]:
+    """Of a batch that failed: a guilty request among N is found by about 2 log N smaller batches, not by N of one."""
+    half = len(requests) // 2
+    return compute(requests[:half]) + compute(requests[half:])
 
 
 def not_finite(expert: Expert, *inputs: Tensor) -> LearningAtHomeError:

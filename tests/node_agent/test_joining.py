@@ -20,6 +20,7 @@ from node_agent.joining import choose_experts
 
 PLAIN = LayerSpec(prefix="ffn0", grid=(2,), hidden_size=4)
 FOREIGN = LayerSpec(prefix="odd0", grid=(2,), hidden_size=4, architecture="nobody-has-this")
+UNMADE = LayerSpec(prefix="odd2", grid=(2,), hidden_size=4, architecture="transformer")  # it has no sequence_length
 STEPPED = LayerSpec(prefix="odd1", grid=(2,), hidden_size=4, optimizer=OptimizerSpec(name="nobody-steps-so"))
 
 
@@ -44,12 +45,13 @@ async def chosen(layers: tuple[LayerSpec, ...], *experts: str) -> list[ExpertUid
 
 async def test_layers_that_cannot_run_here_are_left_out_with_a_line_each(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
-    uids = await chosen((FOREIGN, PLAIN, STEPPED))
+    uids = await chosen((FOREIGN, PLAIN, STEPPED, UNMADE))
     assert sorted(map(str, uids)) == ["ffn0.0", "ffn0.1"]
     told = [record.message for record in caplog.records if "hosts nothing" in record.message]
-    assert len(told) == 2
+    assert len(told) == 3
     assert told[0].startswith("this node hosts nothing of layer odd0: architecture 'nobody-has-this' is not installed")
     assert told[1].startswith("this node hosts nothing of layer odd1: optimizer 'nobody-steps-so' is not installed")
+    assert told[2].startswith("this node hosts nothing of layer odd2: a transformer's rows are sequences")
 
 
 async def test_a_node_for_which_no_layer_is_left_does_not_join() -> None:

@@ -186,3 +186,21 @@ def test_a_network_that_changes_the_rows_shape_is_refused_with_both(registry):
 def test_two_architectures_of_one_name_are_refused(registry):
     with pytest.raises(ConfigError, match="two expert architectures are called 'ffn'"):
         register_expert("ffn")(lambda layer: nn.Identity())
+
+
+@pytest.mark.parametrize("when", ["made", "computed"])
+def test_whatever_an_architecture_raises_is_told_as_its_layers_fault(registry, when):
+    class Odd(nn.Module):
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            raise KeyError("rows")
+
+    @register_expert("odd")
+    def build_odd(layer: LayerSpec) -> nn.Module:
+        if when == "made":
+            raise AttributeError("no size")
+        return Odd()
+
+    layer = LayerSpec(prefix="a", grid=(2,), architecture="odd", hidden_size=SIZE)
+
+    with pytest.raises(ConfigError, match=r"layer a: odd cannot be made: AttributeError|odd cannot compute.*KeyError"):
+        build_checked(layer)

@@ -300,3 +300,22 @@ def test_what_such_experts_take_of_memory_is_known_and_they_are_not_grouped() ->
     hosted = HostedExperts.create([ExpertUid("ffn0", (cell,)) for cell in range(2)], project, CPU, "on")
     assert hosted.group_of("ffn0.0", "forward") is None
     assert len(hosted) == 2
+
+
+@pytest.mark.parametrize("operation", ["forward", "gradient"])
+def test_a_guilty_request_among_many_costs_the_others_few_computations(operation: Operation) -> None:
+    expert = made(layer())
+    draw = inputs if operation == "forward" else with_gradients
+    requests = [draw(1, 7 if number == 20 else 0) for number in range(64)]
+    batches = 0
+
+    def count(*_: object) -> None:
+        nonlocal batches
+        batches += 1
+
+    expert.module.register_forward_pre_hook(count)
+    outcomes = compute(expert, operation, requests)
+
+    failed = [number for number, outcome in enumerate(outcomes) if isinstance(outcome, ExpertFailed)]
+    assert failed == [20]
+    assert batches <= 2 * 6 + 2
