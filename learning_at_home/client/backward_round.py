@@ -76,7 +76,8 @@ def _run_backward(
     if passed.any():
         quorum.excuse(np.flatnonzero(passed))
     results, causes = [], {}
-    again_at = now + patience_s(context, terms, {task.holder.public_key for task in tasks})
+    again_s = patience_s(context, terms, {task.holder.public_key for task in tasks})
+    again_at = now + again_s
     with context.connections.exchange() as exchange:
         fanout = FanOut(
             context, exchange, deadline, insist=True, tries=MAX_TRIES, compression=terms.compression, traced=traced
@@ -87,9 +88,10 @@ def _run_backward(
         while isinstance(decision := quorum.decide(context.clock.monotonic_s()), Wait):
             result = fanout.next_result(min(decision.until, again_at))
             if result is None:
-                if context.clock.monotonic_s() >= again_at:
+                if (now := context.clock.monotonic_s()) >= again_at:
                     fanout.ask_silent_again(quorum.rows_without_answer())
-                    again_at = deadline
+                    again_s *= 2  # what was sent again may be lost, too
+                    again_at = now + again_s
                 continue
             if result.error is None:
                 results.append(result)

@@ -72,8 +72,8 @@ def test_a_layer_loses_some_of_a_messages_calls_and_mixes_the_others():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["request", "reply"])
-def test_a_lost_backward_is_sent_again_before_the_deadline_and_applied_once(way, monkeypatch):
+@pytest.mark.parametrize("way,times", [("request", 1), ("reply", 1), ("request", 2)])
+def test_a_lost_backward_is_sent_again_before_the_deadline_and_applied_once(way, times, monkeypatch):
     layer = LayerSpec(prefix="a", grid=(2,), architecture="mlp", hidden_size=8, deadline_s=4.0)
     project = ProjectRecord(id="lost", layers=(layer,))
     with (
@@ -85,15 +85,16 @@ def test_a_lost_backward_is_sent_again_before_the_deadline_and_applied_once(way,
         x = torch.randn(5, 8, requires_grad=True)
         with lost_calls(swarm, share=0.0) as lost:
             y = experts(x)
-            still_lost = [True, True]
+            still_lost = 2 * times * [True]
             monkeypatch.setattr(lost, f"loses_{way}", lambda: bool(still_lost) and still_lost.pop())
             began = time.monotonic()
             y.sum().backward()
-            assert 0.5 <= time.monotonic() - began < 3.0, "after the grace time, and what such a call usually takes"
+            waited_s = time.monotonic() - began
+            assert 0.5 * (2**times - 1) <= waited_s < 3.5, "the grace time, and what such a call usually takes, doubled"
         assert x.grad is not None
         assert (x.grad.abs().sum(1) > 0).all()
         stats = swarm.stats()
-        assert (stats.retries, stats.zero_gradient_rows, stats.failures) == (2, 0, 0)
+        assert (stats.retries, stats.zero_gradient_rows, stats.failures) == (2 * times, 0, 0)
         assert [nodes.expert(f"a.{cell}").updates for cell in range(2)] == [1, 1]
 
 
