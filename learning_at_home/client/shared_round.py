@@ -203,10 +203,11 @@ class SharedRound:
                 behind.append(copy)  # a stranger may have come first to a host that had nothing
             return
         note, values_L = held
-        copy.heard(note.version)
         if note.version < copy.version or note.origin != copy.origin:
             behind.append(copy)
-        elif note.version > copy.version:
+            return
+        copy.heard(note.version)
+        if note.version > copy.version:
             self.counts.taken += 1
             copy.take(values_L, note.version)
 
