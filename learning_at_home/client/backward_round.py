@@ -41,8 +41,10 @@ def ask_backward(
     asked_for = terms.layer.float_inputs
     tasks = []
     with section(traced, "gather"):
-        for part in parts:
-            tensors = select(inputs, part.rows) + select(flat, part.rows * num_slots + part.slots)
+        inputs_of_parts = select(inputs, [part.rows for part in parts])
+        gradients_of_parts = select(flat, [part.rows * num_slots + part.slots for part in parts])
+        for part, of_inputs, of_outputs in zip(parts, inputs_of_parts, gradients_of_parts, strict=True):
+            tensors = of_inputs + of_outputs
             expected = expected_of(asked_for, len(part.rows))
             tasks.append(
                 Task(part.uid, part.cell, part.holder, operation, tensors, len(part.rows), part.rows, expected)

@@ -8,6 +8,7 @@ answered.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -133,18 +134,19 @@ class ForwardRound:
     def _ask(self, fanout: FanOut, quorum: Quorum, view: LayerView, rows: Rows, cells: Rows) -> None:
         """Ask for each row the expert of the cell beside it."""
         now = self._context.clock.monotonic_s()
+        parts = list(_by_cell(rows, cells, self._terms.layer.max_rows))
         tasks = []
-        for cell, rows_of_cell in _by_cell(rows, cells):
+        for (cell, part), inputs in zip(parts, select(self._inputs, [part for _, part in parts]), strict=True):
             holder = view.holders[cell]
             assert holder is not None, "only living cells are chosen, from this same view"
-            tasks += [self._task(cell, holder, part) for part in _split(rows_of_cell, self._terms.layer.max_rows)]
+            tasks.append(self._task(cell, holder, part, inputs))
         for task in tasks:
             quorum.asked(task.rows, now)
         fanout.ask(tasks)
 
-    def _task(self, cell: int, holder: PeerAddress, rows: Rows, retries: int = 0) -> Task:
+    def _task(self, cell: int, holder: PeerAddress, rows: Rows, inputs: tuple[Tensor, ...], retries: int = 0) -> Task:
+        """`inputs`: of these rows."""
         layer = self._terms.layer
-        inputs = select(self._inputs, rows)
         uid = str(layer.cells.uid(layer.prefix, cell))
         expected = expected_of(self._outputs, len(rows))
         return Task(uid, cell, holder, self._operation, inputs, len(rows), rows, expected, retries)
@@ -204,11 +206,12 @@ class ForwardRound:
         for position, (task, at) in enumerate(self._full):
             again = np.intersect1d(rows, task.rows)
             if len(again) and at < fanout.deadline:
-                fanout.ask_later(self._task(task.cell, task.holder, again, task.retries + 1), at)
+                rest = np.setdiff1d(task.rows, again)
+                inputs_again, inputs_of_rest = select(self._inputs, [again, rest])
+                fanout.ask_later(self._task(task.cell, task.holder, again, inputs_again, task.retries + 1), at)
                 quorum.asked(again, at)
                 rows = np.setdiff1d(rows, again)
-                rest = np.setdiff1d(task.rows, again)
-                self._full[position] = (self._task(task.cell, task.holder, rest, task.retries), at)
+                self._full[position] = (self._task(task.cell, task.holder, rest, inputs_of_rest, task.retries), at)
         return rows
 
     def _drop_answers_of(self, rows: Rows) -> None:
@@ -257,13 +260,12 @@ def _holders(view: LayerView, chosen_RK: Tensor) -> set[bytes]:
     return {holder.public_key for holder in holders if holder is not None}
 
 
-def _by_cell(rows: Rows, cells: Rows) -> Iterator[tuple[int, Rows]]:
-    """The rows of each cell, both in ascending order."""
+def _by_cell(rows: Rows, cells: Rows, max_rows: int) -> Iterator[tuple[int, Rows]]:
+    """The rows of each cell, both in ascending order, at most so many at a time."""
     order = np.lexsort((rows, cells))
     rows, cells = rows[order], cells[order]
-    starts = np.flatnonzero(np.diff(cells, prepend=-1))
-    yield from zip(cells[starts].tolist(), np.split(rows, starts[1:]), strict=True)
-
-
-def _split(rows: Rows, max_rows: int) -> list[Rows]:
-    return [rows[start : start + max_rows] for start in range(0, len(rows), max_rows)]
+    starts = np.flatnonzero(np.diff(cells, prepend=-1)).tolist()
+    for start, end in itertools.pairwise((*starts, len(rows))):
+        cell = int(cells[start])
+        for first in range(start, end, max_rows):
+            yield cell, rows[first : min(first + max_rows, end)]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,7 +81,11 @@ def not_enough(
     )
 
 
-def select(tensors: tuple[Tensor, ...], rows: Rows) -> tuple[Tensor, ...]:
-    """These rows of each."""
-    index = torch.from_numpy(rows)
-    return tuple([tensor.index_select(0, index) for tensor in tensors])
+def select(tensors: Sequence[Tensor], parts: Sequence[Rows]) -> list[tuple[Tensor, ...]]:
+    """Of each part these rows of each tensor.
+
+    Gathered at once: each of torch's operations gives the interpreter lock away, for which other threads wait.
+    """
+    index = torch.from_numpy(np.concatenate(parts))
+    sizes = [len(rows) for rows in parts]
+    return list(zip(*[tensor.index_select(0, index).split_with_sizes(sizes) for tensor in tensors], strict=True))

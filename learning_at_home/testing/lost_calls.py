@@ -48,18 +48,20 @@ class LostCalls:
     def total(self) -> int:
         return self.requests + self.replies
 
-    def loses_request(self) -> bool:
+    def sends(self, calls: Sequence[Call]) -> tuple[list[Call], list[Call]]:
+        """Those of one message's calls that arrive, and those whose requests are lost."""
+        lost = [call for call in calls if self._draws()] if self.share else []
         with self._lock:
-            lost = self._draws()
-            self.calls += 1
-            self.requests += lost
-            return lost
+            self.calls += len(calls)
+            self.requests += len(lost)
+        return ([call for call in calls if call not in lost] if lost else list(calls)), lost
 
     def loses_reply(self) -> bool:
+        if not self.share or not self._draws():
+            return False  # nearly always so; no lock on the way of every answer
         with self._lock:
-            lost = self._draws()
-            self.replies += lost
-            return lost
+            self.replies += 1
+        return True
 
     def _draws(self) -> bool:
         """Each of the two ways loses as many of those that come to it: 1 - (1 - p)^2 is the share."""
@@ -103,10 +105,7 @@ class _LossyExchange(Exchange):
         codec: Codec = "none",
         reply_codec: Codec = "none",
     ) -> None:
-        arriving: list[Call] = []
-        lost: list[Call] = []
-        for call in calls:
-            (lost if self._lost.loses_request() else arriving).append(call)
+        arriving, lost = self._lost.sends(calls)
         if lost:
             now = self._clock.monotonic_s()
             self._table.add(peer, lost, now, round(self._clock.wall_s() * 1000), deadline)

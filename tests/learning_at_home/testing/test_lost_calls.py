@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from learning_at_home.errors import CallTimeout, ConfigError
 from learning_at_home.project import LayerSpec, ProjectRecord
 from learning_at_home.testing import lost_calls
 from learning_at_home.testing.lost_calls import LostCalls
+from learning_at_home.transport.calls import Call
 from node_agent.testing import LocalSwarm
 
 PROJECT = ProjectRecord(
@@ -20,7 +22,12 @@ PROJECT = ProjectRecord(
 
 def test_the_share_is_of_calls_whichever_way_they_are_lost():
     lost = LostCalls(0.2, seed=3)
-    answered = sum(not lost.loses_request() and not lost.loses_reply() for _ in range(10_000))
+    calls = [Call(f"a.{number % 4}", "forward", (), ()) for number in range(10_000)]
+    answered = 0
+    for first in range(0, len(calls), 4):
+        arriving, never = lost.sends(message := calls[first : first + 4])
+        assert sorted(arriving + never, key=message.index) == message
+        answered += sum(not lost.loses_reply() for _ in arriving)
     assert lost.calls == 10_000
     assert answered == 10_000 - lost.total
     assert 1_850 < lost.total < 2_150
@@ -86,7 +93,10 @@ def test_a_lost_backward_is_sent_again_before_the_deadline_and_applied_once(way,
         with lost_calls(swarm, share=0.0) as lost:
             y = experts(x)
             still_lost = 2 * times * [True]
-            monkeypatch.setattr(lost, f"loses_{way}", lambda: bool(still_lost) and still_lost.pop())
+            if way == "reply":
+                monkeypatch.setattr(lost, "loses_reply", lambda: bool(still_lost) and still_lost.pop())
+            else:
+                monkeypatch.setattr(lost, "sends", lambda calls: _first_of(calls, still_lost))
             began = time.monotonic()
             y.sum().backward()
             waited_s = time.monotonic() - began
@@ -113,11 +123,11 @@ def test_a_node_that_answers_others_is_not_suspected_for_a_lost_call(monkeypatch
         with lost_calls(swarm, share=0.0) as lost, monkeypatch.context() as patched:
             sent = threading.Event()
 
-            def lose() -> bool:
+            def lose(calls: list[Call]) -> tuple[list[Call], list[Call]]:
                 sent.set()
-                return True
+                return [], calls
 
-            patched.setattr(lost, "loses_request", lose)
+            patched.setattr(lost, "sends", lose)
             waiting = one.submit(x)
             assert sent.wait(5.0)
             patched.undo()
@@ -125,7 +135,14 @@ def test_a_node_that_answers_others_is_not_suspected_for_a_lost_call(monkeypatch
             with pytest.raises(CallTimeout):
                 waiting.result(5.0)
             assert suspected() == 0
-            patched.setattr(lost, "loses_request", lambda: True)
+            patched.setattr(lost, "sends", lose)
             with pytest.raises(CallTimeout):
                 one(x)
             assert suspected() == 1, "nothing was heard of it in all that time"
+
+
+def _first_of(calls: Sequence[Call], lost: list[bool]) -> tuple[list[Call], list[Call]]:
+    """As many are lost as there are left to lose."""
+    num_lost = min(len(calls), len(lost))
+    del lost[:num_lost]
+    return list(calls[num_lost:]), list(calls[:num_lost])
