@@ -113,9 +113,9 @@ class Quorum:
 
     def decide(self, now: float) -> Wait | Ask | Done:
         """What to do now. `Ask` is repeated until `asked`, `postpone` or `exhausted` was told for its rows."""
-        if not self._num_short and not self._num_open:
-            return Done()
-        if self._num_short and self._wait is not None and now < self._wait.until:
+        if not self._num_short:
+            return self._wait_for_the_others(now) if self._num_open else Done()
+        if self._wait is not None and now < self._wait.until:
             return self._wait
         return self._look_at_every_row(now)
 
