@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 K = 20  # the paper's: of 20 peers chosen by chance not all leave within an hour
 READ_K = 5  # of those 20: each of them holds what was stored lately, unless it joined since, lost the datagram or lies
+FIND_K = 8  # of those that a store goes to, who tell of the others: as many as a read may ask
 MAX_SEEDS = 3 * K  # where many just died, those nearest that others tell of are not K living ones: then these serve
 MAX_PAGES = 20  # of one peer's answer: 256 records of 400 bytes take 15 pages of 7,300, after a short first one
 
@@ -105,10 +106,61 @@ class Exchange:
 
     async def put_many(self, records: Sequence[Record]) -> list[Held]:
         """The same for many records, whose closest peers are found in one crawl."""
-        for record in records:
+        of_key: dict[bytes, list[int]] = {}
+        for index, record in enumerate(records):
             self._empty.forget(record.key)
-        closest = await self.closest_peers_of(record.key for record in records)
-        return list(await asyncio.gather(*(self._put_at(closest[record.key], record) for record in records)))
+            of_key.setdefault(record.key, []).append(index)
+        holders, refusals = [0] * len(records), [Counter[str]() for _ in records]
+
+        def note(index: int, refusal: str) -> None:
+            holders[index] += not refusal
+            if refusal:
+                refusals[index][refusal] += 1
+
+        async def tell(contact: Contact, keys: Sequence[bytes]) -> bool:
+            indices = [index for key in keys for index in of_key[key]]
+            told = await all_of([self._protocol.call_store(contact, records[index]) for index in indices])
+            for index, refusal in zip(indices, told, strict=True):
+                if refusal is not None:
+                    note(index, refusal)
+            return any(refusal is not None for refusal in told)
+
+        close = await self.tell_closest(list(of_key), tell)
+        for index, record in enumerate(records):
+            if self._holds_records and (record.key in close or not holders[index]):
+                refused_here = self._storage.put(record, self._wall_ms())
+                note(index, refused_here.value if refused_here else "")
+        return [Held(count, refused) for count, refused in zip(holders, refusals, strict=True)]
+
+    async def tell_closest(
+        self, targets: Sequence[bytes], tell: Callable[[Contact, Sequence[bytes]], Awaitable[bool]], work_s: float = 0.0
+    ) -> frozenset[bytes]:
+        """Tell the k closest peers of each target something, each once for all that it is close to.
+
+        `tell` returns whether the peer answered, which may take it `work_s` longer than other questions. Returns the
+        targets that this peer, if it holds records, is itself one of the closest to; of those k - 1 others are told.
+
+        Two crawls: one finds out who is there, and ends when enough of them have answered; the second asks nobody for
+        neighbours and tells. Who does not answer in time is replaced; it is still told, as often as it takes: a
+        question outlives who asked it (questions.py).
+        """
+        finding = [self.start_lookup(target, FIND_K, MAX_SEEDS, len(targets) - 1) for target in targets]
+        await self._find_nodes(finding)
+        close = frozenset(
+            lookup.target
+            for lookup in finding
+            if self._holds_records and lookup.num_nearer(self._protocol.distance(lookup.target)) < K
+        )
+        telling = [lookup.telling(K - (lookup.target in close), work_s) for lookup in finding]
+
+        async def ask(contact: Contact, lookups: Sequence[Lookup]) -> Told | None:
+            if not self._protocol.is_proven_to(contact) and await self._protocol.greet(contact.address) != contact:
+                return None  # whoever names an address to us must not have long datagrams sent there
+            has_answered = await tell(contact, [lookup.target for lookup in lookups])
+            return [{}] * len(lookups) if has_answered else None
+
+        await run_lookups(telling, ask, self._clock)
+        return close
 
     async def closest_peers(self, target: bytes) -> list[Contact]:
         """The k closest peers that answered, the closest first."""
@@ -116,18 +168,8 @@ class Exchange:
 
     async def closest_peers_of(self, targets: Iterable[bytes]) -> dict[bytes, list[Contact]]:
         """The same for many targets, in one crawl."""
-
-        async def ask(contact: Contact, lookups: Sequence[Lookup]) -> Told | None:
-            targets = [lookup.target for lookup in lookups]
-            chunks = [targets[start : start + MAX_TARGETS] for start in range(0, len(targets), MAX_TARGETS)]
-            answers = await all_of([self._protocol.call_find_node(contact, *chunk) for chunk in chunks])
-            if all(told is None for told in answers):
-                return None
-            told = told_of(itertools.chain.from_iterable(told or () for told in answers))
-            return [told] * len(lookups)
-
         lookups = [self.start_lookup(target, K, MAX_SEEDS) for target in dict.fromkeys(targets)]
-        await run_lookups(lookups, ask, self._clock)
+        await self._find_nodes(lookups)
         return {lookup.target: lookup.closest() for lookup in lookups}
 
     async def hand_over(self, newcomer: Contact, max_records: int) -> None:
@@ -142,28 +184,24 @@ class Exchange:
             if await self._protocol.call_store(newcomer, record) is None:
                 return  # gone already
 
-    async def _put_at(self, others: list[Contact], record: Record) -> Held:
-        own_distance = self._protocol.distance(record.key)
-        is_close = len(others) < K or own_distance < others[-1].distance(record.key)
-        if is_close and self._holds_records:
-            others = others[: K - 1]
-        refusals: Counter[str] = Counter()
-        answers = await asyncio.gather(*(self._protocol.call_store(other, record) for other in others))
-        holders = answers.count("")
-        refusals.update(answer for answer in answers if answer)
-        if self._holds_records and (is_close or not holders):
-            refusal = self._storage.put(record, self._wall_ms())
-            if refusal is None:
-                holders += 1
-            else:
-                refusals[refusal.value] += 1
-        return Held(holders, refusals)
+    async def _find_nodes(self, lookups: Sequence[Lookup]) -> None:
+        async def ask(contact: Contact, lookups: Sequence[Lookup]) -> Told | None:
+            targets = [lookup.target for lookup in lookups]
+            chunks = [targets[start : start + MAX_TARGETS] for start in range(0, len(targets), MAX_TARGETS)]
+            answers = await all_of([self._protocol.call_find_node(contact, *chunk) for chunk in chunks])
+            if all(told is None for told in answers):
+                return None
+            told = told_of(itertools.chain.from_iterable(told or () for told in answers))
+            return [told] * len(lookups)
 
-    def start_lookup(self, target: bytes, need: int, num_seeds: int = K) -> Lookup:
+        await run_lookups(lookups, ask, self._clock)
+
+    def start_lookup(self, target: bytes, need: int, num_seeds: int = K, num_beside: int = 0) -> Lookup:
         protocol = self._protocol
         spare = protocol.round_trips.spare(need, SPARE)
-        slow_s = protocol.round_trips.slow_s() if need == K else 0.0  # a read finds enough holders among the quick
-        lookup = Lookup(target, protocol.node_id, K, need, protocol.patience_s, protocol.limits, spare, slow_s)
+        lookup = Lookup(
+            target, protocol.node_id, K, need, protocol.patience_s, protocol.limits, spare, num_beside=num_beside
+        )
         lookup.add(self._protocol.neighbourhood.closest(target, num_seeds, self._clock.monotonic_s()))
         return lookup
 

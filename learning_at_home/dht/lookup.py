@@ -31,8 +31,8 @@ SPARE = (
     3  # questions beyond the answers still needed: where one in five is lost or dead, five of eight come nearly always
 )
 LATE = 3  # times what the others took, of what was expected of them: then another is asked, as if it were overdue
-FAR = 2  # times what one that is far away takes when nothing holds it up: sooner nobody counts as late
 LEAST_LATE_S = 0.0005  # and so much for each answer needed: our own loop takes it to read them, one after the other
+LEAST_LATE_MORE_S = 0.00003  # and for each other lookup of the crawl that an answer may be for
 PATH_WIDTH = 2  # of each teller's nearest are asked, so that one may be dead or its answer lost
 PATH_DEATHS = 2  # of a teller's nearest may be dead before its path ends; a liar's false ones cost no more
 HOPELESS = 5  # times its patience: it was asked three times by then, and the last answer would be here
@@ -110,9 +110,7 @@ class Lookup:
     """Who is to be asked next, and who is closest, given what came back. `own_id` is never asked.
 
     `k`: how many closest peers hold what belongs under the target; `need`: how many of them must answer.
-    `patience_s`: after how long a peer is overdue; never sooner than FAR times `slow_s`, which one that is far away
-    takes: however quick others are, who is merely far away is among the closest. `limits`: of one address block only a
-    few count among the closest.
+    `patience_s`: after how long a peer is overdue. `limits`: of one address block only a few count among the closest.
     """
 
     target: bytes
@@ -122,7 +120,9 @@ class Lookup:
     patience_s: Callable[[Contact], float]
     limits: BlockLimits
     spare: int = SPARE  # fewer where hardly anything is lost
-    slow_s: float = 0.0
+    at_once: int = ALPHA
+    num_beside: int = 0  # lookups of the same crawl
+    is_telling: bool = False  # the closest something, and asks them nothing
     num_asked: int = 0
     _peers: dict[int, _Peer] = field(default_factory=dict)  # by the number of their ids
     _nearest_first: list[_Peer] = field(default_factory=list)  # the same
@@ -135,13 +135,16 @@ class Lookup:
     _view_of: tuple[float, _View] | None = None  # of the moment at which it was looked at last
     _lacks_room: bool = False  # some are wanted for whom there was no room
     _looked_s: float = -math.inf
+    _num_overdue_then: int = 0
     idle_until_s: float = -math.inf
     _place: int = 0  # the target as a number
     _own: int = 0
+    _least_late_s: float = 0.0
 
     def __post_init__(self) -> None:
         self._place = int.from_bytes(self.target, "big")
         self._own = int.from_bytes(self.own_id, "big")
+        self._least_late_s = self.need * (LEAST_LATE_S + LEAST_LATE_MORE_S * self.num_beside)
 
     def add(self, contacts: Iterable[Contact]) -> None:
         """Peers that may be asked."""
@@ -151,7 +154,7 @@ class Lookup:
     def next_to_ask(self, now: float) -> list[Contact]:
         """Peers to ask at this moment; they count as asked from here on."""
         view = self._view(now)
-        room = max(0, min(ALPHA - len(view.awaited), MAX_ASKED - self.num_asked))
+        room = max(0, min(self.at_once - len(view.awaited), MAX_ASKED - self.num_asked))
         return [self._ask(peer, now) for peer in self._wanted(view)[:room]]
 
     def join(self, contact: Contact, now: float) -> bool:
@@ -159,7 +162,8 @@ class Lookup:
         peer = self._peers.get(contact.number)
         if peer is None or peer.asked_s is not None or self.num_asked >= MAX_ASKED:
             return False
-        if peer not in self._view(now).members:
+        view = self._view(now)
+        if peer not in view.members or view.num_answered + len(view.awaited) >= self.need + self.spare:
             return False
         self._ask(peer, now)
         return True
@@ -179,10 +183,12 @@ class Lookup:
             new = [other for number, other in told.items() if number not in self._peers]
             self._see_all(heapq.nsmallest(self.k, new, key=lambda other: other.number ^ self._place))
         told_news = self._open_path(told) or len(self._peers) > num_known
-        is_long_ago = now >= self._looked_s + self.need * LEAST_LATE_S  # others may be overdue by what this one took
-        may_be_done = self._num_answered >= self.need or not self._under_way
-        if told_news or is_long_ago or self._lacks_room or may_be_done:
+        if told_news or self._lacks_room or self._num_answered >= self.need or not self._under_way:
             self.idle_until_s = -math.inf
+        elif now >= self._looked_s + self._least_late_s:  # others may be overdue by what this one took
+            self._looked_s = now
+            if self._num_overdue(now) != self._num_overdue_then:
+                self.idle_until_s = -math.inf
 
     def failed(self, contact: Contact) -> None:
         self._note_news()
@@ -196,14 +202,15 @@ class Lookup:
 
     def rest(self, now: float) -> None:
         """All who are to be asked now are. It is idle until time alone may make a difference, or news do."""
-        self._looked_s = now
+        self._looked_s, self._num_overdue_then = now, self._num_overdue(now)
         self._lacks_room = bool(self._wanted(self._view(now)))
         self.idle_until_s = self.next_change_s(now)
 
     def is_done(self, now: float) -> bool:
         """Enough of the closest have answered, and every path has come to its end.
 
-        The overdue are not waited for when enough others have answered; where there are none, a little longer.
+        The overdue are not waited for when enough others have answered; where there are none, or where most of the
+        closest are to be told something and have not answered, a little longer.
         """
         view = self._view(now)
         is_enough = view.num_answered >= self.need
@@ -211,7 +218,9 @@ class Lookup:
             return False
         if any(peer in view.ends for peer in view.awaited) or (self.num_asked < MAX_ASKED and self._wanted(view)):
             return False
-        return is_enough or not any(now < peer.hopeless_s for peer in self._under_way)
+        if is_enough and (not self.is_telling or 2 * self._num_late(now) <= self.k):
+            return True
+        return not any(now < peer.hopeless_s for peer in self._under_way)
 
     def next_change_s(self, now: float) -> float:
         """When time alone may make a difference; infinity: never."""
@@ -232,6 +241,37 @@ class Lookup:
     def closest(self) -> list[Contact]:
         """The k closest peers that answered, the closest first."""
         return [peer.contact for peer in self._nearest(peer for peer in self._nearest_first if peer.has_answered)]
+
+    def num_nearer(self, distance: int) -> int:
+        """How many that did not fail are nearer to the target than this."""
+        nearer = itertools.takewhile(lambda peer: peer.distance < distance, self._nearest_first)
+        return sum(not peer.has_failed for peer in nearer)
+
+    def telling(self, k: int, work_s: float = 0.0) -> Lookup:
+        """Another, for the k closest of those that this one has found, all of them at once, whom it found late too.
+
+        `work_s`: what it may take a peer to do what it is told.
+        """
+
+        def patience_s(contact: Contact) -> float:
+            return self.patience_s(contact) + work_s
+
+        other = Lookup(self.target, self.own_id, k, k, patience_s, self.limits, 0, k, self.num_beside, is_telling=True)
+        living = (peer.contact for peer in self._nearest_first if not peer.has_failed)
+        other.add(itertools.islice(living, MAX_ASKED))
+        return other
+
+    def _num_overdue(self, now: float) -> int:
+        haste = self._haste
+        return len([None for peer in self._under_way if now >= peer.overdue_s(haste)])
+
+    def _num_late(self, now: float) -> int:
+        """Of the k closest that answered or may yet, those that have not: far away, busy or dead."""
+        hoped_for = {peer for peer in self._under_way if now < peer.hopeless_s}
+        if not hoped_for:
+            return 0
+        nearest = self._nearest(peer for peer in self._nearest_first if peer.has_answered or peer in hoped_for)
+        return sum(not peer.has_answered for peer in nearest)
 
     def _note_news(self) -> None:
         self._view_of = None
@@ -281,7 +321,7 @@ class Lookup:
         than that, one of whom nothing is heard yet is likely dead.
         """
         share = LATE * self._took_s / self._expected_s if self._expected_s else 1.0
-        return _Haste(share, max(self.need * LEAST_LATE_S, FAR * self.slow_s))
+        return _Haste(share, self._least_late_s)
 
     def _view(self, now: float) -> _View:
         """Found once for a moment, until something comes; asking changes it in one place only."""

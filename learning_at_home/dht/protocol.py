@@ -71,6 +71,7 @@ from learning_at_home.identity import Identity, peer_id
 log = logging.getLogger(__name__)
 
 WAIT_TIMEOUT_S = 1.0  # three times a slow intercontinental round trip
+SLOTS_WORK_S = 0.0005  # for each name that a record is stored under: ten times what it takes
 MAX_CHECKS = 64  # strangers being pinged back at once; further ones are pinged when they come again
 MAX_UNSENT_BYTES = 1 << 20  # answers are dropped, as on a busy line, rather than pile up in front of a full socket
 
@@ -289,7 +290,8 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
     async def call_store_slots(self, contact: Contact, record: Record, names: Sequence[str]) -> tuple[str, ...] | None:
         """For each name what call_store gives; None when the peer did not answer."""
         request = StoreSlots(record.to_bytes(), tuple(names))
-        reply = await self._questions.ask(contact.address, contact.public_key, request, SlotsStored)
+        work_s = SLOTS_WORK_S * len(names)
+        reply = await self._questions.ask(contact.address, contact.public_key, request, SlotsStored, work_s)
         if reply is None or len(reply.answer.refusals) != len(names):
             return None
         self._clock_offsets.note(contact.address, reply.answer.wall_ms)

@@ -79,6 +79,7 @@ class _Question(Generic[AnswerT]):
         "parts",
         "stalled",
         "timer",
+        "work_s",
     )
 
     def __init__(
@@ -88,12 +89,14 @@ class _Question(Generic[AnswerT]):
         kind: type[AnswerT],
         expected_key: bytes | None,
         answer: asyncio.Future[Reply[AnswerT] | None],
+        work_s: float,
     ) -> None:
         self.address = address
         self.datagrams = datagrams
         self.kind = kind
         self.expected_key = expected_key
         self.answer = answer
+        self.work_s = work_s
         self.parts = AnswerParts()
         self.num_sent = 0
         self.num_forged = 0
@@ -130,10 +133,11 @@ class Questions:
         self._slots = asyncio.Semaphore(MAX_OUTSTANDING)
 
     async def ask(
-        self, address: Address, public_key: bytes | None, request: Request, kind: type[AnswerT]
+        self, address: Address, public_key: bytes | None, request: Request, kind: type[AnswerT], work_s: float = 0.0
     ) -> Reply[AnswerT] | None:
         """The answer of the peer there; None when there was none in time, none that makes sense, or another peer's.
 
+        `work_s`: what the request may take its receiver to do, more than others; it is sent again that much later.
         Without a public key whoever is there may answer. Only a ping may be sent so, for it proves nothing of us. A
         request of several datagrams is heard only from proven addresses: a ping proves ours, if need be.
         """
@@ -156,7 +160,7 @@ class Questions:
             message = encode_request(request, least_bytes)
         own_key = self._pair_keys.own_public_key
         asked = Datagram(self._request_kind, message_id, own_key, message, token or NO_TOKEN)
-        question = _Question(address, sealed_parts(asked, pair_key), kind, public_key, waiting)
+        question = _Question(address, sealed_parts(asked, pair_key), kind, public_key, waiting, work_s)
         question.first_sent_s = loop.time()
         self._open[message_id] = question  # type: ignore[assignment]  # an AnswerT is an Answer
         self._send_again(loop, message_id)
@@ -233,7 +237,7 @@ class Questions:
         due_s = ends_s
         if question.num_sent < MAX_SENT:
             patience_s = min(self._round_trips.patience_s(question.address), self._timeout_s / 4)
-            due_s = min(ends_s, loop.time() + patience_s * 2.0 ** (question.num_sent - 1))
+            due_s = min(ends_s, loop.time() + question.work_s + patience_s * 2.0 ** (question.num_sent - 1))
         question.timer = loop.call_at(due_s, self._on_timer, loop, message_id, due_s)
 
     def _on_timer(self, loop: asyncio.AbstractEventLoop, message_id: bytes, due_s: float) -> None:

@@ -6,7 +6,6 @@ not answered yet is expected to be like the others, and after one answer to devi
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import OrderedDict
 
@@ -16,8 +15,6 @@ FIRST_S = 0.25  # twice a slow round trip within a continent; while nobody has a
 LEAST_S = 0.03  # a busy event loop takes so long now and then, wherever the peer is
 MOST_S = 1.0
 MAX_PEERS = 4_096
-SLOW_RANK = 0.9  # of the peers, by their quickest answers: how far away peers may well be
-RANKED_PEERS, RANKED_EVERY = 128, 32  # those that answered last; after so many answers
 NEARBY_S = 0.01  # both ends of a question together compute for 0.3 ms, and then each stands in the others' way
 LATE_AT_FIRST = 0.1  # 5 % lost each way
 _LATE_GAIN = 1 / 32  # forty answers in time, a few look-ups, make a tenth a thirtieth
@@ -25,14 +22,12 @@ _GAIN, _DEVIATION_GAIN, _DEVIATIONS = 1 / 8, 1 / 4, 4
 
 
 class _Smoothed:
-    __slots__ = ("deviation_s", "mean_s", "quickest_s")
+    __slots__ = ("deviation_s", "mean_s")
 
     def __init__(self, first_s: float, deviation_s: float) -> None:
-        self.mean_s, self.deviation_s, self.quickest_s = first_s, deviation_s, first_s
+        self.mean_s, self.deviation_s = first_s, deviation_s
 
     def add(self, seconds: float) -> None:
-        if seconds < self.quickest_s:
-            self.quickest_s = seconds
         self.deviation_s += _DEVIATION_GAIN * (abs(seconds - self.mean_s) - self.deviation_s)
         self.mean_s += _GAIN * (seconds - self.mean_s)
 
@@ -46,14 +41,11 @@ class RoundTrips:
     def __init__(self) -> None:
         self._peers: OrderedDict[Address, _Smoothed] = OrderedDict()
         self._all: _Smoothed | None = None
-        self._slow_s = FIRST_S
-        self._num_until_ranked = 0  # answers
         self._late = LATE_AT_FIRST  # the share of questions that were not answered in time, lately
 
     def note(self, address: Address, seconds: float) -> None:
         """A peer answered a request that was sent once. (After a second sending nobody knows which one it answers.)"""
         self._late -= _LATE_GAIN * self._late
-        self._num_until_ranked -= 1
         known = self._peers.get(address)
         if known is None:
             usual_s = seconds if self._all is None else self._all.deviation_s
@@ -87,18 +79,6 @@ class RoundTrips:
         """After how long without an answer it is time to send again, and to ask somebody else."""
         known = self._peers.get(address) or self._all
         return FIRST_S if known is None else known.patience_s()
-
-    def slow_s(self) -> float:
-        """What a peer that is far away takes to answer, when nothing holds it up: of ten, nine are nearer.
-
-        By each one's quickest answer, which no busy moment makes slower.
-        """
-        if self._num_until_ranked <= 0 and self._peers:
-            lately = itertools.islice(reversed(self._peers.values()), RANKED_PEERS)
-            quickest = sorted(peer.quickest_s for peer in lately)
-            self._slow_s = quickest[int(SLOW_RANK * len(quickest))]
-            self._num_until_ranked = RANKED_EVERY
-        return self._slow_s
 
     def mean_s(self, address: Address) -> float | None:
         """What this peer takes to answer, smoothed; None while nothing was measured."""

@@ -18,10 +18,10 @@ from typing import NamedTuple
 from learning_at_home.clock import Clock
 from learning_at_home.dht.contacts import Contact
 from learning_at_home.dht.crawl import Told, run_lookups, told_of
-from learning_at_home.dht.exchange import MAX_PAGES, READ_K, Exchange, Held, K
+from learning_at_home.dht.exchange import MAX_PAGES, READ_K, Exchange, Held, all_of
 from learning_at_home.dht.lookup import SPARE, Lookup
 from learning_at_home.dht.messages import MAX_FIRST_KNOWN, MAX_KNOWN, MAX_NAMES, MAX_NAMES_BYTES
-from learning_at_home.dht.protocol import DhtProtocol
+from learning_at_home.dht.protocol import SLOTS_WORK_S, DhtProtocol
 from learning_at_home.dht.records import TAG_BYTES, Record, key_of, newest_per_publisher
 from learning_at_home.dht.slots import SlotStorage
 
@@ -116,18 +116,7 @@ class SlotExchange:
 
     async def put(self, record: Record, names: Sequence[str]) -> list[Held]:
         """Have the k closest peers of each name's key hold it, with one request to a peer for all its keys."""
-        keys = [key_of(name) for name in names]
-        closest = await self._exchange.closest_peers_of(keys)
-        of_contact: dict[Contact, list[int]] = {}  # indices of names
-        own: list[int] = []
-        for index, (key, others) in enumerate((key, closest[key]) for key in keys):
-            own_distance = self._protocol.distance(key)
-            is_close = len(others) < K or own_distance < others[-1].distance(key)
-            if self._holds_records and (is_close or not others):
-                own.append(index)
-                others = others[: K - 1]
-            for contact in others:
-                of_contact.setdefault(contact, []).append(index)
+        index_of = {key_of(name): index for index, name in enumerate(names)}
         holders, refusals = [0] * len(names), [Counter[str]() for _ in names]
 
         def note(index: int, refusal: str) -> None:
@@ -135,17 +124,25 @@ class SlotExchange:
             if refusal:
                 refusals[index][refusal] += 1
 
-        async def tell(contact: Contact, indices: list[int]) -> None:
-            answer = await self._protocol.call_store_slots(contact, record, [names[index] for index in indices])
-            for index, refusal in zip(indices, answer or (), strict=False):
-                note(index, refusal)
+        async def tell(contact: Contact, keys: Sequence[bytes]) -> bool:
+            chunks = list(_chunks([index_of[key] for key in keys], names))
+            answers = await all_of(
+                [
+                    self._protocol.call_store_slots(contact, record, [names[index] for index in indices])
+                    for indices in chunks
+                ]
+            )
+            for indices, answer in zip(chunks, answers, strict=True):
+                for index, refusal in zip(indices, answer or (), strict=False):
+                    note(index, refusal)
+            return any(answer is not None for answer in answers)
 
-        refused_here = self._storage.put_many(record, [names[index] for index in own], self._wall_ms())
-        for index, refused in zip(own, refused_here, strict=True):
-            note(index, refused.value if refused else "")
-        await asyncio.gather(
-            *(tell(contact, chunk) for contact, indices in of_contact.items() for chunk in _chunks(indices, names))
-        )
+        close = await self._exchange.tell_closest(list(index_of), tell, SLOTS_WORK_S * len(names))
+        if self._holds_records:
+            own = [index for key, index in index_of.items() if key in close or not holders[index]]
+            refused_here = self._storage.put_many(record, [names[index] for index in own], self._wall_ms())
+            for index, refused in zip(own, refused_here, strict=True):
+                note(index, refused.value if refused else "")
         return [Held(num_holders, refused) for num_holders, refused in zip(holders, refusals, strict=True)]
 
     async def find(self, asks: Sequence[SlotAsk]) -> list[FoundSlots]:

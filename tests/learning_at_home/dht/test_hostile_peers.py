@@ -1,6 +1,7 @@
 """What strangers send must change nothing, say nothing in the log, and leave the peer answering."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -10,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from learning_at_home.dht.address_proofs import FIRST_REQUEST_BYTES
 from learning_at_home.dht.contacts import Contact
 from learning_at_home.dht.datagrams import ANSWER, MAC_BYTES, OVERHEAD_BYTES, REQUEST, Datagram, read, sealed
 from learning_at_home.dht.messages import (
@@ -276,3 +278,21 @@ async def test_full_buckets_make_the_table_ask_its_oldest_contact_without_a_stra
             for _ in range(400):
                 alice._protocol.neighbourhood.answered(Contact(Identity.generate().public_key, "127.0.0.1", port), 0.0)
             assert len(asyncio.all_tasks()) <= before + 1
+
+
+async def test_an_address_that_a_liar_tells_of_is_sent_short_datagrams_only():
+    """Whoever is there asked for nothing: a store, which may be long, goes only to those who answer there."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as victim:
+        victim.bind(("127.0.0.1", 0))
+        victim.setblocking(False)
+        async with DhtNode(Identity.generate()) as liar, DhtNode(Identity.generate(), bootstrap=[liar.address]) as node:
+            told_of = Contact(MALLORY.public_key, *victim.getsockname())
+            liar._protocol.neighbourhood.answered(told_of, liar.clock.monotonic_s())
+            async with asyncio.timeout(10):
+                assert await node.store(KEY, bytes(700), 60) == 2
+        sizes = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sizes.append(len(victim.recv(65_536)))
+    assert sizes
+    assert max(sizes) <= FIRST_REQUEST_BYTES

@@ -25,8 +25,8 @@ def contact(distance: int) -> Contact:
     return contact_of(distance.to_bytes(20, "big"), distance)
 
 
-def lookup_of(*distances: int, k: int = 20, need: int = 20, target: bytes = TARGET, slow_s: float = 0.0) -> Lookup:
-    lookup = Lookup(target, OWN_ID, k, need, lambda _: PATIENCE_S, BlockLimits(), slow_s=slow_s)
+def lookup_of(*distances: int, k: int = 20, need: int = 20, target: bytes = TARGET) -> Lookup:
+    lookup = Lookup(target, OWN_ID, k, need, lambda _: PATIENCE_S, BlockLimits())
     lookup.add(contact(distance) for distance in distances)
     return lookup
 
@@ -163,17 +163,22 @@ def test_where_the_others_answer_much_sooner_than_expected_nobody_is_waited_for_
     assert slow.next_change_s(now=PATIENCE_S / 2) == PATIENCE_S
 
 
-def test_however_quick_others_are_one_who_may_be_far_away_counts_among_the_closest():
-    """A store that went to the quick ones would not be found by those who are near the others."""
-    lookup = lookup_of(*range(1, 100), k=4, need=4, slow_s=0.06)
-    asked = lookup.next_to_ask(now=0.0)
-    for peer in asked[1:]:
-        lookup.answered(peer, {}, now=0.002)
+def test_a_store_is_done_when_most_of_the_closest_have_answered_or_are_hopeless():
+    """Those who are late were told, too; where they are most of the closest their answers are worth waiting for."""
+    found = lookup_of(*range(1, 12), k=4, need=2)
+    asked = found.next_to_ask(now=0.0)
+    found.answered(asked[0], {}, now=0.002)
+    telling, told = found.telling(4), []
+    told += telling.next_to_ask(now=1.0)
+    assert [peer.port for peer in told] == [1, 2, 3, 4]
+    telling.answered(told[3], {}, now=1.002)
+    for instead in telling.next_to_ask(now=1.01):
+        telling.answered(instead, {}, now=1.012)
 
-    assert not lookup.is_done(now=0.1)
-    lookup.answered(asked[0], {}, now=0.15)
-    assert lookup.is_done(now=0.15)
-    assert [peer.port for peer in lookup.closest()] == [1, 2, 3, 4]
+    assert [peer.port for peer in telling.closest()] == [4, 5, 6, 7]
+    assert not telling.is_done(now=1.012), "of the four closest three are late"
+    telling.answered(told[0], {}, now=1.1)
+    assert telling.is_done(now=1.1)
 
 
 def test_where_nothing_is_lost_just_those_are_asked_that_are_needed():

@@ -61,14 +61,3 @@ def test_nearby_as_many_more_are_asked_as_are_late_lately_and_far_away_always_th
         if number % 9 == 0:
             round_trips.note_late()
     assert round_trips.spare(5, most=3) == 3
-
-
-def test_how_far_away_peers_are_is_told_by_the_quickest_answers_of_the_slowest_tenth():
-    round_trips = RoundTrips()
-    assert round_trips.slow_s() == FIRST_S
-    for number in range(20):
-        address = (f"20.0.1.{number}", 1)
-        for busy_s in (0.9, 0.0):
-            round_trips.note(address, (0.15 if number < 4 else 0.002) + busy_s)
-
-    assert round_trips.slow_s() == pytest.approx(0.15)

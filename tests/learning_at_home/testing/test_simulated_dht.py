@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from learning_at_home.dht.contacts import Address
 from learning_at_home.testing import SimulatedDht, SimulatedNetwork, run_in_virtual_time
 from learning_at_home.testing.liars import Lie, make_liar
 
@@ -120,3 +121,43 @@ def test_a_store_reaches_as_many_as_ever_though_a_third_of_the_peers_just_died()
             assert min(await asyncio.gather(*stores)) == 20
 
     run_in_virtual_time(main(), network)
+
+
+class TwoContinents(SimulatedNetwork):
+    """Between them a datagram takes 75 ms, within one 2 ms."""
+
+    def send(self, loop: asyncio.AbstractEventLoop, data: bytes, sender: Address, receiver: Address) -> None:
+        self.one_way_s = 0.002 if _continent(sender) == _continent(receiver) else 0.075
+        super().send(loop, data, sender, receiver)
+
+
+def _continent(address: Address) -> bool:
+    """Every fifth is on the small one."""
+    return int(address[0].split(".")[-1]) % 5 == 0
+
+
+def test_a_store_reaches_the_closest_wherever_they_are_and_returns_when_half_of_them_hold_it():
+    network = TwoContinents(seed=3)
+    at_return: list[int] = []
+    in_the_end: list[int] = []
+
+    async def main() -> None:
+        chance = random.Random(3)
+        async with SimulatedDht(network) as dht:
+            await dht.grow(120, one_block=True)
+            for _ in range(40):
+                key = chance.randbytes(20)
+                await chance.choice(dht.living).store(key, b"value", 3_600)
+                at_return.append(num_holders(dht, key))
+                await asyncio.sleep(1)
+                in_the_end.append(num_holders(dht, key))
+
+    def num_holders(dht: SimulatedDht, key: bytes) -> int:
+        """Of the twenty closest."""
+        place = int.from_bytes(key, "big")
+        by_distance = sorted(dht.living, key=lambda node: int.from_bytes(node.identity.peer_id, "big") ^ place)
+        return sum(bool(node._storage.records(key, node._wall_ms())) for node in by_distance[:20])
+
+    run_in_virtual_time(main(), network)
+    assert min(at_return) >= 10
+    assert min(in_the_end) == 20
