@@ -49,6 +49,26 @@ class Held:
     refusals: Counter[str]
 
 
+class Tally:
+    """What peers say to each of so many stores."""
+
+    def __init__(self, count: int) -> None:
+        self._holders = [0] * count
+        self._refusals = [Counter[str]() for _ in range(count)]
+
+    def note(self, index: int, refusal: str) -> None:
+        """One more peer holds it, or says why not."""
+        self._holders[index] += not refusal
+        if refusal:
+            self._refusals[index][refusal] += 1
+
+    def num_holders(self, index: int) -> int:
+        return self._holders[index]
+
+    def held(self) -> list[Held]:
+        return [Held(holders, refusals) for holders, refusals in zip(self._holders, self._refusals, strict=True)]
+
+
 class Exchange:
     """`holds_records`: this peer may be one of those that hold a record; a client-only one may not."""
 
@@ -110,27 +130,22 @@ class Exchange:
         for index, record in enumerate(records):
             self._empty.forget(record.key)
             of_key.setdefault(record.key, []).append(index)
-        holders, refusals = [0] * len(records), [Counter[str]() for _ in records]
-
-        def note(index: int, refusal: str) -> None:
-            holders[index] += not refusal
-            if refusal:
-                refusals[index][refusal] += 1
+        tally = Tally(len(records))
 
         async def tell(contact: Contact, keys: Sequence[bytes]) -> bool:
             indices = [index for key in keys for index in of_key[key]]
             told = await all_of([self._protocol.call_store(contact, records[index]) for index in indices])
             for index, refusal in zip(indices, told, strict=True):
                 if refusal is not None:
-                    note(index, refusal)
+                    tally.note(index, refusal)
             return any(refusal is not None for refusal in told)
 
         close = await self.tell_closest(list(of_key), tell)
         for index, record in enumerate(records):
-            if self._holds_records and (record.key in close or not holders[index]):
+            if self._holds_records and (record.key in close or not tally.num_holders(index)):
                 refused_here = self._storage.put(record, self._wall_ms())
-                note(index, refused_here.value if refused_here else "")
-        return [Held(count, refused) for count, refused in zip(holders, refusals, strict=True)]
+                tally.note(index, refused_here.value if refused_here else "")
+        return tally.held()
 
     async def tell_closest(
         self, targets: Sequence[bytes], tell: Callable[[Contact, Sequence[bytes]], Awaitable[bool]], work_s: float = 0.0

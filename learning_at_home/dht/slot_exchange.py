@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from typing import NamedTuple
 from learning_at_home.clock import Clock
 from learning_at_home.dht.contacts import Contact
 from learning_at_home.dht.crawl import Told, run_lookups, told_of
-from learning_at_home.dht.exchange import MAX_PAGES, READ_K, Exchange, Held, all_of
+from learning_at_home.dht.exchange import MAX_PAGES, READ_K, Exchange, Held, Tally, all_of
 from learning_at_home.dht.lookup import SPARE, Lookup
 from learning_at_home.dht.messages import MAX_FIRST_KNOWN, MAX_KNOWN, MAX_NAMES, MAX_NAMES_BYTES
 from learning_at_home.dht.protocol import SLOTS_WORK_S, DhtProtocol
@@ -117,12 +116,7 @@ class SlotExchange:
     async def put(self, record: Record, names: Sequence[str]) -> list[Held]:
         """Have the k closest peers of each name's key hold it, with one request to a peer for all its keys."""
         index_of = {key_of(name): index for index, name in enumerate(names)}
-        holders, refusals = [0] * len(names), [Counter[str]() for _ in names]
-
-        def note(index: int, refusal: str) -> None:
-            holders[index] += not refusal
-            if refusal:
-                refusals[index][refusal] += 1
+        tally = Tally(len(names))
 
         async def tell(contact: Contact, keys: Sequence[bytes]) -> bool:
             chunks = list(_chunks([index_of[key] for key in keys], names))
@@ -134,16 +128,16 @@ class SlotExchange:
             )
             for indices, answer in zip(chunks, answers, strict=True):
                 for index, refusal in zip(indices, answer or (), strict=False):
-                    note(index, refusal)
+                    tally.note(index, refusal)
             return any(answer is not None for answer in answers)
 
         close = await self._exchange.tell_closest(list(index_of), tell, SLOTS_WORK_S * len(names))
         if self._holds_records:
-            own = [index for key, index in index_of.items() if key in close or not holders[index]]
+            own = [index for key, index in index_of.items() if key in close or not tally.num_holders(index)]
             refused_here = self._storage.put_many(record, [names[index] for index in own], self._wall_ms())
             for index, refused in zip(own, refused_here, strict=True):
-                note(index, refused.value if refused else "")
-        return [Held(num_holders, refused) for num_holders, refused in zip(holders, refusals, strict=True)]
+                tally.note(index, refused.value if refused else "")
+        return tally.held()
 
     async def find(self, asks: Sequence[SlotAsk]) -> list[FoundSlots]:
         """What this peer and READ_K of the closest ones to each key hold, in one crawl; one answer for each."""
