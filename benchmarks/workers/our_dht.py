@@ -24,7 +24,7 @@ from learning_at_home.project import LayerSpec, ProjectRecord
 KEY_BYTES = 20
 JOINING_AT_ONCE = 10
 QUIET_S = 0.2
-QUIET_TIMEOUT_S = 30.0
+QUIET_TIMEOUT_S = 120.0  # after a long stop all look around, and store again what they published in hundreds of stores
 HEALING_S = 90.0  # each has looked around twice
 
 
