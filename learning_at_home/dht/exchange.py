@@ -179,13 +179,9 @@ class Exchange:
 
     async def closest_peers(self, target: bytes) -> list[Contact]:
         """The k closest peers that answered, the closest first."""
-        return (await self.closest_peers_of([target]))[target]
-
-    async def closest_peers_of(self, targets: Iterable[bytes]) -> dict[bytes, list[Contact]]:
-        """The same for many targets, in one crawl."""
-        lookups = [self.start_lookup(target, K, MAX_SEEDS) for target in dict.fromkeys(targets)]
-        await self._find_nodes(lookups)
-        return {lookup.target: lookup.closest() for lookup in lookups}
+        lookup = self.start_lookup(target, K, MAX_SEEDS)
+        await self._find_nodes([lookup])
+        return lookup.closest()
 
     async def hand_over(self, newcomer: Contact, max_records: int) -> None:
         """Give a new contact the records that it should hold and whose closest holder, as far as we know, we are."""

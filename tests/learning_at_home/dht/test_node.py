@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import inspect
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -403,20 +403,26 @@ async def test_the_table_of_neighbours_is_told_the_nearest_first_with_what_is_kn
             assert not peer.is_silent
 
 
-async def test_a_crawl_for_many_keys_asks_each_peer_once():
+async def test_a_store_under_many_keys_asks_and_tells_each_peer_once():
     async with network(6) as nodes:
-        asker, asked = nodes[0], list[tuple[Contact, int]]()
+        asker, asked, told = nodes[0], list[tuple[Contact, int]](), list[tuple[Contact, int]]()
         ask = asker._protocol.call_find_node
 
         async def counted(contact: Contact, *targets: bytes) -> list[Contact] | None:
             asked.append((contact, len(targets)))
             return await ask(contact, *targets)
 
-        asker._protocol.call_find_node = counted  # type: ignore[method-assign]
-        closest = await asker._exchange.closest_peers_of([bytes([number]) * 20 for number in range(60)])
+        async def tell(contact: Contact, targets: Sequence[bytes]) -> bool:
+            told.append((contact, len(targets)))
+            return True
 
-        assert all(len(found) == 5 for found in closest.values())
-        assert sorted(asked) == sorted((contact, part) for contact in closest[bytes(20)] for part in (50, 10))
+        asker._protocol.call_find_node = counted  # type: ignore[method-assign]
+        others = asker._protocol.neighbourhood.contacts()
+        await asker._exchange.tell_closest([bytes([number]) * 20 for number in range(60)], tell)
+
+        assert len(others) == 5
+        assert sorted(asked) == sorted((contact, part) for contact in others for part in (50, 10))
+        assert sorted(told) == sorted((contact, 60) for contact in others)
 
 
 async def test_a_stranger_for_whom_the_table_has_no_place_is_pinged_once_a_minute():
