@@ -51,12 +51,16 @@ class DhtEyes:
         return self._dht.port
 
     async def look(self, record: ProjectRecord) -> list[SeenAnnouncement]:
-        """Ask the DHT who serves the project's layers."""
         directory = self._directories.get(record.id)
         if directory is None or directory.project != record:
             directory = self._directories[record.id] = Directory(record, self._clock)
+        asked_s = self._clock.monotonic_s()
         await directory.refresh(self._dht)
         directory.prune()
+        now = self._clock.monotonic_s()
+        answered = any(directory.layer(layer.prefix).age_s(now) <= now - asked_s for layer in record.layers)
+        if not answered and not directory.records():  # what this peer holds itself counts as well
+            raise NetworkError("no other peer of the DHT answered")
         return [
             SeenAnnouncement(each.public_key, each.announcement, each.expires_ms / 1000)
             for each in directory.all_announcements()

@@ -35,7 +35,7 @@ class Eyes(Protocol):
     def dht_port(self) -> int: ...
 
     async def look(self, record: ProjectRecord) -> list[SeenAnnouncement]:
-        """Ask the DHT who serves the project's layers."""
+        """Ask the DHT who serves the project's layers. Raises LearningAtHomeError when that cannot be known."""
         ...
 
     def records(self, project_id: str) -> Sequence[Record]:

@@ -25,6 +25,7 @@ from backend.live.run_memory import TrainerMemory
 from dashboard.view import HEALTHS, ChartName, Event, ExpertHealth, NodeHealth
 from learning_at_home.coordinator_messages import Hardware, NodeTelemetry, Report, TrainerTelemetry
 from learning_at_home.directory.announcement import Announcement
+from learning_at_home.directory.coordinator_suspicion import SUSPICION_LIFE_S
 from learning_at_home.errors import NodeOverloaded
 from learning_at_home.project import ProjectRecord
 
@@ -212,7 +213,7 @@ class ProjectSwarm:
         node.schedule.abandon(now)
 
     def restore_node(self, node: NodeMemory, now: float) -> None:
-        """A node that the database knows: believed for as long as its announcement would be, and probed at once."""
+        """A node of the database: offline as it was, or believed while its announcement may live, and probed now."""
         self.nodes[node.id] = node
         node.ever_answered = True
         if node.announcement is not None:
@@ -223,6 +224,8 @@ class ProjectSwarm:
             node.evidence.answered_s = node.told_s = node.last_seen_s
             node.evidence.failures = 1  # stale until it answers
             node.schedule.hurry(now)
+        elif node.state == "offline":
+            node.evidence.failures, node.evidence.failed_s = FAILURES_THAT_DECIDE, node.since_s
         for key in node.cells:
             self.cells.setdefault(key, CellMemory(node, "orphaned" if node.state == "offline" else "stale"))
         self.rehost = self.dirty = True
@@ -274,13 +277,12 @@ class ProjectSwarm:
         return False
 
     def vanished(self, now: float) -> dict[bytes, float]:
-        """Nodes that still are announced and do not answer, by public key, and when they last did not."""
+        """Nodes that do not answer and may still be believed to serve, by public key, and when they last did not."""
         return {
             node.public_key: node.evidence.failed_s
             for node in self.nodes.values()
             if node.evidence.failures >= FAILURES_THAT_DECIDE
-            and node.evidence.expires_s is not None
-            and now < node.evidence.expires_s
+            and now < max(node.evidence.expires_s or 0.0, node.evidence.failed_s + SUSPICION_LIFE_S)
         }
 
     @property

@@ -69,5 +69,5 @@ def test_a_trainer_that_calls_nobody_knows_who_vanished_and_goes_on_without_the_
 
             processes.coordinator(free_tcp_port, project_file)
             processes.until(lambda: swarm.directory_source().name == "mirror", "the mirror is back", 60)
-            # The new coordinator knows the killed node from the DHT alone, until it has probed it.
+            # It knew of the one, and finds the other silent.
             processes.until(lambda: are_alive(8), "and tells the same", PROBED_IN_S)

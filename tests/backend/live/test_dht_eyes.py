@@ -10,7 +10,7 @@ from learning_at_home.clock import SystemClock
 from learning_at_home.dht.node import DhtNode
 from learning_at_home.directory.announcement import Announcement, Claim
 from learning_at_home.directory.publisher import fetch_project, publish, withdraw
-from learning_at_home.errors import ConfigError, NodeOverloaded, UnknownExpert
+from learning_at_home.errors import ConfigError, NetworkError, NodeOverloaded, UnknownExpert
 from learning_at_home.identity import Identity
 from learning_at_home.peer_address import PLAIN_SCHEME, PeerAddress
 from learning_at_home.project import LayerSpec
@@ -136,6 +136,16 @@ async def test_an_announcement_in_the_dht_is_seen_and_its_withdrawal_too(eyes):
         assert 50 < seen.expires_s - CLOCK.wall_s() <= 61
 
         await withdraw(dht, DIGITS, announcement)
+        assert await eyes.look(DIGITS) == []
+    assert await eyes.look(DIGITS) == []  # nobody answers, but this peer holds the withdrawal itself
+
+
+async def test_a_look_that_nobody_answers_is_not_an_empty_swarm(eyes):
+    """A coordinator that has just been started again may know no other peer yet."""
+    with pytest.raises(NetworkError, match="no other peer"):
+        await eyes.look(DIGITS)
+
+    async with DhtNode(ALICE, bootstrap=[f"127.0.0.1:{eyes.dht_port}"]):
         assert await eyes.look(DIGITS) == []
 
 

@@ -1,9 +1,12 @@
 import msgspec
 import pytest
 
+from backend.live.health import NodeEvidence
 from backend.live.portrait import contributors, view
 from backend.live.probe_plan import PROBE_EVERY_S
+from backend.live.swarm import RESTORED_LIFE_S
 from dashboard.view import ExpertHealth
+from learning_at_home.directory.announcement import ANNOUNCEMENT_LIFE_S
 from tests.backend.kit import (
     ALICE,
     BOB,
@@ -308,6 +311,34 @@ def test_a_flapping_node_fills_no_event_list():
         swarm.advance(NOW + number / 10)
 
     assert len(swarm.events) <= 12
+
+
+def test_who_is_gone_when_the_coordinator_is_back_is_suspected_while_its_last_announcement_may_live():
+    """Also when nobody tells the coordinator of that announcement: others may have it."""
+    (node,) = serving_swarm().nodes.values()
+    swarm = new_swarm()
+    swarm.restore_node(node, NOW + 1)
+    assert swarm.vanished(NOW + 1) == {}
+    answer_probes(swarm, NOW + 3, answered=False)
+
+    assert swarm.vanished(NOW + 1 + RESTORED_LIFE_S + 1) == {ALICE.public_key: NOW + 3}
+    assert swarm.vanished(NOW + 3 + ANNOUNCEMENT_LIFE_S) == {}
+
+
+def test_who_was_gone_before_the_coordinator_stopped_is_suspected_still_and_welcome_again():
+    (node,) = serving_swarm().nodes.values()
+    node.state, node.since_s, node.evidence = "offline", NOW, NodeEvidence()
+    swarm = new_swarm()
+    swarm.restore_node(node, NOW + 10)
+    swarm.advance(NOW + 10)
+    assert swarm.vanished(NOW + 10) == {ALICE.public_key: NOW}
+    assert answer_probes(swarm, NOW + 11) == 0
+
+    swarm.directory_seen([announced(ALICE, at_s=NOW + 20)], NOW + 21)
+    assert answer_probes(swarm, NOW + 22) == 1
+    swarm.advance(NOW + 22)
+    assert swarm.vanished(NOW + 22) == {}
+    assert healths(swarm) == FOUR_SERVING
 
 
 def test_strangers_that_never_answered_are_forgotten_with_their_socket_and_announcement():

@@ -52,6 +52,24 @@ def test_a_peer_that_was_down_for_an_hour_is_back_from_its_peer_cache_alone(tmp_
     run_in_virtual_time(main(), network)
 
 
+def test_a_peer_that_is_killed_soon_after_its_start_has_kept_its_peers(tmp_path: Path):
+    """Without any end of its own: only what it wrote while it ran is left."""
+    network = SimulatedNetwork(seed=5)
+    cache = PeerCache(tmp_path / "peers.json")
+
+    async def main() -> None:
+        async with SimulatedDht(network) as dht:
+            await dht.grow(10)
+            await dht.join(peer_cache=tmp_path / "peers.json")
+            await asyncio.sleep(10)
+            assert len(cache.load()) == 10
+            await dht.grow(5)
+            await asyncio.sleep(60)
+            assert len(cache.load()) == 15
+
+    run_in_virtual_time(main(), network)
+
+
 def test_a_peer_that_was_cut_off_when_it_started_finds_its_peers_when_the_line_is_back(tmp_path: Path):
     network = SimulatedNetwork(seed=4)
 
