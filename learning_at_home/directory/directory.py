@@ -332,7 +332,7 @@ class Directory:
         holders = claims.holders(wall_ms, frozenset(back_at_s))
         if holders != old.holders:
             num_alive = len(holders) - holders.count(None)
-            self._views[prefix] = LayerView(prefix, old.version + 1, holders, num_alive, old.updated_s)
+            self._views[prefix] = replace(old, version=old.version + 1, holders=holders, num_alive=num_alive)
         expiries_s = {
             key: now + (entry.expires_ms - wall_ms) / 1000
             for key, entry in claims.entries.items()

@@ -204,6 +204,17 @@ def test_a_success_clears_the_failures(directory, swarm, clock):
     assert directory.suspected(clock.monotonic_s())[0].failures == 1
 
 
+async def test_a_layer_that_was_read_whole_is_not_explored_because_a_node_vanished(directory, swarm, fake_dht, clock):
+    fake_dht.records = [swarm.record(swarm.alice, {0, 1})]
+    await directory.refresh(fake_dht)
+    assert directory.layer("ffn0").is_whole
+
+    directory.report_failure(swarm.alice.public_key, clock.monotonic_s())
+
+    assert directory.layer("ffn0").num_alive == 0
+    assert directory.layer("ffn0").is_whole
+
+
 def test_while_the_older_claimant_is_suspected_the_other_shows(directory, swarm, clock):
     directory.feed(swarm.record(swarm.alice, {0}, claimed_ms=1))
     directory.feed(swarm.record(swarm.bob, {0}, claimed_ms=2))
