@@ -22,7 +22,7 @@ DELAY_S = 0.1
 LOST = 0.1
 GRACE_S = 0.25  # a project's default is 0.5; four in five rounds of 16 calls lose one, and wait for so long
 DEADLINE_S = 10.0  # a project's default; a row of which all calls are lost waits a quarter of it
-ASK_TIMEOUT_S = 600.0  # a sample is two times as many batches as are in flight
+ASK_TIMEOUT_S = 600.0  # a sample is five times as many batches as are in flight
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,7 +148,11 @@ class Exchange:
         return tally.held()
 
     async def tell_closest(
-        self, targets: Sequence[bytes], tell: Callable[[Contact, Sequence[bytes]], Awaitable[bool]], work_s: float = 0.0
+        self,
+        targets: Sequence[bytes],
+        tell: Callable[[Contact, Sequence[bytes]], Awaitable[bool]],
+        work_s: float = 0.0,
+        k: int = K,
     ) -> frozenset[bytes]:
         """Tell the k closest peers of each target something, each once for all that it is close to.
 
@@ -164,9 +168,9 @@ class Exchange:
         close = frozenset(
             lookup.target
             for lookup in finding
-            if self._holds_records and lookup.num_nearer(self._protocol.distance(lookup.target)) < K
+            if self._holds_records and lookup.num_nearer(self._protocol.distance(lookup.target)) < k
         )
-        telling = [lookup.telling(K - (lookup.target in close), work_s) for lookup in finding]
+        telling = [lookup.telling(k - (lookup.target in close), work_s) for lookup in finding]
 
         async def ask(contact: Contact, lookups: Sequence[Lookup]) -> Told | None:
             if not self._protocol.is_proven_to(contact) and await self._protocol.greet(contact.address) != contact:
@@ -207,11 +211,11 @@ class Exchange:
 
         await run_lookups(lookups, ask, self._clock)
 
-    def start_lookup(self, target: bytes, need: int, num_seeds: int = K, num_beside: int = 0) -> Lookup:
+    def start_lookup(self, target: bytes, need: int, num_seeds: int = K, num_beside: int = 0, k: int = K) -> Lookup:
         protocol = self._protocol
         spare = protocol.round_trips.spare(need, SPARE)
         lookup = Lookup(
-            target, protocol.node_id, K, need, protocol.patience_s, protocol.limits, spare, num_beside=num_beside
+            target, protocol.node_id, k, need, protocol.patience_s, protocol.limits, spare, num_beside=num_beside
         )
         lookup.add(self._protocol.neighbourhood.closest(target, num_seeds, self._clock.monotonic_s()))
         return lookup

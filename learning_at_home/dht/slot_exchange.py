@@ -24,6 +24,7 @@ from learning_at_home.dht.protocol import SLOTS_WORK_S, DhtProtocol
 from learning_at_home.dht.records import TAG_BYTES, Record, key_of, newest_per_publisher
 from learning_at_home.dht.slots import SlotStorage
 
+SLOT_K = 10  # holders of a key: what fills slots is renewed within a minute or gone, and a read hears 5 of these
 OWN_PAGE_BYTES = 1 << 17  # of one key; as MAX_PAGES of another peer hold
 PAGES_TIMEOUT_S = 2.0  # for the pages that are left when the lookup has ended
 
@@ -114,7 +115,7 @@ class SlotExchange:
         self._holds_records = holds_records
 
     async def put(self, record: Record, names: Sequence[str]) -> list[Held]:
-        """Have the k closest peers of each name's key hold it, with one request to a peer for all its keys."""
+        """Have the SLOT_K closest peers of each name's key hold it, with one request to a peer for all its keys."""
         index_of = {key_of(name): index for index, name in enumerate(names)}
         tally = Tally(len(names))
 
@@ -131,7 +132,7 @@ class SlotExchange:
                     tally.note(index, refusal)
             return any(answer is not None for answer in answers)
 
-        close = await self._exchange.tell_closest(list(index_of), tell, SLOTS_WORK_S * len(names))
+        close = await self._exchange.tell_closest(list(index_of), tell, SLOTS_WORK_S * len(names), SLOT_K)
         if self._holds_records:
             own = [index for key, index in index_of.items() if key in close or not tally.num_holders(index)]
             refused_here = self._storage.put_many(record, [names[index] for index in own], self._wall_ms())
@@ -143,7 +144,7 @@ class SlotExchange:
         """What this peer and READ_K of the closest ones to each key hold, in one crawl; one answer for each."""
         crawl: dict[bytes, Record] = {}
         readings = [self._own_reading(ask, crawl) for ask in asks]
-        lookups = [self._exchange.start_lookup(ask.key, READ_K) for ask in asks]
+        lookups = [self._exchange.start_lookup(ask.key, READ_K, k=SLOT_K) for ask in asks]
         reading_of = {id(lookup): reading for lookup, reading in zip(lookups, readings, strict=True)}
 
         paging: dict[asyncio.Task[None], _Reading] = {}

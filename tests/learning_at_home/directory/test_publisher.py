@@ -10,13 +10,14 @@ import pytest
 
 from learning_at_home.dht.node import DhtNode
 from learning_at_home.dht.slot_exchange import SlotAsk
-from learning_at_home.directory.announcement import Announcement, node_key, project_key
+from learning_at_home.directory.announcement import Announcement, Claim, node_key, project_key
 from learning_at_home.directory.directory import Directory
 from learning_at_home.directory.publisher import fetch_project, publish, publish_project, withdraw
 from learning_at_home.directory.slot_rule import AnnouncementSlots
 from learning_at_home.errors import AmbiguousProject, RecordRefused, UnknownProject
 from learning_at_home.identity import Identity
 from learning_at_home.project import LayerSpec, ProjectRecord
+from learning_at_home.testing import SimulatedDht, SimulatedNetwork, run_in_virtual_time
 
 
 @contextlib.asynccontextmanager
@@ -145,3 +146,31 @@ async def test_a_large_project_of_like_layers_fits_and_one_that_does_not_is_refu
         noise = "".join(chr(0x4E00 + byte * 16 + number % 16) for number, byte in enumerate(os.urandom(4_000)))
         with pytest.raises(RecordRefused, match="shorten its description"):
             await publish_project(alice, ProjectRecord(id="digits", layers=layers, description=noise))
+
+
+def test_when_a_third_of_all_peers_die_at_once_every_reader_still_finds_every_living_host():
+    """Also before anybody has renewed anything: of the few holders of a key enough are left."""
+    network = SimulatedNetwork(one_way_s=0.05, loss=0.05, seed=11)
+    project = ProjectRecord(id="digits", layers=(LayerSpec(prefix="ffn0", grid=(8, 8)),))
+
+    async def main() -> None:
+        async with SimulatedDht(network) as dht:
+            peers = await dht.grow(150, slot_rule=AnnouncementSlots())
+            for number, host in enumerate(peers[:16]):
+                announcement = Announcement(
+                    project="digits",
+                    name=f"host-{number}",
+                    endpoints=("tcp://127.0.0.1:1",),
+                    state="online",
+                    claims=(Claim("ffn0", ((4 * number, 4 * number + 4),), 1),),
+                    issued_ms=0,
+                )
+                await publish(host, project, announcement)
+            for gone in peers[20:70]:
+                await dht.kill(gone)
+            for reader in peers[-20:]:
+                directory = Directory(project, reader.clock)
+                await directory.refresh(reader)
+                assert directory.layer("ffn0").num_alive == 64
+
+    run_in_virtual_time(main(), network)
