@@ -11,7 +11,8 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -60,7 +61,7 @@ class Models:
         """DMoE layers `dmoe0`, `dmoe1` ... and a layer `chain`, of whose cells each is a stage."""
         layers = [self._layer(f"dmoe{number}", self.grid, self.hidden_size) for number in range(self.num_layers)]
         chain = self._layer("chain", (self.num_layers,), self.chain_hidden_size)
-        return ProjectRecord(id="distance", layers=(*layers, chain)).check()
+        return ProjectRecord(id="distance", title="Throughput under latency", layers=(*layers, chain)).check()
 
     def _layer(self, prefix: str, grid: tuple[int, ...], hidden_size: int) -> LayerSpec:
         return LayerSpec(
@@ -132,8 +133,10 @@ class Throughput:
 class DistantTraining:
     """Starts with the context: nodes in processes of their own, their lines, a connected trainer."""
 
-    def __init__(self, models: Models, seed: int = 0) -> None:
+    def __init__(self, models: Models, seed: int = 0, coordinator: str | None = None) -> None:
+        """`coordinator`: the address of the models' project at one, which nodes and trainer join."""
         self.models = models
+        self._coordinator = coordinator
         self.project = models.project()
         self._seed = seed
         self._way = Way(seed=seed)
@@ -142,8 +145,10 @@ class DistantTraining:
         torch.set_num_threads(1)
         torch.manual_seed(self._seed)
         with contextlib.ExitStack() as opened:
-            self.nodes = opened.enter_context(LocalSwarm(self.project, self.models.num_nodes, wan=self._way.line))
-            self.swarm = opened.enter_context(Swarm.connect(bootstrap=self.nodes.bootstrap, project=self.project))
+            self.nodes = opened.enter_context(
+                LocalSwarm(self.project, self.models.num_nodes, wan=self._way.line, coordinator=self._coordinator)
+            )
+            self.swarm = opened.enter_context(self.nodes.connect())
             self.ready()
             self._opened = opened.pop_all()
         return self
@@ -172,8 +177,11 @@ class DistantTraining:
         ]
         return nn.Sequential(*map(_Residual, layers))
 
-    def throughput(self, load: Load, way: Way) -> Throughput:
-        """Run it until the way is full, count, and let what is under way come to its end."""
+    def throughput(self, load: Load, way: Way, report: Callable[..., None] | None = None) -> Throughput:
+        """Run it until the way is full, count, and let what is under way come to its end.
+
+        `report(number, rows_per_s=...)` is called after each batch.
+        """
         self.nodes.wan.change(way.line)
         self.ready()  # a node may still be suspected for what an earlier run lost
         torch.manual_seed(self._seed)  # the same gates and rows in every run: equal work
@@ -181,7 +189,7 @@ class DistantTraining:
         with lost_calls(self.swarm, way.lost, seed=way.seed) as lost:
             batches = (self._batch(load) for _ in range(load.all_batches))
             run = self._train(model, load, batches) if load.backward else _forward(model, load, batches)
-            counted = _count(run, load, self.swarm)
+            counted = _count(run if report is None else _reported(run, load, report), load, self.swarm)
             return replace(counted, calls=lost.calls, lost_requests=lost.requests, lost_replies=lost.replies)
 
     def _train(self, model: nn.Module, load: Load, batches: Iterator[Tensor]) -> Iterator[float | None]:
@@ -248,6 +256,15 @@ def _forward(model: nn.Module, load: Load, batches: Iterator[Tensor]) -> Iterato
             done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
             under_way |= {threads.submit(run, x) for x in itertools.islice(batches, len(done))}
             yield from [future.result() for future in done]
+
+
+def _reported(run: Iterator[float | None], load: Load, report: Callable[..., None]) -> Iterator[float | None]:
+    """The batches as they come; reported is the speed of the last ones, as many as are in flight, failed ones too."""
+    ends = deque([time.monotonic()], maxlen=load.in_flight + 1)
+    for number, seconds in enumerate(run, 1):
+        ends.append(time.monotonic())
+        report(number, rows_per_s=load.rows * (len(ends) - 1) / max(1e-9, ends[-1] - ends[0]))
+        yield seconds
 
 
 def _count(run: Iterator[float | None], load: Load, swarm: Swarm) -> Throughput:

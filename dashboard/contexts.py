@@ -92,7 +92,7 @@ class OverviewPage(Page):
     layers: tuple[LayerPicture, ...]
     chosen: LayerPicture | None  # the layer whose grid is shown; None in a project without layers
     nodes: tuple[NodeRow, ...]
-    never_joined: bool
+    never_joined: bool  # by any node, though there are layers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +157,7 @@ def overview_page(view: ProjectView, layer: str | None = None) -> OverviewPage:
         layers=pictures,
         chosen=chosen,
         nodes=view.nodes[:OVERVIEW_NODES],
-        never_joined=not view.nodes,
+        never_joined=not view.nodes and bool(view.layers),
     )
 
 

@@ -8,6 +8,7 @@ Experts learn on their nodes, when a backward reaches them.
 from __future__ import annotations
 
 import copy
+import math
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from experiments.dashboard import UNSEEN, Curve
 from experiments.virtual_threads import VirtualThreads
 from learning_at_home.errors import LearningAtHomeError
 
@@ -60,7 +62,7 @@ class Outcome:
 
 
 class AsynchronousTrainers:
-    """`calm()`: around evaluations. The model's parameters are the shared ones."""
+    """`calm()`: around evaluations. The model's parameters are the shared ones. `curve` is told of every batch."""
 
     def __init__(
         self,
@@ -70,6 +72,7 @@ class AsynchronousTrainers:
         schedule: Schedule,
         seed: int,
         calm: Callable[[], AbstractContextManager[None]] = nullcontext,
+        curve: Curve = UNSEEN,
     ) -> None:
         self._threads = threads
         self._model = model
@@ -77,6 +80,7 @@ class AsynchronousTrainers:
         self._schedule = schedule
         self._seed = seed
         self._calm = calm
+        self._curve = curve
         self._optimizer = torch.optim.Adam(model.parameters(), lr=schedule.learning_rate)
         self._started = self._finished = self._updates = 0
         self._outcome = Outcome()
@@ -113,6 +117,7 @@ class AsynchronousTrainers:
                 self._update(replica, before)
                 self._outcome.losses.append(loss.item())
             self._finished += 1
+            self._curve(self._finished, loss=self._outcome.losses[-1] if self._outcome.losses else math.nan)
             if self._finished % schedule.evaluate_every == 0 or self._finished == schedule.batches:
                 self._evaluate()
 
@@ -147,3 +152,4 @@ class AsynchronousTrainers:
                 loss += cross_entropy(scores, labels, reduction="sum").item()
         total = len(rows.test_labels)
         self._outcome.points.append((self._finished, loss / total, right / total))
+        self._curve(self._finished, test_loss=loss / total, test_accuracy=right / total)

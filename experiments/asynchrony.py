@@ -23,10 +23,12 @@ import torch
 from benchmarks.machine import machine
 from experiments.band_plot import band_plot
 from experiments.convergence import MS, load_rows
+from experiments.dashboard import Dashboard, add_flag, virtual_project
 from experiments.virtual_training import Condition, Sizes, run
 
 HARMLESS = 1.1  # times the mean loss of the fewest trainers at the same rate: about the spread of seeds
 HISTOGRAM_BARS = 8
+PROJECT = virtual_project("asynchrony", "What asynchrony costs")
 LOSS_SHOWN = 3.0  # in the plot at most; what diverges is far above, and chance at 2.3
 
 
@@ -38,28 +40,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = load_rows(options)
     runs = [found for path in options.add for found in json.loads(path.read_text("utf-8"))["runs"]]
     seeds = range(options.first_seed, options.first_seed + options.seeds)
-    for trainers, rate, seed in itertools.product(options.trainers, options.rates, seeds):
-        condition = Condition(
-            experts=options.experts, trainers=trainers, delay_s=options.delay_ms * MS, failed_share=0.0
-        )
-        sizes = Sizes(
-            layers=options.layers,
-            batches=options.batches,
-            rows_per_batch=options.rows,
-            evaluate_every=options.every,
-            learning_rate=rate,
-            expert_rate=rate,
-        )
-        found = {"rate": rate, **msgspec.to_builtins(run(condition, sizes, rows, seed))}
-        runs.append(found)
-        print(
-            f"{trainers} trainers, rate {rate:g}, seed {seed}: loss {found['loss']:.3f}, accuracy "
-            f"{found['accuracy']:.3f} ({found['seconds']:.0f} s)",
-            flush=True,
-        )
-        write(options, runs, time.monotonic() - began)
+    with Dashboard(options.dashboard) as dashboard:
+        for trainers, rate, seed in itertools.product(options.trainers, options.rates, seeds):
+            name = f"{trainers} trainers, rate {rate:g}, seed {seed}"
+            with dashboard.curve(PROJECT, name) as curve:
+                found = run(*setting(options, trainers, rate), rows, seed, curve)
+            runs.append({"rate": rate, **msgspec.to_builtins(found)})
+            print(
+                f"{name}: loss {found.loss:.3f}, accuracy {found.accuracy:.3f} ({found.seconds:.0f} s)",
+                flush=True,
+            )
+            write(options, runs, time.monotonic() - began)
     print(table(runs))
     return 0
+
+
+def setting(options: argparse.Namespace, trainers: int, rate: float) -> tuple[Condition, Sizes]:
+    """Of a run."""
+    sizes = Sizes(
+        layers=options.layers,
+        batches=options.batches,
+        rows_per_batch=options.rows,
+        evaluate_every=options.every,
+        learning_rate=rate,
+        expert_rate=rate,
+    )
+    return Condition(experts=options.experts, trainers=trainers, delay_s=options.delay_ms * MS, failed_share=0.0), sizes
 
 
 def mean_losses(runs: Iterable[Mapping[str, Any]]) -> dict[int, dict[float, list[float]]]:
@@ -181,6 +187,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--train-rows", type=int, default=30_000, help="of the digits")
     flags.add_argument("--test-rows", type=int, default=1_250, help="of the digits")
     flags.add_argument("--add", type=Path, nargs="*", default=[], help="earlier JSON files, for tables and the plot")
+    add_flag(flags)
     flags.add_argument("--json", type=Path, help="write everything to this file")
     flags.add_argument("--plot", type=Path, help="write a plot (SVG) to this file")
     return flags

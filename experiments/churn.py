@@ -8,6 +8,7 @@ and of what was lost. Seconds are real; the pace gives the killed share its mean
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -17,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -25,6 +27,7 @@ import learning_at_home as lah
 from benchmarks.machine import machine
 from experiments.band_plot import band_plot
 from experiments.churning_nodes import ChurningNodes, Kill
+from experiments.dashboard import Curve, Dashboard, add_flag
 from learning_at_home.demo.digits import DigitsTask, make_digits_task
 from learning_at_home.demo.recipe import LAYERS, Recipe, learning_rate_factor, project_record
 from learning_at_home.demo.trainer import accuracy_on_test, build_model
@@ -32,6 +35,7 @@ from learning_at_home.errors import LearningAtHomeError
 from node_agent.testing import LocalSwarm
 
 WAIT_S = 60.0
+TITLE = "Digits under churn"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +57,24 @@ class Run:
     failed_steps: int  # no expert answered; nothing was updated
 
 
-def train(task: DigitsTask, recipe: Recipe, options: argparse.Namespace, killed_per_minute: float) -> Run:
+def train(
+    task: DigitsTask, recipe: Recipe, options: argparse.Namespace, killed_per_minute: float, dashboard: Dashboard
+) -> Run:
     """One run on node processes of its own."""
     torch.manual_seed(recipe.seed)
-    record = project_record(frozen_experts=False)
+    record = msgspec.structs.replace(project_record(frozen_experts=False), title=TITLE)
+    url = dashboard.serve(record)
     with (
-        LocalSwarm(record, num_nodes=options.nodes, in_process=options.in_process) as nodes,
-        lah.Swarm.connect(bootstrap=nodes.bootstrap, project=record) as swarm,
+        LocalSwarm(record, num_nodes=options.nodes, in_process=options.in_process, coordinator=url) as nodes,
+        nodes.connect(f"{name_of(killed_per_minute)}, seed {recipe.seed}") as swarm,
+        Curve(swarm.report) as curve,
     ):
         swarm.wait_until_alive(timeout_s=WAIT_S)
         backwards = count_backwards(swarm)
         model = build_model([lah.DMoE(swarm, layer, recipe.k_best) for layer in LAYERS])
         began = time.monotonic()
         with ChurningNodes(nodes, killed_per_minute, seed=recipe.seed) as churn:
-            points, failed_steps = steps(model, task, recipe, options.pace_s)
+            points, failed_steps = steps(model, task, recipe, options.pace_s, curve)
         stats = swarm.stats()
         return Run(
             seed=recipe.seed,
@@ -85,7 +93,9 @@ def train(task: DigitsTask, recipe: Recipe, options: argparse.Namespace, killed_
         )
 
 
-def steps(model: nn.Module, task: DigitsTask, recipe: Recipe, pace_s: float) -> tuple[list[tuple[float, float]], int]:
+def steps(
+    model: nn.Module, task: DigitsTask, recipe: Recipe, pace_s: float, curve: Curve
+) -> tuple[list[tuple[float, float]], int]:
     """Train: accuracy by steps, and how many steps failed."""
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
     random = torch.Generator().manual_seed(recipe.seed)
@@ -106,8 +116,10 @@ def steps(model: nn.Module, task: DigitsTask, recipe: Recipe, pace_s: float) -> 
             continue
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
         optimizer.step()
+        curve(step + 1, loss=loss.item())
         if (step + 1) % recipe.evaluate_every_steps == 0 or step + 1 == recipe.steps:
             points.append((float(step + 1), accuracy_on_test(model, task)))
+            curve(step + 1, accuracy=points[-1][1])
         time.sleep(max(0.0, pace_s - (time.monotonic() - started)))
     return points, failed
 
@@ -122,6 +134,11 @@ def count_backwards(swarm: lah.Swarm) -> list[int]:
 
     swarm.calls.stats.told_updates = told_updates  # type: ignore[method-assign,assignment]
     return counted
+
+
+def name_of(killed_per_minute: float) -> str:
+    """Of a run, in the plot and on the dashboard."""
+    return f"{killed_per_minute:.0%} killed/min" if killed_per_minute else "calm"
 
 
 def table(runs: Sequence[Mapping[str, Any]]) -> str:
@@ -150,12 +167,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     task = make_digits_task(num_train_rows=options.train_rows, num_test_rows=options.test_rows)
     runs = [found for path in options.add for found in json.loads(path.read_text("utf-8"))["runs"]]
-    for seed in range(options.first_seed, options.first_seed + options.seeds):
-        recipe = Recipe(
-            steps=options.steps, rows_per_step=options.rows, evaluate_every_steps=options.every, seed=seed
-        )  # fmt: skip
-        for share in options.killed:
-            runs.append(asdict(train(task, recipe, options, share)))
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    with Dashboard(options.dashboard) as dashboard:
+        for seed, share in itertools.product(seeds, options.killed):
+            recipe = Recipe(
+                steps=options.steps, rows_per_step=options.rows, evaluate_every_steps=options.every, seed=seed
+            )  # fmt: skip
+            runs.append(asdict(train(task, recipe, options, share, dashboard)))
             print(f"seed {seed}, {share:.0%} killed per minute: accuracy {runs[-1]['accuracy']:.4f}", flush=True)
             write(options, runs)
     print(table(runs))
@@ -181,8 +199,7 @@ def write_plot(path: Path, runs: Sequence[Mapping[str, Any]]) -> None:
     """Accuracy by steps, calm and not."""
     series: dict[str, list[list[tuple[float, float]]]] = {}
     for run in runs:
-        name = f"{run['killed_per_minute']:.0%} killed/min" if run["killed_per_minute"] else "calm"
-        series.setdefault(name, []).append([(x, y) for x, y in run["points"]])
+        series.setdefault(name_of(run["killed_per_minute"]), []).append([(x, y) for x, y in run["points"]])
     title = f"Digits while nodes are killed ({len(runs) // max(1, len(series))} seeds)"
     path.write_text(band_plot(title, "steps", "accuracy on test rows", series), "utf-8")
 
@@ -207,6 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--train-rows", type=int, default=30_000)
     parser.add_argument("--test-rows", type=int, default=1_250)
     parser.add_argument("--add", type=Path, nargs="*", default=[], help="earlier JSON files, for table and plot")
+    add_flag(parser)
     parser.add_argument("--json", type=Path, help="write everything to this file")
     parser.add_argument("--plot", type=Path, help="write a plot (SVG) to this file")
     return parser

@@ -25,10 +25,12 @@ import torch
 from benchmarks.machine import machine
 from experiments.asynchronous_trainers import Rows
 from experiments.band_plot import band_plot
+from experiments.dashboard import Dashboard, add_flag, virtual_project
 from experiments.mnist import load_mnist
 from experiments.virtual_training import Condition, Run, Sizes, run
 
 MS = 1e-3
+PROJECT = virtual_project("convergence", "Convergence with delays and failures")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,16 +41,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows, sizes = load_rows(options), sizes_of(options)
     runs = [found for path in options.add for found in json.loads(path.read_text("utf-8"))["runs"]]
     seeds = range(options.first_seed, options.first_seed + options.seeds)
-    for condition, seed in itertools.product(conditions(options), seeds):
-        if options.real:
-            from experiments.real_training import run_for_real  # here: a virtual run needs no nodes of its own
+    with Dashboard(options.dashboard) as dashboard:
+        for condition, seed in itertools.product(conditions(options), seeds):
+            if options.real:
+                from experiments.real_training import run_for_real  # here: a virtual run needs no nodes of its own
 
-            found = run_for_real(condition, sizes, rows, seed, in_process=options.in_process)
-        else:
-            found = run(condition, sizes, rows, seed)
-        runs.append(msgspec.to_builtins(found))
-        print(line(found), flush=True)
-        write(options, runs, time.monotonic() - began)
+                found = run_for_real(condition, sizes, rows, seed, dashboard, in_process=options.in_process)
+            else:
+                with dashboard.curve(PROJECT, f"{condition.name}, seed {seed}") as curve:
+                    found = run(condition, sizes, rows, seed, curve)
+            runs.append(msgspec.to_builtins(found))
+            print(line(found), flush=True)
+            write(options, runs, time.monotonic() - began)
     print(table(runs))
     return 0
 
@@ -96,9 +100,8 @@ def line(found: Run) -> str:
     """One run."""
     condition = found.condition
     return (
-        f"{condition.protocol}, {condition.model}, {condition.trainers} trainers, {condition.delay_s / MS:g} ms, "
-        f"{condition.failed_share:.0%} failing, seed {found.seed}: accuracy {found.accuracy:.4f}, loss {found.loss:.3f}"
-        f"; {found.failures:,} of {found.calls:,} calls failed, {found.lost_batches} batches lost "
+        f"{condition.name}, seed {found.seed}: accuracy {found.accuracy:.4f}, loss {found.loss:.3f}; "
+        f"{found.failures:,} of {found.calls:,} calls failed, {found.lost_batches} batches lost "
         f"({found.virtual_s:.0f} s virtual, {found.seconds:.0f} s)"
     )
 
@@ -209,6 +212,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--train-rows", type=int, default=30_000, help="of the digits")
     flags.add_argument("--test-rows", type=int, default=1_250, help="of the digits")
     flags.add_argument("--add", type=Path, nargs="*", default=[], help="earlier JSON files, for tables and plots")
+    add_flag(flags)
     flags.add_argument("--json", type=Path, help="write everything to this file")
     flags.add_argument("--plot", type=Path, help="write plots (SVG) beside this file")
     return flags

@@ -9,6 +9,7 @@ answered, which costs the layer's grace time.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import random
@@ -19,10 +20,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import msgspec
 import torch
 
 import learning_at_home as lah
 from benchmarks.machine import machine
+from experiments.dashboard import Curve, Dashboard, add_flag
 from learning_at_home.demo.digits import DigitsTask, make_digits_task
 from learning_at_home.demo.recipe import LAYERS, Recipe, project_record
 from learning_at_home.demo.trainer import Training, accuracy_on_test, build_model
@@ -32,6 +35,7 @@ from learning_at_home.wire.messages import Work
 from node_agent.runtime.host import Host
 from node_agent.testing import LocalSwarm
 
+TITLE = "Digits while calls fail"
 ALLOWED_LOSS = 0.01  # of the mean final accuracy
 
 
@@ -76,6 +80,7 @@ def train(
     task: DigitsTask,
     recipe: Recipe,
     share: float,
+    dashboard: Dashboard,
     *,
     num_nodes: int = 4,
     silent: bool = False,
@@ -83,10 +88,11 @@ def train(
 ) -> Run:
     """One run on nodes of its own. Raises whatever the training does."""
     torch.manual_seed(recipe.seed)
-    record = project_record(frozen_experts=False)
+    record = msgspec.structs.replace(project_record(frozen_experts=False), title=TITLE)
     with (
-        LocalSwarm(record, num_nodes=num_nodes, in_process=True) as nodes,
-        lah.Swarm.connect(bootstrap=nodes.bootstrap, project=record) as swarm,
+        LocalSwarm(record, num_nodes=num_nodes, in_process=True, coordinator=dashboard.serve(record)) as nodes,
+        nodes.connect(f"{share:.0%} failing, seed {recipe.seed}") as swarm,
+        Curve(swarm.report) as curve,
     ):
         swarm.wait_until_alive()
         failing = []
@@ -97,7 +103,7 @@ def train(
         model = build_model([lah.DMoE(swarm, layer, recipe.k_best, k_min=k_min) for layer in LAYERS])
         training = Training(model, task, recipe)
         began = time.monotonic()
-        training.train(lambda: None)
+        training.train(lambda: curve(training.step, loss=training.loss))
         stats, seconds = swarm.stats(), time.monotonic() - began
         calls, failures = sum(node.calls for node in failing), sum(node.failed for node in failing)
         for node in failing:
@@ -158,13 +164,14 @@ def main(argv: list[str] | None = None) -> int:
     task = make_digits_task(num_train_rows=options.train_rows, num_test_rows=options.test_rows)
     calm: list[Run] = []
     failing: list[Run] = []
-    for seed in range(options.first_seed, options.first_seed + options.seeds):
-        recipe = Recipe(
-            steps=options.steps, rows_per_step=options.rows, evaluate_every_steps=options.steps, seed=seed,
-            budget_s=math.inf,
-        )  # fmt: skip
-        for runs, share in ((calm, 0.0), (failing, options.share)):
-            runs.append(train(task, recipe, share, silent=options.silent, k_min=options.k_min))
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    with Dashboard(options.dashboard) as dashboard:
+        for seed, (runs, share) in itertools.product(seeds, ((calm, 0.0), (failing, options.share))):
+            recipe = Recipe(
+                steps=options.steps, rows_per_step=options.rows, evaluate_every_steps=options.steps, seed=seed,
+                budget_s=math.inf,
+            )  # fmt: skip
+            runs.append(train(task, recipe, share, dashboard, silent=options.silent, k_min=options.k_min))
             print(f"seed {seed}, {share:.0%} failing: accuracy {runs[-1].accuracy:.4f}", flush=True)
     found = summary(calm, failing)
     print(table(calm, failing))
@@ -198,6 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rows", type=int, default=512, help="per step")
     parser.add_argument("--train-rows", type=int, default=30_000)
     parser.add_argument("--test-rows", type=int, default=5_000)
+    add_flag(parser)
     parser.add_argument("--json", type=Path, help="write everything to this file")
     return parser
 

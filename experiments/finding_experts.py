@@ -8,6 +8,7 @@ nodes take half an hour.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -20,11 +21,13 @@ import torch
 
 from benchmarks.machine import machine
 from benchmarks.plot import log_log_plot
+from experiments.dashboard import Dashboard, add_flag, virtual_project
 from experiments.mirrored_choice import MirroredChoice, choose
 from experiments.simulated_searches import Scene, Searches, simulate
 
 # The paper's appendix, from memory: seconds to find the top 4 with so many nodes. Its network was another one.
 THEIRS_S = {100: 0.317, 1_000: 0.528, 10_000: 0.764}
+PROJECT = virtual_project("finding-experts", "Finding experts")
 MAX_HOSTS = 4_096  # as many experts as the paper's largest layers have
 KINDS = {
     "cold": "by a peer that has just joined",
@@ -75,10 +78,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     started = time.monotonic()
     sizes: list[Size] = []
-    for nodes in options.nodes:
-        for seed in range(options.first_seed, options.first_seed + options.seeds):
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    with Dashboard(options.dashboard) as dashboard:
+        for nodes, seed in itertools.product(options.nodes, seeds):
             scene = scene_of(options, nodes, seed)
-            sizes.append(Size(scene, simulate(scene), choose(scene)))
+            with dashboard.curve(PROJECT, f"{nodes:,} nodes, seed {seed}") as curve:
+                searches = simulate(scene, curve)
+            sizes.append(Size(scene, searches, choose(scene)))
             print("\n".join(sizes[-1].lines()), flush=True)
             write(options, sizes, time.monotonic() - started)  # also what there is when a long run is ended
     return 0
@@ -139,6 +145,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--loss", type=float, default=0.0, help="share of datagrams that are lost (0)")
     flags.add_argument("--seeds", type=int, default=1)
     flags.add_argument("--first-seed", type=int, default=0)
+    add_flag(flags)
     flags.add_argument("--json", type=Path)
     flags.add_argument("--plot", type=Path, help="an SVG")
     return flags

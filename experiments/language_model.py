@@ -22,6 +22,7 @@ import torch
 
 from benchmarks.machine import machine
 from experiments.band_plot import band_plot
+from experiments.dashboard import Dashboard, add_flag
 from experiments.language_training import DMOE, MODELS, Point, Run, Settings, text_of, train
 
 NUMBERS = {
@@ -47,11 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{len(text.train):,} bytes to learn from, {settings.batches} batches of {bytes_of_batch(settings):,}")
     started = time.monotonic()
     runs = read_runs(options.add)
-    for model, in_flight, killed, seed in plan(options):
-        run = train(model, settings, text, in_flight=in_flight, killed_per_minute=killed, seed=seed)
-        runs.append(run)
-        print(line(run), flush=True)
-        write(options, settings, runs, time.monotonic() - started)  # also what there is when it is interrupted
+    with Dashboard(options.dashboard) as dashboard:
+        for model, in_flight, killed, seed in plan(options):
+            run = train(model, settings, text, dashboard, in_flight=in_flight, killed_per_minute=killed, seed=seed)
+            runs.append(run)
+            print(line(run), flush=True)
+            write(options, settings, runs, time.monotonic() - started)  # also what there is when it is interrupted
     if runs:
         print(table(runs))
         print(f"{runs[-1].name} writes:\n{runs[-1].text}")
@@ -184,6 +186,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--grace-s", type=float, default=default.grace_s, help="for late answers")
     flags.add_argument("--in-process", action="store_true", help="nodes as threads of this process: sooner ready")
     flags.add_argument("--add", type=Path, nargs="*", default=[], help="JSON files of earlier runs, to draw with these")
+    add_flag(flags)
     flags.add_argument("--json", type=Path)
     flags.add_argument("--plot", type=Path, help="an SVG's name; -bytes and -seconds are added to it")
     return flags

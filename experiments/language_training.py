@@ -15,6 +15,7 @@ import learning_at_home as lah
 from experiments.byte_transformer import ByteTransformer, bits_per_byte, dense_block, sample, windows
 from experiments.churn import count_backwards
 from experiments.churning_nodes import ChurningNodes
+from experiments.dashboard import Curve, Dashboard
 from experiments.text_bytes import Text, standard_library, wikitext
 from learning_at_home.client.pipeline import Pipeline
 from learning_at_home.client.swarm import Swarm
@@ -23,6 +24,7 @@ from node_agent.experts.architectures import count_parameters, flop_per_row, wei
 from node_agent.testing import LocalSwarm
 
 WAIT_S = 60.0
+TITLE = "A language model"
 CLIP_NORM = 1.0  # of the local parameters' gradient, as the project's of each expert's
 BALANCE = 0.01  # of the gate's balance loss, as docs/layer.md advises
 UNSEEN_ROWS = 64  # sequences to measure on, evenly over the unseen text
@@ -70,7 +72,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def project(self) -> ProjectRecord:
-        return ProjectRecord(id="language-model", layers=tuple(map(self.layer, range(self.layers)))).check()
+        return ProjectRecord(
+            id="language-model", title=TITLE, layers=tuple(map(self.layer, range(self.layers)))
+        ).check()
 
     def inner_width(self, model: str) -> int:
         """Of the dense block with as many products per byte as `k_best` experts, or as many weights as all of them."""
@@ -119,26 +123,46 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        churn = f", {self.killed_per_minute:.0%} killed/min" if self.killed_per_minute else ""
-        return f"{self.model}, {self.in_flight} in flight{churn}"
+        return name_of(self.model, self.in_flight, self.killed_per_minute)
 
 
-def train(model: str, settings: Settings, text: Text, *, in_flight: int, killed_per_minute: float, seed: int) -> Run:
+def name_of(model: str, in_flight: int, killed_per_minute: float) -> str:
+    """Of a run, in tables, plots and on the dashboard."""
+    churn = f", {killed_per_minute:.0%} killed/min" if killed_per_minute else ""
+    return f"{model}, {in_flight} in flight{churn}"
+
+
+def train(
+    model: str,
+    settings: Settings,
+    text: Text,
+    dashboard: Dashboard,
+    *,
+    in_flight: int,
+    killed_per_minute: float,
+    seed: int,
+) -> Run:
     """One run, on nodes of its own when it needs any. Raises what training raises."""
     torch.manual_seed(seed)
+    name = f"{name_of(model, in_flight, killed_per_minute)}, seed {seed}"
     with contextlib.ExitStack() as stack:
         if model == DMOE:
-            nodes = stack.enter_context(LocalSwarm(settings.project, settings.nodes, in_process=settings.in_process))
-            swarm = stack.enter_context(lah.Swarm.connect(bootstrap=nodes.bootstrap, project=settings.project))
+            url = dashboard.serve(settings.project)
+            nodes = stack.enter_context(
+                LocalSwarm(settings.project, settings.nodes, in_process=settings.in_process, coordinator=url)
+            )
+            swarm = stack.enter_context(nodes.connect(name))
+            curve = stack.enter_context(Curve(swarm.report))
             swarm.wait_until_alive(timeout_s=WAIT_S)
             updates = count_backwards(swarm)
             network = build(model, settings, swarm)
             with ChurningNodes(nodes, killed_per_minute, seed=seed) as churn:
-                points, staleness, failed = _learn(network, settings, text, in_flight, seed)
+                points, staleness, failed = _learn(network, settings, text, in_flight, seed, curve)
                 lost = _lost(swarm, churn, updates, failed)
         else:
+            curve = stack.enter_context(dashboard.curve(settings.project, name))
             network, lost = build(model, settings, None), Lost()
-            points, staleness, _ = _learn(network, settings, text, in_flight, seed)
+            points, staleness, _ = _learn(network, settings, text, in_flight, seed, curve)
         written = sample(network, PROMPT, settings.sample_bytes, temperature=TEMPERATURE, seed=seed)
     return Run(
         model=model,
@@ -197,7 +221,7 @@ def batches_of(text: Tensor, settings: Settings, seed: int) -> Iterator[Tensor]:
 
 
 def _learn(
-    network: ByteTransformer, settings: Settings, text: Text, in_flight: int, seed: int
+    network: ByteTransformer, settings: Settings, text: Text, in_flight: int, seed: int, curve: Curve
 ) -> tuple[list[Point], float, int]:
     """The points, the mean staleness, and how many batches failed."""
     starts = torch.linspace(0, len(text.unseen) - settings.context - 1, UNSEEN_ROWS).long()
@@ -224,9 +248,11 @@ def _learn(
             if step.error is None:
                 warmup.step()
             done = step.number + 1
+            curve(done, loss=step.loss)
             if done % settings.every == 0 or done == settings.batches:
                 bits = bits_per_byte(network, unseen, settings.sequences)
                 points.append(Point(done, time.monotonic() - began, bits))
+                curve(done, bits_per_unseen_byte=bits)
     return points, staleness / settings.batches, failed
 
 

@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 
 import learning_at_home as lah
 from experiments.asynchronous_trainers import ROWS_PER_EVALUATION_CALL, Rows
+from experiments.dashboard import Curve, Dashboard
 from experiments.virtual_training import Condition, Run, Sizes, num_classes, project_of, shares_of
 from learning_at_home.errors import ConfigError
 from learning_at_home.testing import Wan, lost_calls
@@ -30,7 +31,9 @@ WAIT_S = 60.0
 Batch = tuple[Tensor, Tensor]
 
 
-def run_for_real(condition: Condition, sizes: Sizes, rows: Rows, seed: int, *, in_process: bool = False) -> Run:
+def run_for_real(
+    condition: Condition, sizes: Sizes, rows: Rows, seed: int, dashboard: Dashboard, *, in_process: bool = False
+) -> Run:
     """Train. Raises ConfigError for what only a virtual clock can do."""
     if condition.protocol != "alike":
         raise ConfigError("on real nodes there is only the protocol `alike`: --protocols alike")
@@ -39,9 +42,11 @@ def run_for_real(condition: Condition, sizes: Sizes, rows: Rows, seed: int, *, i
     torch.manual_seed(seed)
     project = project_of(condition, sizes, seed, grace_s=max(MIN_GRACE_S, GRACE_MEANS * condition.delay_s))
     wan = Wan(jitter_s=condition.delay_s / 2, jitter="exponential", seed=seed)
+    shares, url = shares_of(project, sizes.nodes), dashboard.serve(project)
     with (
-        LocalSwarm(project, experts=shares_of(project, sizes.nodes), in_process=in_process, wan=wan) as nodes,
-        lah.Swarm.connect(bootstrap=nodes.bootstrap, project=project) as swarm,
+        LocalSwarm(project, experts=shares, in_process=in_process, wan=wan, coordinator=url) as nodes,
+        nodes.connect(f"{condition.name}, seed {seed}") as swarm,
+        Curve(swarm.report) as curve,
     ):
         swarm.wait_until_alive(timeout_s=WAIT_S)
         k_best = min(sizes.k_best, max(1, condition.experts))
@@ -65,9 +70,11 @@ def run_for_real(condition: Condition, sizes: Sizes, rows: Rows, seed: int, *, i
                 else:
                     lost_batches += 1
                 done = step.number + 1
+                curve(done, loss=step.loss)
                 if done % sizes.evaluate_every == 0 or done == sizes.batches:
                     lost.share = 0.0
                     points.append((done, *_evaluated(model, rows)))
+                    curve(done, test_loss=points[-1][1], test_accuracy=points[-1][2])
                     lost.share = condition.failed_share
         stats, seconds = swarm.stats(), time.monotonic() - began
         return Run(

@@ -9,6 +9,7 @@ seconds mean nothing otherwise.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -19,6 +20,7 @@ import msgspec
 
 from benchmarks.machine import machine
 from benchmarks.plot import log_log_plot
+from experiments.dashboard import Dashboard, add_flag
 from experiments.tasks import HIDDEN_SIZE, TASKS
 from experiments.trainer_group import Point, Run, TrainerGroup, kill_and_restart
 from experiments.trainer_process import EXPERTS, SHARED, Settings
@@ -36,16 +38,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     started = time.monotonic()
     runs = []
-    for seed in range(options.seeds):
-        for number in options.trainers:
-            with LocalSwarm(project(options.outer, number), options.nodes, in_process=options.in_process) as nodes:
+    with Dashboard(options.dashboard) as dashboard:
+        for seed, number in itertools.product(range(options.seeds), options.trainers):
+            with nodes_of(options, number, dashboard) as nodes:
                 runs.append(TrainerGroup(nodes, settings(options), number, seed).train())
             print(runs[-1].line(), flush=True)
-    restarts = []
-    if options.kill:
-        with LocalSwarm(project(options.outer, 1), options.nodes, in_process=options.in_process) as nodes:
-            restarts.append(kill_and_restart(nodes, settings(options)))
-        print(restarts[-1].line())
+        restarts = []
+        if options.kill:
+            with nodes_of(options, 1, dashboard) as nodes:
+                restarts.append(kill_and_restart(nodes, settings(options)))
+            print(restarts[-1].line())
     if options.json is not None:
         document = {
             "experiment": "several_trainers",
@@ -59,6 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.plot is not None and runs:
         write_plots(options.plot, runs, f"{options.task}, {options.outer}")
     return 0
+
+
+def nodes_of(options: argparse.Namespace, num_trainers: int, dashboard: Dashboard) -> LocalSwarm:
+    """For so many trainers."""
+    record = project(options.outer, num_trainers)
+    url = dashboard.serve(record)
+    return LocalSwarm(record, options.nodes, in_process=options.in_process, coordinator=url)
 
 
 def project(outer: str, num_trainers: int) -> ProjectRecord:
@@ -83,7 +92,7 @@ def project(outer: str, num_trainers: int) -> ProjectRecord:
         hidden_size=CHUNK_NUMBERS,
         optimizer=optimizer,
     )
-    return ProjectRecord(id="several-trainers", layers=(experts, shared)).check()
+    return ProjectRecord(id="several-trainers", title="Several trainers", layers=(experts, shared)).check()
 
 
 def settings(options: argparse.Namespace) -> Settings:
@@ -136,6 +145,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--kill", action="store_true", help="also kill a lone trainer half-way (SIGKILL) and start it anew"
     )
+    add_flag(flags)
     flags.add_argument("--json", type=Path)
     flags.add_argument("--plot", type=Path, help="an SVG's name; -rows and -seconds are added to it")
     return flags

@@ -12,6 +12,7 @@ import random
 import time
 from dataclasses import dataclass
 
+from experiments.dashboard import UNSEEN, Curve
 from learning_at_home.client.living import EXPLORED_WIDTH
 from learning_at_home.dht.node import DhtNode
 from learning_at_home.directory.announcement import ANNOUNCEMENT_REFRESH_S, Announcement, Claim
@@ -90,10 +91,10 @@ class Searches:
         return [search for search in self.searches if search.kind == kind]
 
 
-def simulate(scene: Scene) -> Searches:
-    """Run it."""
+def simulate(scene: Scene, curve: Curve = UNSEEN) -> Searches:
+    """Run it. `curve` is told what each search took."""
     network = SimulatedNetwork(one_way_s=scene.one_way_s, jitter=0.0, loss=scene.loss, seed=scene.seed)
-    return run_in_virtual_time(_Simulation(scene, network).run(), network)
+    return run_in_virtual_time(_Simulation(scene, network, curve).run(), network)
 
 
 def best_cells_of(row: list[float], cells: list[int], side: int, k: int) -> list[int]:
@@ -102,8 +103,9 @@ def best_cells_of(row: list[float], cells: list[int], side: int, k: int) -> list
 
 
 class _Simulation:
-    def __init__(self, scene: Scene, network: SimulatedNetwork) -> None:
+    def __init__(self, scene: Scene, network: SimulatedNetwork, curve: Curve) -> None:
         self._scene = scene
+        self._curve = curve
         self._network = network
         self._project = scene.project
         self._cells = scene.cells
@@ -158,6 +160,7 @@ class _Simulation:
         best = (best_cells_of(row, self._cells, scene.side, scene.k_best) for row in scores)
         right = all(holders[cell] is not None for cell in itertools.chain.from_iterable(best))
         self._found.append(Search(kind, seconds, seconds / (2 * scene.one_way_s), asked, right))
+        self._curve(len(self._found), **{f"{kind}_ms": seconds * 1e3})
 
     def _scores(self) -> list[list[float]]:
         """One score per grid line and row."""

@@ -21,6 +21,7 @@ from benchmarks.command_line import ending_in_order, size
 from benchmarks.distant_training import DistantTraining, Load, Model, Models, Throughput, Way
 from benchmarks.machine import machine
 from experiments.band_plot import band_plot
+from experiments.dashboard import Curve, Dashboard, add_flag
 
 REGIONS_MS = (92.49, 32.42)  # mean and deviation of a call between the paper's three cloud regions
 MBIT = 1e6 / 8  # bytes
@@ -43,6 +44,14 @@ class Point:
         if self.model == "chain":
             return "chain, one batch" if self.in_flight == 1 else f"chain, {self.in_flight} in flight"
         return f"DMoE, {self.in_flight} in flight" + (f", {self.way.lost:.0%} lost" if self.way.lost else "")
+
+    @property
+    def run_name(self) -> str:
+        """On the dashboard."""
+        speed = "" if math.isinf(self.way.bytes_per_s) else f", {self.way.bytes_per_s / MBIT:g} Mbit/s"
+        compression = "" if self.compression == "none" else f", {self.compression}"
+        direction = "" if self.backward else ", forward alone"
+        return f"{self.name}, {self.way.delay_s * 1e3:.0f} ms{speed}{compression}{direction}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +98,9 @@ def measure(training: DistantTraining, point: Point, options: argparse.Namespace
         warm_batches=point.in_flight,
         batches=options.chain_batches if alone else options.waves * point.in_flight,
     )
-    return training.throughput(load, point.way)
+    training.swarm.run = point.run_name
+    with Curve(training.swarm.report) as curve:
+        return training.throughput(load, point.way, curve)
 
 
 def line(run: Run) -> str:
@@ -132,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The exit code."""
     options = parser().parse_args(argv)
     runs: list[Run] = []
-    with ending_in_order():
+    with ending_in_order(), Dashboard(options.dashboard) as dashboard:
         for architecture in options.architectures:
             models = Models(
                 architecture=architecture,
@@ -145,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 grace_s=options.grace_s,
                 deadline_s=options.deadline_s,
             )
-            with DistantTraining(models, options.seed) as training:
+            with DistantTraining(models, options.seed, dashboard.serve(models.project())) as training:
                 for point in points(options):
                     runs.append(Run(architecture, point, measure(training, point, options)))
                     print(line(runs[-1]), flush=True)
@@ -189,6 +200,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--mbit-delay-ms", type=float, default=50.0, help="of a call over these lines (50)")
     flags.add_argument("--compression", nargs="+", default=["none", "int8"], help="over these lines (none int8)")
     flags.add_argument("--seed", type=int, default=0)
+    add_flag(flags)
     flags.add_argument("--json", type=Path)
     flags.add_argument("--plot", type=Path, help="an SVG's name; architecture and direction are added to it")
     return flags

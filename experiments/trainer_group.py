@@ -86,6 +86,7 @@ class TrainerGroup:
                 rows=each,
                 task_seed=self._seed,
                 seed=1_000 * self._seed + position,
+                run=f"{position + 1} of {self._number}, seed {self._seed}",
                 evaluates_every=0 if position else self._settings.evaluates_every,
             )
             for position in range(self._number)
@@ -137,7 +138,12 @@ class Processes:
         self._errors = [Path(self._folder.name) / f"{position}.txt" for position in range(len(self._plan))]
         self._processes = []
         for settings, errors in zip(self._plan, self._errors, strict=True):
-            told = msgspec.structs.replace(settings, bootstrap=tuple(self._nodes.bootstrap), project=str(project))
+            told = msgspec.structs.replace(
+                settings,
+                bootstrap=tuple(self._nodes.bootstrap),
+                project=str(project),
+                coordinator=self._nodes.coordinator,
+            )
             with errors.open("w") as file:
                 self._processes.append(
                     subprocess.Popen(

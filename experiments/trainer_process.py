@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import learning_at_home as lah
+from experiments.dashboard import Curve
 from experiments.tasks import TASKS, Task
 from learning_at_home.parent_watch import exit_when_stdin_closes
 from learning_at_home.process_exit import end_quickly
@@ -32,6 +33,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     bootstrap: tuple[str, ...]
     project: str  # a TOML file
+    coordinator: str | None = None  # the project's address there; the file is not read then
+    run: str | None = None  # on the dashboard
     task: str = "digits"
     task_seed: int = 0
     seed: int = 0  # of this trainer's start and of the order of its rows
@@ -71,7 +74,13 @@ def train(settings: Settings) -> None:
     task = TASKS[settings.task](settings.task_seed)
     torch.manual_seed(settings.seed)
     random = torch.Generator().manual_seed(settings.seed)
-    with lah.Swarm.connect(bootstrap=settings.bootstrap, project=Path(settings.project)) as swarm:
+    project = Path(settings.project) if settings.coordinator is None else None
+    with (
+        lah.Swarm.connect(
+            settings.coordinator, bootstrap=settings.bootstrap, project=project, run=settings.run
+        ) as swarm,
+        Curve(swarm.report) as curve,
+    ):
         swarm.wait_until_alive(timeout_s=WAIT_S)
         model = task.build(lah.DMoE(swarm, layer=EXPERTS, k_best=4))
         shared = swarm.shared(SHARED, model, every=settings.every, background=settings.background)
@@ -87,6 +96,7 @@ def train(settings: Settings) -> None:
             optimizer.step()
             shared.step()
             rows, steps = rows + settings.rows_per_step, steps + 1
+            curve(steps, loss=loss.item())
             time.sleep(max(0.0, settings.pace_s - (time.monotonic() - started)))
             if steps % settings.every == 0:
                 say(Said(kind="progress", rows=rows, loss=loss.item()))

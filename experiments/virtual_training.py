@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -21,6 +20,7 @@ from torch import nn
 
 import learning_at_home as lah
 from experiments.asynchronous_trainers import AsynchronousTrainers, Outcome, Rows, Schedule
+from experiments.dashboard import UNSEEN, Curve
 from experiments.virtual_swarm import Delays, VirtualSwarm
 from experiments.virtual_threads import VirtualThreads
 from learning_at_home.project import LayerSpec, OptimizerSpec, ProjectRecord
@@ -45,6 +45,12 @@ class Condition:
     @property
     def model(self) -> str:
         return f"{self.experts} experts" if self.experts else "dense"
+
+    @property
+    def name(self) -> str:
+        """Short enough for a run's."""
+        failing = f", {self.failed_share:.0%} failing" if self.failed_share else ""
+        return f"{self.protocol}, {self.model}, {self.trainers} trainers, {self.delay_s * 1e3:g} ms{failing}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +93,7 @@ class Run:
     seconds: float
 
 
-def run(condition: Condition, sizes: Sizes, rows: Rows, seed: int) -> Run:
+def run(condition: Condition, sizes: Sizes, rows: Rows, seed: int, curve: Curve = UNSEEN) -> Run:
     """Train. The same arguments give the same figures."""
     began = time.monotonic()
     torch.manual_seed(seed)
@@ -107,7 +113,7 @@ def run(condition: Condition, sizes: Sizes, rows: Rows, seed: int) -> Run:
     if paper and not condition.experts:
         blocks = [_local_block(sizes) for _ in range(sizes.layers)]
         model = nn.Sequential(ends[0], *blocks, ends[1])
-        outcome = AsynchronousTrainers(threads, model, rows, schedule, seed, nullcontext).train()
+        outcome = AsynchronousTrainers(threads, model, rows, schedule, seed, curve=curve).train()
         return _result(condition, seed, outcome, None, late, began)
     project = project_of(condition, sizes, seed)
     swarm = VirtualSwarm(
@@ -123,7 +129,7 @@ def run(condition: Condition, sizes: Sizes, rows: Rows, seed: int) -> Run:
     with swarm.swarm:
         layers = [lah.DMoE(swarm.swarm, layer.prefix, k_best, circuit_breaker=False) for layer in project.layers]
         model = nn.Sequential(ends[0], *layers, ends[1])
-        outcome = AsynchronousTrainers(threads, model, rows, schedule, seed, swarm.calm).train()
+        outcome = AsynchronousTrainers(threads, model, rows, schedule, seed, swarm.calm, curve).train()
         return _result(condition, seed, outcome, swarm, late if paper else swarm.delays, began)
 
 

@@ -95,7 +95,9 @@ class CoordinatorLink:
     _telemetry_due: bool = False
     _closing: bool = False
     _problem: str = ""
+    _in_session: bool = False  # from an attempt to connect to its end
     _socket: ClientConnection | None = None  # after the introduction
+    _said_all: bool = False
 
     def wake(self) -> None:
         """Something waits to be flushed."""
@@ -114,11 +116,13 @@ class CoordinatorLink:
     async def last_word(self, timeout_s: float) -> bool:
         """Leave: send telemetry and what waits, then close. Whether the coordinator had all of it in time.
 
-        A coordinator that does not listen is left. `run` does the sending: it must still be running.
+        A connection that is being made is waited for; a coordinator that does not listen is left. `run` does the
+        sending: it must still be running.
         """
+        await asyncio.sleep(0)  # a `run` that was started at this moment begins
         self._closing = True
         self.leave()
-        if self._socket is None:
+        if not self._in_session:
             return False
         try:
             async with asyncio.timeout(timeout_s):
@@ -127,7 +131,7 @@ class CoordinatorLink:
             if self._socket is not None:
                 self._socket.transport.abort()
             return False
-        return True
+        return self._said_all
 
     async def run(self) -> None:
         """Until cancelled, or until the connection ends after leaving. Raises nothing."""
@@ -136,12 +140,13 @@ class CoordinatorLink:
         try:
             while not self._left.is_set():
                 started_s = loop.time()
+                self._in_session = True
                 try:
                     await self._session()
                 except (OSError, TimeoutError, WebSocketException, LearningAtHomeError) as error:
                     self._tell(printable(str(error), MAX_PROBLEM_CHARS) or type(error).__name__)
                 finally:
-                    self._socket = None
+                    self._in_session, self._socket = False, None
                 if loop.time() - started_s >= LASTING_S:
                     pause_s = FIRST_PAUSE_S
                 await _wait(self._left, pause_s * random.uniform(0.5, 1.0))
@@ -231,6 +236,7 @@ class CoordinatorLink:
                     await send(await self.telemetry())
                 await self.flush(send)
                 if closing:
+                    self._said_all = True
                     return
                 await _wait(self._due, next_telemetry_s - loop.time())
             reader.result()

@@ -108,9 +108,9 @@ def charts(swarm: ProjectSwarm) -> dict[ChartName, Series]:
 
 
 def loss_series(swarm: ProjectSwarm) -> Series:
-    """The losses of the latest run over its steps."""
+    """The losses of the latest run over its steps, or what else it reports."""
     run = swarm.book.latest()
-    names = run.loss_lines() if run is not None else []
+    names = run.drawn_lines() if run is not None else []
     if run is None or not names:
         return Series(name="loss", unit="", x=(), lines={"loss": ()})
     curves = {name: dict(run.curves[name].all_points()) for name in names}

@@ -12,6 +12,7 @@ from learning_at_home.readable_names import is_valid_name, readable_name
 
 RUN_IS_LIVE_S = 60.0  # after the last report: a step of a large model, or a test between two, takes that long
 MAX_METRICS = 32  # per run; names beyond them are ignored
+MAX_LINES = 4  # of one chart
 MAX_RUNS = 100  # per project in memory; older ones are left to the database
 MAX_RUNS_PER_TRAINER = 5
 MAX_TRAINERS = 10_000  # as many as there may be sockets
@@ -97,6 +98,7 @@ class RunMemory:
             live=self.live,
         )
 
-    def loss_lines(self) -> list[str]:
-        """The metrics that the loss chart draws: those that are losses, by their name."""
-        return [metric for metric in self.curves if "loss" in metric.lower()][:4]
+    def drawn_lines(self) -> list[str]:
+        """The metrics that the training's chart draws: losses, by their name, or else what came first."""
+        losses = [metric for metric in self.curves if "loss" in metric.lower()]
+        return (losses or list(self.curves))[:MAX_LINES]

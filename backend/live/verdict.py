@@ -19,6 +19,8 @@ def judge(
     """The verdict on a swarm. `counts` has every state but vacant; `worst_node` is the one that left most experts
     behind.
     """
+    if not experts_total:
+        return Verdict("empty", "Nothing to host.", "This project has no layers.", "What trainers report is shown.")
     hosted = sum(counts.values())
     if not hosted:
         return Verdict(

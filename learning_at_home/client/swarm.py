@@ -60,8 +60,8 @@ class Swarm:
     """`with Swarm.connect("https://coordinator.example/p/digits") as swarm: ...`
 
     Also without `with`: `close` it, or let the interpreter's end do so. Any thread may use it, also one that runs an
-    event loop. What was joined: `project` (its record), `run`, `dashboard_url` (None without a coordinator); as whom:
-    `identity`.
+    event loop. What was joined: `project` (its record), `dashboard_url` (None without a coordinator); as whom:
+    `identity`. What is reported belongs to the run of the name `run`, of 80 characters at most, which may be set anew.
     """
 
     def __init__(

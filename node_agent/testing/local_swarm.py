@@ -1,4 +1,4 @@
-"""Real nodes on this machine, without a coordinator: `with LocalSwarm(project, num_nodes=4) as swarm: ...`
+"""Real nodes on this machine, with a coordinator or without: `with LocalSwarm(project, num_nodes=4) as swarm: ...`
 
 The cells of all layers are divided among the nodes in their flat order. A DHT peer inside this process is where nodes
 and trainers bootstrap from, so that any node may be killed. Nodes are subprocesses, or with `in_process=True` agents
@@ -17,10 +17,12 @@ import socket
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
 from learning_at_home.client.loop_thread import LoopThread
+from learning_at_home.client.swarm import Swarm
 from learning_at_home.dht.node import DhtNode
 from learning_at_home.directory.slot_rule import AnnouncementSlots
 from learning_at_home.errors import UnknownExpert, UsageError
@@ -56,12 +58,15 @@ class LocalSwarm:
         unencrypted: bool = False,
         allow_experts: Sequence[str] = (),
         wan: Wan | Sequence[Wan] | None = None,
+        coordinator: str | None = None,
     ) -> None:
         """`experts`: patterns per node, instead of equal shares. `wait`: enter only when every node serves.
 
         `unencrypted`: nodes for callers with `unencrypted=True`. `allow_experts`: packages whose experts they may run.
-        `wan`: the line to every node, or one for each.
+        `wan`: the line to every node, or one for each. `coordinator`: the address of this very project at one, as
+        `http://127.0.0.1:8765/p/digits`, which the nodes join and in the end leave.
         """
+        self.coordinator = coordinator
         self._allow_experts = tuple(allow_experts)
         self._unencrypted = unencrypted
         self.project = project.check()
@@ -114,6 +119,16 @@ class LocalSwarm:
     def bootstrap(self) -> list[str]:
         """Addresses to join by: `Swarm.connect(bootstrap=swarm.bootstrap, project=swarm.project)`."""
         return [self._dht.address]
+
+    def connect(self, run: str | None = None) -> Swarm:
+        """A trainer of this swarm; at its coordinator, if it has one, a run of this name. Raises as Swarm.connect."""
+        return Swarm.connect(
+            self.coordinator,
+            bootstrap=self.bootstrap,
+            project=self.project if self.coordinator is None else None,
+            run=run,
+            unencrypted=self._unencrypted,
+        )
 
     @property
     def wan(self) -> WanProcess:
@@ -193,8 +208,13 @@ class LocalSwarm:
                 ending.callback(self._wan.close)
             ending.callback(self._loop.close, DHT_TIMEOUT_S)
             ending.callback(lambda: self._loop.submit(self._dht.__aexit__(None, None, None)).result(DHT_TIMEOUT_S))
-            for node in self.nodes:
-                ending.callback(node.kill)  # the whole swarm ends: there is nobody left to say goodbye to
+            if self.coordinator is None:
+                for node in self.nodes:
+                    ending.callback(node.kill)  # the whole swarm ends: there is nobody left to say goodbye to
+            elif self.nodes:
+                with ThreadPoolExecutor(len(self.nodes)) as all_at_once:
+                    for left in [all_at_once.submit(node.close) for node in self.nodes]:
+                        ending.callback(left.result)
 
     def _open_lines(self) -> None:
         self._wan = WanProcess().__enter__()
@@ -212,7 +232,8 @@ class LocalSwarm:
 
     def _node(self, number: int, folder: str) -> LocalNode:
         config = NodeConfig(
-            project_file=self._project_file,
+            coordinator=self.coordinator,
+            project_file=self._project_file if self.coordinator is None else None,
             bootstrap=tuple(self.bootstrap),
             experts=tuple(self._shares[number]),
             device=self._device,

@@ -187,10 +187,14 @@ class AgentNode:
 
 def _flags(config: NodeConfig) -> list[str]:
     """The command line of the part of a configuration that a LocalSwarm sets."""
-    if config.project_file is None or config.data_dir is None:
-        raise ConfigError("a local node needs a project file and a data folder")
-    flags = ["--project-file", str(config.project_file), "--data-dir", str(config.data_dir), "--host", config.host]
-    flags += ["--device", config.device, "--log-level", config.log_level, "--exit-with-parent"]
+    if config.data_dir is None:
+        raise ConfigError("a local node needs a data folder")
+    flags = ["--data-dir", str(config.data_dir), "--host", config.host, "--device", config.device]
+    flags += ["--log-level", config.log_level, "--exit-with-parent"]
+    if config.coordinator is not None:
+        flags += ["--coordinator", config.coordinator]
+    if config.project_file is not None:
+        flags += ["--project-file", str(config.project_file)]
     for address in config.bootstrap:
         flags += ["--bootstrap", address]
     for pattern in config.experts:

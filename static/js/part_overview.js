@@ -43,7 +43,7 @@ function sum(series) {
   );
 }
 
-/** `run digits-7 by brisk-heron` and the latest step and loss beside the loss chart. */
+/** `run digits-7 by brisk-heron` and the latest step, beside the chart of what it reports. */
 function writeRun(view) {
   const head = document.getElementById("run");
   if (!head) return;

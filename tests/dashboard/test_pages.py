@@ -144,6 +144,20 @@ async def test_an_empty_project_names_the_one_command(pages: httpx.AsyncClient, 
     assert "– / – ms" in text
 
 
+async def test_a_project_without_layers_calls_for_no_nodes(pages: httpx.AsyncClient, source: ScriptedSource):
+    async def texts(description: str) -> list[str]:
+        project = msgspec.structs.replace(header(), description=description)
+        source.views["digits"] = msgspec.structs.replace(empty_view(), project=project, layers=())
+        return [words_of((await pages.get(page)).text) for page in ("/p/digits", "/p/digits/experts")]
+
+    described, undescribed = await texts("Nodes are simulated elsewhere."), await texts("")
+
+    assert all("lah coordinator --project digits" in text for text in undescribed)
+    assert all("Nodes are simulated elsewhere." in text for text in described)
+    assert not any("lah node" in text or "lah coordinator" in text for text in described)
+    assert not any("lah node" in text for text in undescribed)
+
+
 async def test_the_join_page_says_what_to_type_and_how_much_room_there_is(
     pages: httpx.AsyncClient, source: ScriptedSource
 ):

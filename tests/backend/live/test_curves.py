@@ -76,6 +76,15 @@ def test_a_report_that_comes_a_little_late_changes_no_curve():
     assert run.curves["loss"].all_points() == [(10, 10.0), (20, 20.0)]
 
 
+def test_losses_are_drawn_and_without_any_what_else_is_reported():
+    run = RunMemory("t", "trainer", "first", started_s=0.0, last_heard_s=0.0)
+    run.hears(report(1, accuracy=0.5, rows_per_s=9.0, a=1.0, b=1.0, c=1.0), now=1.0)
+    assert run.drawn_lines() == ["accuracy", "rows_per_s", "a", "b"]
+
+    run.hears(report(2, accuracy=0.5, loss=2.0, test_loss=2.1), now=2.0)
+    assert run.drawn_lines() == ["loss", "test_loss"]
+
+
 def test_a_run_has_a_bounded_number_of_metrics():
     run = RunMemory("t", "trainer", "first", started_s=0.0, last_heard_s=0.0)
     for number in range(100):

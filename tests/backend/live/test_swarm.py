@@ -406,6 +406,14 @@ def test_the_verdict_follows_from_the_counts(counts: dict[ExpertHealth, int], un
     assert verdict.level == level
 
 
+def test_a_project_without_layers_waits_for_nobody():
+    from backend.live.verdict import judge
+
+    verdict = judge({}, experts_total=0, nodes_online=0, unserved_layers=(), worst_node=None)
+
+    assert (verdict.level, verdict.headline) == ("empty", "This project has no layers.")
+
+
 def test_contributors_are_those_who_answered_us_the_most_generous_first():
     swarm = new_swarm()
     swarm.directory_seen([announced(ALICE), announced(BOB, first=4, end=8)], NOW)

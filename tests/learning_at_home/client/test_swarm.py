@@ -4,6 +4,7 @@ import asyncio
 import copy
 import gc
 import math
+import socket
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ import torch
 
 from learning_at_home.client import reporting
 from learning_at_home.client.dmoe import DMoE
-from learning_at_home.client.reporting import ReportQueue
+from learning_at_home.client.reporting import LAST_WORDS_S, ReportQueue
 from learning_at_home.client.swarm import Swarm
 from learning_at_home.coordinator_messages import Introduction, Mirrored, Report, TrainerTelemetry
 from learning_at_home.directory import directory
@@ -222,6 +223,29 @@ def test_the_last_reports_are_sent_on_close(coordinator):
             swarm.report(step, loss=1.0)
 
     assert [coordinator.next_said(Report).step for _ in range(50)] == list(range(50))
+
+
+def test_a_program_that_ends_before_its_connection_is_made_is_heard(coordinator):
+    for step in range(5):
+        with Swarm.connect(coordinator.url) as swarm:
+            swarm.report(step, loss=1.0)
+        assert coordinator.next_said(Report).step == step
+
+
+def test_a_coordinator_that_is_silent_does_not_hold_up_the_end(coordinator):
+    with Swarm.connect(coordinator.url) as swarm:
+        coordinator.next_said(TrainerTelemetry)
+        coordinator.stop_web()
+        with socket.create_server(("127.0.0.1", coordinator.port)) as silent:
+            silent.settimeout(30)
+            caller, _ = silent.accept()  # the trainer comes again, and is not answered
+            swarm.report(1, loss=1.0)
+            began_s = time.monotonic()
+            swarm.close()
+            took_s = time.monotonic() - began_s
+            caller.close()
+
+    assert LAST_WORDS_S <= took_s < LAST_WORDS_S + 2.0
 
 
 @pytest.mark.parametrize("metrics", [{"loss": "high"}, {"loss": torch.ones(2)}, {f"m{i}": 1.0 for i in range(17)}])
