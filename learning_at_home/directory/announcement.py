@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -88,8 +88,12 @@ class Announcement(_Statement, frozen=True, kw_only=True):
             raise WireError(f"not an announcement: {error}") from error
         if not all(map(is_endpoint, packed.endpoints)):
             raise WireError("an announcement has an endpoint that is not tcp://number:port")
+        num_cells = sum(map(_num_cells, packed.claims))
+        if num_cells > MAX_CLAIMED_CELLS:
+            raise WireError(f"an announcement claims {num_cells:,} cells; {MAX_CLAIMED_CELLS:,} are allowed")
         claims = tuple(Claim(claim.prefix, _spans(claim.runs), claim.claimed_ms) for claim in packed.claims)
-        _check_claims(claims)
+        if len({claim.prefix for claim in claims}) < len(claims):
+            _check_disjoint(claims)
         return cls(**_statement(packed), claims=claims)
 
 
@@ -106,10 +110,19 @@ def _runs(spans: Iterable[tuple[int, int]]) -> tuple[int, ...]:
     return tuple(runs)
 
 
+def _num_cells(claim: _PackedClaim) -> int:
+    """Those of one claim, whose spans are in order as they are packed. Raises WireError unless they may be claimed."""
+    lengths = claim.runs[1::2]
+    if len(claim.runs) % 2 or 0 in lengths:
+        raise WireError(f"an announcement with a span of {claim.prefix!r} that has no length")
+    if claim.claimed_ms < 0:
+        raise WireError(f"an announcement claims cells of {claim.prefix!r} since before 1970")
+    if sum(claim.runs) > MAX_CELLS:
+        raise WireError(f"an announcement claims cells of {claim.prefix!r} that no grid has")
+    return sum(lengths)
+
+
 def _spans(runs: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-    """Raises WireError for an odd number."""
-    if len(runs) % 2:
-        raise WireError("an announcement with a span that has no length")
     ends = tuple(itertools.accumulate(runs))  # of gaps and spans in turn
     return tuple(zip(ends[::2], ends[1::2], strict=True))
 
@@ -131,26 +144,20 @@ def is_endpoint(text: str) -> bool:
     return not (address.is_multicast or address.is_unspecified or address.is_reserved)
 
 
-def _check_claims(claims: tuple[Claim, ...]) -> None:
-    """Raises WireError unless each cell is claimed once, by spans that cost little to walk."""
-    spans: dict[str, list[tuple[int, int]]] = {}
+def _check_disjoint(claims: Iterable[Claim]) -> None:
+    """Raises WireError unless each cell is claimed once."""
+    for prefix, spans in spans_by_prefix(claims).items():
+        if any(end > first for (_, end), (first, _) in itertools.pairwise(spans)):
+            raise WireError(f"an announcement claims some cells of {prefix!r} twice")
+
+
+def spans_by_prefix(claims: Iterable[Claim]) -> dict[str, Sequence[tuple[int, int]]]:
+    """All that are claimed of each layer, in order."""
+    spans: dict[str, Sequence[tuple[int, int]]] = {}
     for claim in claims:
-        if claim.claimed_ms < 0:
-            raise WireError(f"an announcement claims cells of {claim.prefix!r} since before 1970")
-        spans.setdefault(claim.prefix, []).extend(claim.spans)
-    num_cells = 0
-    for prefix, of_layer in spans.items():
-        end_before = 0
-        of_layer.sort()
-        for first, end in of_layer:
-            if not end_before <= first < end:
-                raise WireError(f"an announcement claims impossible cells of {prefix!r}, or some twice")
-            end_before = end
-            num_cells += end - first
-        if end_before > MAX_CELLS:
-            raise WireError(f"an announcement claims cells of {prefix!r} that no grid has")
-    if num_cells > MAX_CLAIMED_CELLS:
-        raise WireError(f"an announcement claims {num_cells:,} cells; {MAX_CLAIMED_CELLS:,} are allowed")
+        others = spans.get(claim.prefix)
+        spans[claim.prefix] = claim.spans if others is None else sorted((*others, *claim.spans))
+    return spans
 
 
 def spans_of(cells: Iterable[int]) -> tuple[tuple[int, int], ...]:

@@ -6,6 +6,7 @@ The timer that refreshes an announcement belongs to the node's announcer.
 from __future__ import annotations
 
 import logging
+import math
 import zlib
 
 from learning_at_home.dht.node import DhtNode
@@ -57,9 +58,11 @@ def prefix_names(project: ProjectRecord, announcement: Announcement) -> list[str
     names: dict[str, None] = {}
     for claim in announcement.claims:
         grid = project.layer(claim.prefix).cells
-        prefixes = {grid.uid(claim.prefix, cell).indices[:-1] for cell in claim.cells()}
+        cells = list(claim.cells())
         for length in range(len(grid.shape)):
-            for indices in sorted({longest[:length] for longest in prefixes}):
+            below = math.prod(grid.shape[length:])
+            for first in sorted({cell - cell % below for cell in cells}):
+                indices = grid.uid(claim.prefix, first).indices[:length]
                 names[prefix_name(project.id, claim.prefix, grid, indices)] = None
     return list(names)
 

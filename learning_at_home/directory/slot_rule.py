@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from learning_at_home.dht.records import Record, key_of
-from learning_at_home.directory.announcement import ANNOUNCEMENT_LIFE_S, Announcement, node_name
+from learning_at_home.directory.announcement import ANNOUNCEMENT_LIFE_S, Announcement, node_name, spans_by_prefix
 from learning_at_home.errors import InvalidUid, WireError
 from learning_at_home.expert_uid import Grid
 
@@ -26,7 +26,7 @@ class _Claims:
 
     home: str
     project: str
-    spans: dict[str, list[tuple[int, int]]]  # by prefix, in order; none when the node cannot be called
+    spans: dict[str, Sequence[tuple[int, int]]]  # by prefix, in order; none when the node cannot be called
 
 
 class AnnouncementSlots:
@@ -96,11 +96,8 @@ def _claims_of(record: Record) -> _Claims | None:
     home = node_name(announcement.project, record.publisher)
     if record.key != key_of(home):
         return None
-    spans: dict[str, list[tuple[int, int]]] = {}
-    if announcement.state == "online" and announcement.endpoints:
-        for claim in announcement.claims:
-            spans[claim.prefix] = sorted((*spans.get(claim.prefix, ()), *claim.spans))
-    return _Claims(home, announcement.project, spans)
+    can_be_called = announcement.state == "online" and announcement.endpoints
+    return _Claims(home, announcement.project, spans_by_prefix(announcement.claims) if can_be_called else {})
 
 
 @lru_cache(maxsize=4_096)

@@ -5,9 +5,9 @@ from learning_at_home.testing.manual_clock import ManualClock
 from learning_at_home.testing.simulated_dht import SimulatedDht
 from learning_at_home.testing.simulated_network import SimulatedNetwork
 from learning_at_home.testing.virtual_time import LoopClock, VirtualTimeLoop, run_in_virtual_time
-from learning_at_home.testing.wan import Wan
+from learning_at_home.testing.wan import Wan, WanCounters
 from learning_at_home.testing.wan_process import WanProcess
-from learning_at_home.testing.wan_proxy import WanCounters, WanProxy
+from learning_at_home.testing.wan_proxy import WanProxy
 
 __all__ = [
     "LoopClock",

@@ -47,6 +47,22 @@ class Wan:
             raise ConfigError("bytes_per_s and window_bytes must be positive")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WanCounters:
+    """What went through a line since it began. Up: to the node; down: from it."""
+
+    connections: int
+    open_connections: int
+    cut: int  # connections
+    bytes_up: int  # delivered
+    bytes_down: int
+    held_bytes: int  # now, on their way
+    most_held_bytes: int
+    resent: int  # times that bytes had to wait for a lost segment
+    messages: int  # seen; only while messages are lost are they looked at
+    messages_lost: int
+
+
 class Line:
     """One direction of a line, which all connections share."""
 

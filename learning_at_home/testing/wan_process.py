@@ -18,8 +18,8 @@ from typing import Any
 
 from learning_at_home.client.loop_thread import LoopThread
 from learning_at_home.errors import NetworkError, UsageError
-from learning_at_home.testing.wan import Wan
-from learning_at_home.testing.wan_proxy import PERFECT, WanCounters, WanProxy
+from learning_at_home.testing.wan import Wan, WanCounters
+from learning_at_home.testing.wan_proxy import PERFECT, WanProxy
 
 TIMEOUT_S = 20.0  # the interpreter starts, and the machine may be busy
 SEEDS_APART = 7_919  # between the seeds of neighbours: lines of one seed would draw the same

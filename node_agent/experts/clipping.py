@@ -55,7 +55,7 @@ class Use:
 
     module: nn.Linear | nn.LayerNorm
     into: Tensor
-    out: Tensor
+    out: Tensor | None  # None: it was not computed
 
 
 def gradients_together(expert: Expert, rows: Tensor, output_gradient: Tensor, sizes: Sequence[int]) -> Gradients | None:
@@ -77,22 +77,13 @@ def gradients_together(expert: Expert, rows: Tensor, output_gradient: Tensor, si
 def _compute(
     expert: Expert, rows: Tensor, output_gradient: Tensor, sizes: Sequence[int], clip_norm: float
 ) -> Gradients | None:
-    rows = rows.detach().requires_grad_()
-    with _recorded(expert.module) as uses:
-        answer = expert.module(rows)
-    inside = {id(parameter) for use in uses for parameter in use.module.parameters()}
-    others = [parameter for parameter in expert.trained if id(parameter) not in inside]
-    if len({id(use.module) for use in uses}) < len(uses) or any(use.into.shape[0] != len(rows) for use in uses):
+    found = _pulled_to_outputs(expert, rows, output_gradient)
+    if found is None:
         return None
-    of_rows, *found = pull_back(answer, output_gradient, [rows, *(use.out for use in uses), *others])
-    if any(gradient is not None for gradient in found[len(uses) :]):
-        return None  # a parameter that no Linear or LayerNorm uses has a gradient
-    if of_rows is None:
-        of_rows = torch.zeros_like(rows)
+    of_rows, pulled = found
     with torch.no_grad():
         requests = Requests(sizes, rows.device)
-        shares = zip(uses, found, strict=False)  # of the others nothing was found
-        reached = [Share(use, gradient, requests) for use, gradient in shares if gradient is not None]
+        reached = [Share(use, gradient, requests) for use, gradient in pulled if gradient is not None]
         by_parameter, norm = _clip_and_add_up(reached, requests, clip_norm)
     of_parameters = tuple(by_parameter.get(id(parameter)) for parameter in expert.trained)
     if not math.isfinite(norm) or not is_finite(of_rows):
@@ -102,6 +93,33 @@ def _compute(
         if not norm <= len(sizes) * clip_norm * (1 + ROUNDING):
             return None
     return Gradients(of_rows, of_parameters, norm)
+
+
+def _pulled_to_outputs(
+    expert: Expert, rows: Tensor, output_gradient: Tensor
+) -> tuple[Tensor, list[tuple[Use, Tensor | None]]] | None:
+    """The gradients of the rows and of each use's output; None where these are not all that parameters learn by."""
+    rows = rows.detach().requires_grad_()
+    body, last = _parted(expert.module)
+    with _recorded(body) as uses:
+        answer = body(rows)
+    outs, gradients_of_last = [use.out for use in uses], list[Tensor | None]()
+    answer_gradient = output_gradient
+    if last is not None:
+        if output_gradient.shape != (*answer.shape[:-1], last.out_features):
+            return None
+        uses.append(Use(last, answer, None))
+        answer_gradient, gradients_of_last = output_gradient @ last.weight.detach(), [output_gradient]
+    if len({id(use.module) for use in uses}) < len(uses) or any(use.into.shape[0] != len(rows) for use in uses):
+        return None
+    inside = {id(parameter) for use in uses for parameter in use.module.parameters()}
+    others = [parameter for parameter in expert.trained if id(parameter) not in inside]
+    inputs = [rows, *(out for out in outs if out is not None), *others]
+    of_rows, *found = pull_back(answer, answer_gradient, inputs)
+    if any(gradient is not None for gradient in found[len(outs) :]):
+        return None  # a parameter that no Linear or LayerNorm uses has a gradient
+    gradients = [*found[: len(outs)], *gradients_of_last]
+    return torch.zeros_like(rows) if of_rows is None else of_rows, list(zip(uses, gradients, strict=True))
 
 
 def _clip_and_add_up(reached: Sequence[Share], requests: Requests, clip_norm: float) -> tuple[dict[int, Tensor], float]:
@@ -128,6 +146,17 @@ def _bounds(reached: Sequence[Share], requests: Requests) -> Tensor:
     squares_KN = squares_KR.new_zeros(len(squares_KR), requests.count).index_add_(1, requests.of_row, squares_KR)
     squares = iter(squares_KN)
     return torch.stack([share.bound_of_squares(squares) for share in reached]).sum(0).sqrt_()
+
+
+def _parted(module: nn.Module) -> tuple[nn.Module, nn.Linear | None]:
+    """A chain without the Linear at its end, and that: a sixth of a forward or half of it, for a value that a backward
+    has no use for. Other networks are left whole.
+    """
+    if type(module) is not nn.Sequential or len(module) < 2 or type(module[-1]) is not nn.Linear:
+        return module, None
+    last = module[-1]
+    has_hooks = any((each._forward_hooks or each._forward_pre_hooks) for each in (module, last))
+    return (module, None) if has_hooks else (module[:-1], last)
 
 
 @contextlib.contextmanager

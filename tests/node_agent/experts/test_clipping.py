@@ -231,6 +231,40 @@ def test_the_hooks_are_gone_afterwards():
     assert not any(module._forward_hooks for module in expert.module.modules())
 
 
+def test_the_value_of_a_chains_last_linear_is_not_computed_unless_somebody_looks(monkeypatch):
+    layer = LAYERS["mlp"]
+    expert = Expert.create(UID, layer, "digits", CPU)
+    assert isinstance(expert.module, nn.Sequential)
+    last = expert.module[-1]
+    requests = made_requests(layer, [2, 3])
+    together(expert, requests)  # its kind is tried now
+    computed: list[nn.Linear] = []
+    forward = nn.Linear.forward
+
+    def counted(linear: nn.Linear, rows: Tensor) -> Tensor:
+        computed.append(linear)
+        return forward(linear, rows)
+
+    monkeypatch.setattr(nn.Linear, "forward", counted)
+    found = together(expert, requests)
+    assert computed == [expert.module[0]]
+
+    seen: list[nn.Module] = []
+    with last.register_forward_hook(lambda module, into, out: seen.append(module)):
+        looked_at = together(expert, requests)
+    assert seen == [last]
+    assert found is not None
+    assert looked_at is not None
+    assert_equal(found, looked_at)
+
+
+def test_an_output_gradient_of_another_shape_is_left_to_one_at_a_time():
+    expert = Expert.create(UID, LAYERS["mlp"], "digits", CPU)
+    rows = torch.randn(3, SIZE, dtype=torch.float64)
+
+    assert gradients_together(expert, rows, torch.randn(3, 1, dtype=torch.float64), [1, 2]) is None
+
+
 def test_requests_of_one_size_are_padded_to_no_more_than_twice_their_rows():
     sizes = [1, 1, 2, 3, 3, 4, 5, 8, 8, 100]
     values = torch.randn(sum(sizes), 2, 3)
