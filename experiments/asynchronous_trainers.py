@@ -8,7 +8,6 @@ Experts learn on their nodes, when a backward reaches them.
 from __future__ import annotations
 
 import copy
-import math
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -117,7 +116,8 @@ class AsynchronousTrainers:
                 self._update(replica, before)
                 self._outcome.losses.append(loss.item())
             self._finished += 1
-            self._curve(self._finished, loss=self._outcome.losses[-1] if self._outcome.losses else math.nan)
+            if self._outcome.losses:
+                self._curve(self._finished, loss=self._outcome.losses[-1])
             if self._finished % schedule.evaluate_every == 0 or self._finished == schedule.batches:
                 self._evaluate()
 

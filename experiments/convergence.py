@@ -108,10 +108,8 @@ def line(found: Run) -> str:
 
 def name_of(condition: Mapping[str, Any]) -> tuple[str, str]:
     """The picture to which a condition belongs, and its series there."""
-    model = f"{condition['experts']} experts" if condition["experts"] else "dense"
-    failing = f", {condition['failed_share']:.0%} failing" if condition["failed_share"] else ""
-    setting = f"{condition['trainers']} trainers, {condition['delay_s'] / MS:g} ms"
-    return f"{condition['protocol']}: {setting}", f"{model}{failing}"
+    found = Condition(**condition)
+    return f"{found.protocol}: {found.setting}", f"{found.model}{found.failing}"
 
 
 def by_condition(runs: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, list[Mapping[str, Any]]]]:

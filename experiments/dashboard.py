@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 
 import httpx
 
@@ -91,8 +90,10 @@ class Dashboard:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop()
-        self._folder.cleanup()
+        try:
+            self._stop()
+        finally:
+            self._folder.cleanup()
 
     def serve(self, project: ProjectRecord) -> str | None:
         """The address of this project's page, once it is there; None without a dashboard.
@@ -167,9 +168,8 @@ class Dashboard:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        stdin: IO[bytes] | None = process.stdin
-        if stdin is not None:
-            stdin.close()
+        if process.stdin is not None:
+            process.stdin.close()
 
 
 def virtual_project(project_id: str, title: str) -> ProjectRecord:

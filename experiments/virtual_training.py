@@ -47,10 +47,18 @@ class Condition:
         return f"{self.experts} experts" if self.experts else "dense"
 
     @property
+    def setting(self) -> str:
+        return f"{self.trainers} trainers, {self.delay_s * 1e3:g} ms"
+
+    @property
+    def failing(self) -> str:
+        """To be put behind something else; empty when nothing fails."""
+        return f", {self.failed_share:.0%} failing" if self.failed_share else ""
+
+    @property
     def name(self) -> str:
         """Short enough for a run's."""
-        failing = f", {self.failed_share:.0%} failing" if self.failed_share else ""
-        return f"{self.protocol}, {self.model}, {self.trainers} trainers, {self.delay_s * 1e3:g} ms{failing}"
+        return f"{self.protocol}, {self.model}, {self.setting}{self.failing}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,7 +61,7 @@ class Swarm:
 
     Also without `with`: `close` it, or let the interpreter's end do so. Any thread may use it, also one that runs an
     event loop. What was joined: `project` (its record), `dashboard_url` (None without a coordinator); as whom:
-    `identity`. What is reported belongs to the run of the name `run`, of 80 characters at most, which may be set anew.
+    `identity`. What is reported belongs to the run named `run`, by its first 80 characters; it may be set anew.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Swarm:
         self.project = project
         self.calls = calls
         self.identity = identity
-        self.run = (run or identity.name)[:MAX_NAME_CHARS]
+        self.run = run or identity.name
         self.dashboard_url = dashboard_url
         self.asynchronous = AsyncCalls(calls)
         self._mirror = mirror or Mirror(calls.directory, calls.clock)
@@ -249,7 +249,7 @@ class Swarm:
         values = {name: _number(name, value) for name, value in metrics.items()}
         self._sinks.put(int(step), values)
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        self._reports.put(Report(self.run, int(step), finite))
+        self._reports.put(Report(self.run[:MAX_NAME_CHARS], int(step), finite))
 
     def add_sink(self, sink: Sink) -> None:
         """Tell `lah.CsvSink(path)`, `lah.TensorBoardSink(folder)` or a function what is reported from now on.

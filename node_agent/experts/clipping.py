@@ -155,8 +155,12 @@ def _parted(module: nn.Module) -> tuple[nn.Module, nn.Linear | None]:
     if type(module) is not nn.Sequential or len(module) < 2 or type(module[-1]) is not nn.Linear:
         return module, None
     last = module[-1]
-    has_hooks = any((each._forward_hooks or each._forward_pre_hooks) for each in (module, last))
-    return (module, None) if has_hooks else (module[:-1], last)
+    hooks = (
+        kind
+        for each in (module, last)
+        for kind in (each._forward_hooks, each._forward_pre_hooks, each._backward_hooks, each._backward_pre_hooks)
+    )
+    return (module, None) if any(hooks) else (module[:-1], last)
 
 
 @contextlib.contextmanager

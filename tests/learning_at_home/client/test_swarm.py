@@ -225,6 +225,14 @@ def test_the_last_reports_are_sent_on_close(coordinator):
     assert [coordinator.next_said(Report).step for _ in range(50)] == list(range(50))
 
 
+def test_a_run_may_be_named_anew_and_its_name_is_cut(coordinator):
+    with Swarm.connect(coordinator.url, run="first") as swarm:
+        swarm.report(1, loss=1.0)
+        swarm.run = "x" * 100
+        swarm.report(2, loss=1.0)
+        assert [coordinator.next_said(Report).run for _ in range(2)] == ["first", "x" * 80]
+
+
 def test_a_program_that_ends_before_its_connection_is_made_is_heard(coordinator):
     for step in range(5):
         with Swarm.connect(coordinator.url) as swarm:
