@@ -156,6 +156,7 @@ async def test_a_project_without_layers_calls_for_no_nodes(pages: httpx.AsyncCli
     assert all("Nodes are simulated elsewhere." in text for text in described)
     assert not any("lah node" in text or "lah coordinator" in text for text in described)
     assert not any("lah node" in text for text in undescribed)
+    assert "Every expert that was ever hosted is serving" not in described[1]
 
 
 async def test_the_join_page_says_what_to_type_and_how_much_room_there_is(
