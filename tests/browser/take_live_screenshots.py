@@ -31,7 +31,7 @@ async def main(folder: Path) -> None:
             await asyncio.sleep(TRAINED_S)
             for theme in ("dark", "light"):
                 await page.emulate_media(color_scheme=theme)
-                await page.screenshot(path=folder / f"overview-{theme}.png")
+                await page.screenshot(path=folder / f"overview-{theme}.png", animations="disabled")
             await browser.close()
     finally:
         demo.terminate()
