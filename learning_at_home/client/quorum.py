@@ -66,58 +66,71 @@ class Quorum:
         self._patient_until = np.full(num_rows, -math.inf)
         self._nobody_until = np.full(num_rows, -math.inf)
         self._exhausted = np.zeros(num_rows, bool)
-        # What makes most decisions without a look at every row:
-        self._num_short = num_rows  # rows with fewer than k_min answers
         self._num_open = 0  # experts asked, not heard of
-        self._wait: Wait | None = None  # the last decision, while answers alone have come since
+        # Most decisions need no look at any row: before `_quiet_until` answers alone change nothing, but for the last.
+        self._quiet_until = -math.inf
+        self._told: list[tuple[Rows, float]] = []  # answers that are not in the arrays yet
 
     def asked(self, rows: Rows, now: float) -> None:
         """One more expert was asked for each of these rows."""
         self._num_open += 1
-        self._wait = None
+        self._quiet_until = -math.inf
         self._pending[rows] += 1
         self._patient_until[rows] = now + self._patience_s
 
     def excuse(self, rows: Rows) -> None:
         """These rows need no answer, and nobody was asked for them."""
         self._answered[rows] = self._k_min
-        self._num_short -= len(rows)
-        self._wait = None
+        self._quiet_until = -math.inf
 
     def answered(self, rows: Rows, now: float) -> None:
         """One of the experts that were asked has answered for these rows."""
-        self._pending[rows] -= 1
-        self._answered[rows] += 1
-        content = rows[self._answered[rows] == self._k_min]
-        self._content_at[content] = now
+        self._told.append((rows, now))
         self._num_open -= 1
-        self._num_short -= len(content)
         if self._k_min > 1:
-            self._wait = None  # a row may have lost hope by its last answer
+            self._quiet_until = -math.inf  # a row may have lost hope by its last answer
 
     def failed(self, rows: Rows) -> None:
         """One of the experts that were asked will not answer for these rows."""
         self._pending[rows] -= 1
         self._num_open -= 1
-        self._wait = None
+        self._quiet_until = -math.inf
 
     def postpone(self, rows: Rows, until: float) -> None:
         """Nobody can be asked for these rows before this moment."""
         self._nobody_until[rows] = until
-        self._wait = None
+        self._quiet_until = -math.inf
 
     def exhausted(self, rows: Rows) -> None:
         """Nobody is left to be asked for these rows."""
         self._exhausted[rows] = True
-        self._wait = None
+        self._quiet_until = -math.inf
 
     def decide(self, now: float) -> Wait | Ask | Done:
         """What to do now. `Ask` is repeated until `asked`, `postpone` or `exhausted` was told for its rows."""
-        if not self._num_short:
-            return self._wait_for_the_others(now) if self._num_open else Done()
-        if self._wait is not None and now < self._wait.until:
-            return self._wait
-        return self._look_at_every_row(now)
+        if self._num_open > 0 and now < self._quiet_until:
+            return Wait(self._quiet_until)
+        self._take_in_answers()
+        decision = self._look_at_every_row(now)
+        if isinstance(decision, Wait):
+            content_at = float(self._content_at[self._pending > 0].min(initial=now))  # or later, for the others
+            self._quiet_until = min(decision.until, content_at + self._grace_s)
+        return decision
+
+    def _take_in_answers(self) -> None:
+        """All at once where a row is content by the first of them; else one by one."""
+        told, self._told = self._told, []
+        if not told:
+            return
+        for together in [told] if self._k_min == 1 else [[answer] for answer in told]:
+            rows = np.concatenate([rows for rows, _ in together])
+            times = np.repeat([now for _, now in together], [len(rows) for rows, _ in together])
+            counts = np.bincount(rows, minlength=len(self._answered))
+            self._pending -= counts
+            was_short = self._answered < self._k_min
+            self._answered += counts
+            by_these = (was_short & (self._answered >= self._k_min))[rows]
+            self._content_at[rows[by_these][::-1]] = times[by_these][::-1]  # of several the first: it is written last
 
     def _look_at_every_row(self, now: float) -> Wait | Ask | Done:
         short = self._answered < self._k_min
@@ -133,15 +146,15 @@ class Quorum:
         ask_at[~short | self._exhausted] = math.inf
         if (ask_at <= now).any():
             return Ask(np.flatnonzero(ask_at <= now))
-        wait = Wait(min(float(ask_at.min()), self._deadline))
-        self._wait = None if lost.any() else wait
-        return wait
+        return Wait(min(float(ask_at.min()), self._deadline))
 
     def short_rows(self) -> Rows:
         """The rows with fewer than k_min answers."""
+        self._take_in_answers()
         return np.flatnonzero(self._answered < self._k_min)
 
     def rows_without_answer(self) -> Rows:
+        self._take_in_answers()
         return np.flatnonzero(self._answered == 0)
 
     def _wait_for_the_others(self, now: float) -> Wait | Done:

@@ -187,3 +187,45 @@ def test_any_order_of_answers_and_failures_ends(k_min: int):
                             q.failed(rows(row))
         else:
             pytest.fail("the quorum never came to an end")
+
+
+@pytest.mark.parametrize("every_row", [True, False])
+@pytest.mark.parametrize("k_min", [1, 2])
+def test_a_decision_without_a_look_at_the_rows_is_the_one_with_it(k_min: int, every_row: bool):
+    """Beside each quorum one that looks at every row each time, since something that is not an answer came before."""
+    random = np.random.default_rng(10 * k_min + every_row)
+    decisions = {Wait: 0, Ask: 0, Done: 0}
+    for _ in range(200):
+        q, looking = quorum(6, k_min, every_row), quorum(6, k_min, every_row)
+        open_calls: list[Rows] = []
+        now = 0.0
+        for _ in range(5):
+            call = random.permutation(6)[: random.integers(1, 6)]
+            open_calls.append(call)
+            q.asked(call, now)
+            looking.asked(call, now)
+        while True:
+            looking.excuse(rows())
+            decision, wanted = q.decide(now), looking.decide(now)
+            decisions[type(decision)] += 1
+            assert type(decision) is type(wanted)
+            if isinstance(decision, Done):
+                break
+            if isinstance(decision, Ask):
+                assert list(decision.rows) == asked(wanted)
+                q.exhausted(decision.rows)
+                looking.exhausted(decision.rows)
+                continue
+            assert isinstance(wanted, Wait)
+            assert now < decision.until <= wanted.until
+            if open_calls and random.random() < 0.9:
+                call = open_calls.pop(random.integers(len(open_calls)))
+                now += random.random() * min(0.3, decision.until - now)
+                tell = Quorum.answered if random.random() < 0.9 else lambda q, call, _: q.failed(call)
+                tell(q, call, now)
+                tell(looking, call, now)
+            else:
+                now = decision.until
+        assert list(q.short_rows()) == list(looking.short_rows())
+        assert list(q.rows_without_answer()) == list(looking.rows_without_answer())
+    assert min(decisions.values()) > 10, decisions
