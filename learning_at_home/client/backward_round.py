@@ -10,7 +10,7 @@ from torch import Tensor
 
 from learning_at_home.client.fanout import CallContext, FanOut, Result, Task, expected_of, tensors_of
 from learning_at_home.client.quorum import Quorum, Wait
-from learning_at_home.client.rounds import MAX_TRIES, Part, Terms, not_enough, patience_s, select, silence
+from learning_at_home.client.rounds import MAX_TRIES, Part, Terms, joined, not_enough, patience_s, select, silence
 from learning_at_home.client.traced_round import TracedRound
 from learning_at_home.client.tracing import section
 from learning_at_home.errors import LearningAtHomeError
@@ -55,10 +55,11 @@ def ask_backward(
     asked = sum(len(task.rows) for task in tasks)
     context.stats.lost_gradients(zero_rows, asked - sum(len(result.task.rows) for result in results))
     with section(traced, "scatter"):
-        for result in sorted(results, key=lambda result: (result.task.cell, result.task.rows[0])):
-            rows = torch.from_numpy(result.task.rows)
-            for whole, tensor in zip(found, tensors_of(result), strict=True):
-                whole.index_add_(0, rows, tensor)
+        if results:
+            results.sort(key=lambda result: (result.task.cell, result.task.rows[0]))
+            rows = torch.from_numpy(np.concatenate([result.task.rows for result in results]))
+            for whole, tensors in zip(found, zip(*map(tensors_of, results), strict=True), strict=True):
+                whole.index_add_(0, rows, joined(tensors))
     return found
 
 

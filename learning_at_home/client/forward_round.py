@@ -28,7 +28,7 @@ from learning_at_home.client.fanout import (
 )
 from learning_at_home.client.living import LivingExperts
 from learning_at_home.client.quorum import Ask, Done, Quorum, Rows, Wait
-from learning_at_home.client.rounds import MAX_TRIES, Part, Terms, not_enough, patience_s, select, silence
+from learning_at_home.client.rounds import MAX_TRIES, Part, Terms, joined, not_enough, patience_s, select, silence
 from learning_at_home.client.traced_round import TracedRound
 from learning_at_home.client.tracing import section
 from learning_at_home.directory.directory import LayerView
@@ -233,25 +233,33 @@ class ForwardRound:
     def _assemble(self) -> Answers:
         """The answers in dense tensors; slots are given by cell, so that the sum does not depend on who was faster."""
         num_rows = self._num_rows
-        counts = np.zeros(num_rows, np.int64)
-        parts, answered = [], []
-        for result in sorted(self._results, key=lambda result: (result.task.cell, result.task.rows[0])):
-            task = result.task
-            parts.append(Part(task.uid, task.cell, task.holder, task.rows, counts[task.rows]))
-            answered.append(tensors_of(result))
-            counts[task.rows] += 1
+        results = sorted(self._results, key=lambda result: (result.task.cell, result.task.rows[0]))
+        sizes = [len(result.task.rows) for result in results]
+        rows = np.concatenate([result.task.rows for result in results]) if results else np.zeros(0, np.int64)
+        counts = np.bincount(rows, minlength=num_rows)
+        slots = _places_among_equals(rows, counts)
+        parts = [
+            Part(result.task.uid, result.task.cell, result.task.holder, result.task.rows, slots[end - size : end])
+            for result, size, end in zip(results, sizes, itertools.accumulate(sizes), strict=True)
+        ]
         num_slots = max(1, int(counts.max()))
-        dense = counts.min() == num_slots
-        make = torch.empty if dense else torch.zeros
+        make = torch.empty if counts.min() == num_slots else torch.zeros
         flat = [make((num_rows * num_slots, *out.shape), dtype=DTYPES[out.dtype]) for out in self._outputs]
-        cells = np.full((num_rows, num_slots), -1)
-        for part, tensors in zip(parts, answered, strict=True):
-            places = torch.from_numpy(part.rows * num_slots + part.slots)
-            for whole, tensor in zip(flat, tensors, strict=True):
-                whole.index_copy_(0, places, tensor)
-            cells[part.rows, part.slots] = part.cell
-        tensors = tuple([whole.view(num_rows, num_slots, *whole.shape[1:]) for whole in flat])
-        return Answers(tensors, torch.from_numpy(cells), tuple(parts))
+        cells = np.full(num_rows * num_slots, -1)
+        if results:
+            places = rows * num_slots + slots
+            cells[places] = np.repeat([part.cell for part in parts], sizes)
+            for whole, tensors in zip(flat, zip(*map(tensors_of, results), strict=True), strict=True):
+                whole.index_copy_(0, torch.from_numpy(places), joined(tensors))
+        answers = tuple([whole.view(num_rows, num_slots, *whole.shape[1:]) for whole in flat])
+        return Answers(answers, torch.from_numpy(cells.reshape(num_rows, num_slots)), tuple(parts))
+
+
+def _places_among_equals(rows: Rows, counts: Rows) -> Rows:
+    """How many equal ones stand before each. `counts`: how many there are of each number."""
+    places = np.empty_like(rows)
+    places[np.argsort(rows, kind="stable")] = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return places
 
 
 def _holders(view: LayerView, chosen_RK: Tensor) -> set[bytes]:

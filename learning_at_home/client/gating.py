@@ -20,6 +20,7 @@ from learning_at_home.client.selection import best_cells, cell_scores
 from learning_at_home.errors import ConfigError, NonFiniteTensor, NotEnoughExperts, SpecMismatch
 from learning_at_home.expert_uid import ExpertUid, Grid
 from learning_at_home.project import LayerSpec
+from learning_at_home.tensors.finite import is_finite
 from learning_at_home.tensors.frames import DTYPES
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ class GatingFunction(torch.nn.Module):
         if self.noise is not None and self.training:
             noise = Noise(lines_RL, MIN_DEVIATION + torch.nn.functional.softplus(self.noise(x)))
             lines_RL = lines_RL + torch.randn_like(lines_RL) * noise.deviation_RL
-        if not bool(torch.isfinite(lines_RL.detach()).all()):
+        if not is_finite(lines_RL.detach()):
             raise NonFiniteTensor("the gate's scores hold NaN or infinity: its weights have diverged")
         return lines_RL, noise
 

@@ -67,6 +67,7 @@ class Quorum:
         self._nobody_until = np.full(num_rows, -math.inf)
         self._exhausted = np.zeros(num_rows, bool)
         self._num_open = 0  # experts asked, not heard of
+        self._num_short = num_rows  # rows with fewer than k_min answers, as far as the arrays tell
         # Most decisions need no look at any row: before `_quiet_until` answers alone change nothing, but for the last.
         self._quiet_until = -math.inf
         self._told: list[tuple[Rows, float]] = []  # answers that are not in the arrays yet
@@ -81,6 +82,7 @@ class Quorum:
     def excuse(self, rows: Rows) -> None:
         """These rows need no answer, and nobody was asked for them."""
         self._answered[rows] = self._k_min
+        self._num_short = int(np.count_nonzero(self._answered < self._k_min))
         self._quiet_until = -math.inf
 
     def answered(self, rows: Rows, now: float) -> None:
@@ -111,17 +113,17 @@ class Quorum:
         if self._num_open > 0 and now < self._quiet_until:
             return Wait(self._quiet_until)
         self._take_in_answers()
-        decision = self._look_at_every_row(now)
-        if isinstance(decision, Wait):
-            content_at = float(self._content_at[self._pending > 0].min(initial=now))  # or later, for the others
-            self._quiet_until = min(decision.until, content_at + self._grace_s)
-        return decision
+        return self._look_at_every_row(now) if self._num_short else self._wait_for_the_others(now)
 
     def _take_in_answers(self) -> None:
-        """All at once where a row is content by the first of them; else one by one."""
         told, self._told = self._told, []
         if not told:
             return
+        if not self._num_short:
+            for rows, _ in told:
+                self._pending[rows] -= 1  # more would tell nothing new
+            return
+        # All at once where a row is content by the first of them; else one by one.
         for together in [told] if self._k_min == 1 else [[answer] for answer in told]:
             rows = np.concatenate([rows for rows, _ in together])
             times = np.repeat([now for _, now in together], [len(rows) for rows, _ in together])
@@ -131,6 +133,7 @@ class Quorum:
             self._answered += counts
             by_these = (was_short & (self._answered >= self._k_min))[rows]
             self._content_at[rows[by_these][::-1]] = times[by_these][::-1]  # of several the first: it is written last
+        self._num_short = int(np.count_nonzero(self._answered < self._k_min))
 
     def _look_at_every_row(self, now: float) -> Wait | Ask | Done:
         short = self._answered < self._k_min
@@ -146,7 +149,10 @@ class Quorum:
         ask_at[~short | self._exhausted] = math.inf
         if (ask_at <= now).any():
             return Ask(np.flatnonzero(ask_at <= now))
-        return Wait(min(float(ask_at.min()), self._deadline))
+        until = min(float(ask_at.min()), self._deadline)
+        # Rows that are content from now on have their grace time, as have those that are.
+        self._quiet_until = min(until, float(self._content_at[waiting].min(initial=now)) + self._grace_s)
+        return Wait(until)
 
     def short_rows(self) -> Rows:
         """The rows with fewer than k_min answers."""
@@ -158,8 +164,11 @@ class Quorum:
         return np.flatnonzero(self._answered == 0)
 
     def _wait_for_the_others(self, now: float) -> Wait | Done:
-        waiting = self._pending > 0
-        if not waiting.any():
+        content_at = self._content_at[self._pending > 0]
+        if not len(content_at):
             return Done()
-        until = min(float(self._content_at[waiting].max()) + self._grace_s, self._deadline)
-        return Done() if now >= until else Wait(until)
+        until = min(float(content_at.max()) + self._grace_s, self._deadline)
+        if now >= until:
+            return Done()
+        self._quiet_until = min(until, float(content_at.min()) + self._grace_s)
+        return Wait(until)

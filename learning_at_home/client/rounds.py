@@ -89,3 +89,8 @@ def select(tensors: Sequence[Tensor], parts: Sequence[Rows]) -> list[tuple[Tenso
     index = torch.from_numpy(np.concatenate(parts))
     sizes = [len(rows) for rows in parts]
     return list(zip(*[tensor.index_select(0, index).split_with_sizes(sizes) for tensor in tensors], strict=True))
+
+
+def joined(tensors: Sequence[Tensor]) -> Tensor:
+    """The rows of all, one after the other: to be put in their places at once, for the same reason."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(tuple(tensors))

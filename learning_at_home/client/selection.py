@@ -11,6 +11,8 @@ exact.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,13 +57,17 @@ class CellIndex:
 
 def lines_of(grid: tuple[int, ...], cells: Tensor) -> Tensor:
     """The column of `lines_RL` for every dimension of every cell: int64 [len(grid), *cells.shape]."""
-    columns = []
-    rest, offset = cells, sum(grid)
-    for size in reversed(grid):
-        offset -= size
-        columns.append(rest % size + offset)
-        rest = torch.div(rest, size, rounding_mode="floor")
-    return torch.stack(columns[::-1])
+    steps, sizes, offsets = _of_dimensions(grid, cells.dim(), cells.device)
+    return torch.div(cells, steps, rounding_mode="floor").remainder_(sizes).add_(offsets)
+
+
+@functools.lru_cache(maxsize=256)
+def _of_dimensions(grid: tuple[int, ...], dims: int, device: torch.device) -> Tensor:
+    """Of every dimension: how far apart two neighbours along it stand, its size, and its first column of `lines_RL`.
+    int64 [3, len(grid), 1, ...], to be used with cells of so many dims."""
+    steps = [math.prod(grid[dimension + 1 :]) for dimension in range(len(grid))]
+    offsets = [sum(grid[:dimension]) for dimension in range(len(grid))]
+    return torch.tensor([steps, grid, offsets], device=device).view(3, len(grid), *[1] * dims)
 
 
 def cell_scores(lines_RL: Tensor, grid: tuple[int, ...], cells_RK: Tensor) -> Tensor:
@@ -91,9 +97,8 @@ def best_cells(lines_RL: Tensor, index: CellIndex, k: int, penalty_N: Tensor | N
     if k == 0:
         return lines_RL.new_zeros((len(lines_RL), 0), dtype=torch.int64)
     block = max(1, SCORES_AT_ONCE // len(index))
-    best_RK = torch.cat(
-        [_best_positions(_penalised(rows, index, penalty_N), k) for rows in torch.split(lines_RL, block)]
-    )
+    best = [_best_positions(_penalised(rows, index, penalty_N), k) for rows in torch.split(lines_RL, block)]
+    best_RK = best[0] if len(best) == 1 else torch.cat(best)
     return index.cells_N.to(best_RK.device)[best_RK]
 
 
@@ -125,7 +130,12 @@ def _best_positions(scores_NR: Tensor, k: int) -> Tensor:
 
 
 def _best_columns(scores_RN: Tensor, k: int) -> Tensor:
-    """The k largest columns per row; topk leaves open which of equal ones it takes, so the doubtful rows are sorted."""
+    """The k largest columns per row; topk leaves open which of equal ones it takes, so the doubtful rows are sorted.
+
+    Few columns are sorted anyhow: in the time of topk alone, and among many threads each operation costs a wait.
+    """
+    if scores_RN.shape[1] <= STRETCH:
+        return scores_RN.sort(dim=1, descending=True, stable=True).indices[:, :k].contiguous()
     wanted = min(k + 1, scores_RN.shape[1])
     values_RW, columns_RW = scores_RN.topk(wanted, dim=1, sorted=True)
     columns_RK = _in_order(values_RW[:, :k], columns_RW[:, :k])
