@@ -68,14 +68,16 @@ class Quorum:
         self._exhausted = np.zeros(num_rows, bool)
         self._num_open = 0  # experts asked, not heard of
         self._num_short = num_rows  # rows with fewer than k_min answers, as far as the arrays tell
-        # Most decisions need no look at any row: before `_quiet_until` answers alone change nothing, but for the last.
-        self._quiet_until = -math.inf
         self._told: list[tuple[Rows, float]] = []  # answers that are not in the arrays yet
+        self._num_told = 0  # their rows
+        # Most decisions need no look at any row: while answers come and nothing else, there is nothing to do
+        self._ask_at = -math.inf  # before this moment, while any row is short
+        self._quiet_until = -math.inf  # before this moment, as long as one is open
 
     def asked(self, rows: Rows, now: float) -> None:
         """One more expert was asked for each of these rows."""
         self._num_open += 1
-        self._quiet_until = -math.inf
+        self._look_again()
         self._pending[rows] += 1
         self._patient_until[rows] = now + self._patience_s
 
@@ -83,40 +85,49 @@ class Quorum:
         """These rows need no answer, and nobody was asked for them."""
         self._answered[rows] = self._k_min
         self._num_short = int(np.count_nonzero(self._answered < self._k_min))
-        self._quiet_until = -math.inf
+        self._look_again()
 
     def answered(self, rows: Rows, now: float) -> None:
         """One of the experts that were asked has answered for these rows."""
         self._told.append((rows, now))
+        self._num_told += len(rows)
         self._num_open -= 1
         if self._k_min > 1:
-            self._quiet_until = -math.inf  # a row may have lost hope by its last answer
+            self._look_again()  # a row may have lost hope by its last answer
 
     def failed(self, rows: Rows) -> None:
         """One of the experts that were asked will not answer for these rows."""
         self._pending[rows] -= 1
         self._num_open -= 1
-        self._quiet_until = -math.inf
+        self._look_again()
 
     def postpone(self, rows: Rows, until: float) -> None:
         """Nobody can be asked for these rows before this moment."""
         self._nobody_until[rows] = until
-        self._quiet_until = -math.inf
+        self._look_again()
 
     def exhausted(self, rows: Rows) -> None:
         """Nobody is left to be asked for these rows."""
         self._exhausted[rows] = True
-        self._quiet_until = -math.inf
+        self._look_again()
 
     def decide(self, now: float) -> Wait | Ask | Done:
         """What to do now. `Ask` is repeated until `asked`, `postpone` or `exhausted` was told for its rows."""
-        if self._num_open > 0 and now < self._quiet_until:
-            return Wait(self._quiet_until)
+        if self._num_open > 0:
+            if now < self._ask_at and self._num_told < self._num_short:
+                return Wait(self._ask_at)
+            if now < self._quiet_until:
+                return Wait(self._quiet_until)
         self._take_in_answers()
+        if now < self._ask_at and self._num_open > 0 < self._num_short:
+            return Wait(self._ask_at)
         return self._look_at_every_row(now) if self._num_short else self._wait_for_the_others(now)
 
+    def _look_again(self) -> None:
+        self._ask_at = self._quiet_until = -math.inf
+
     def _take_in_answers(self) -> None:
-        told, self._told = self._told, []
+        told, self._told, self._num_told = self._told, [], 0
         if not told:
             return
         if not self._num_short:
@@ -150,6 +161,7 @@ class Quorum:
         if (ask_at <= now).any():
             return Ask(np.flatnonzero(ask_at <= now))
         until = min(float(ask_at.min()), self._deadline)
+        self._ask_at = -math.inf if lost.any() else until
         # Rows that are content from now on have their grace time, as have those that are.
         self._quiet_until = min(until, float(self._content_at[waiting].min(initial=now)) + self._grace_s)
         return Wait(until)
