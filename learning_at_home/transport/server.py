@@ -152,6 +152,7 @@ class Server:
         self._wake_in, self._wake_out = sockets.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
+        self._is_woken = False  # and has not looked yet
         self._stop_now = False
         self._ident: int | None = None  # of the server's thread, once it runs
         self._thread = threading.Thread(target=self._run, name="data-plane", daemon=True)
@@ -213,7 +214,10 @@ class Server:
         return self._thread.is_alive()
 
     def wake(self) -> None:
-        """Let the server's thread look for answers and work, from any thread."""
+        """Let the server's thread look for answers and work, from any thread. Only the first of several is a call."""
+        if self._is_woken:
+            return
+        self._is_woken = True
         with contextlib.suppress(BlockingIOError, OSError):  # a wake is already waiting, or the server has closed
             self._wake_in.send(b"\0")
 
@@ -364,6 +368,7 @@ class Server:
         with contextlib.suppress(BlockingIOError):
             while self._wake_out.recv(4096):
                 pass
+        self._is_woken = False  # before answers and work are looked at, and after the bytes are gone
 
     def _send_answers(self) -> None:
         if len(self._answers) == 1:  # nearly always, when few call
