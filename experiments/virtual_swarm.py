@@ -29,8 +29,9 @@ from learning_at_home.peer_address import PeerAddress
 from learning_at_home.project import ProjectRecord
 from learning_at_home.tensors.frames import to_frames
 from learning_at_home.transport.calls import Answer
-from learning_at_home.transport.connections import Connections, Exchange, Links
+from learning_at_home.transport.connections import Connections, Exchange
 from learning_at_home.transport.link import Link
+from learning_at_home.transport.links import Links
 from learning_at_home.wire.framing import take_small
 from learning_at_home.wire.messages import Reply, Request, Work
 from node_agent.runtime.admission import unpack

@@ -177,7 +177,8 @@ class FanOut:
             if now >= until:
                 return None
             if not self.exchange.pending and wake > now:
-                time.sleep(wake - now)  # nothing can arrive: somebody's hint, or the directory, is all there is
+                with self.exchange.aside:
+                    time.sleep(wake - now)  # nothing can arrive: somebody's hint, or the directory, is all there is
 
     def next_due(self) -> float:
         """When the next task that waits should be sent; infinity when none does."""

@@ -124,12 +124,12 @@ class ForwardRound:
                     self._ask_next_best(fanout, quorum, decision.rows)
             for task in fanout.leave_behind(terms.grace_s):
                 self._causes.setdefault(task.uid, silence(task.uid, task.holder))
-        short_rows = quorum.short_rows()
-        if len(short_rows) and not passing:
-            raise not_enough(terms.layer.prefix, len(short_rows), self._num_rows, terms.k_min, self._causes)
-        with section(self._traced, "assemble"):
-            self._drop_answers_of(short_rows)
-            return self._assemble()
+            short_rows = quorum.short_rows()
+            if len(short_rows) and not passing:
+                raise not_enough(terms.layer.prefix, len(short_rows), self._num_rows, terms.k_min, self._causes)
+            with section(self._traced, "assemble"):
+                self._drop_answers_of(short_rows)
+                return self._assemble()
 
     def _ask(self, fanout: FanOut, quorum: Quorum, view: LayerView, rows: Rows, cells: Rows) -> None:
         """Ask for each row the expert of the cell beside it."""

@@ -24,7 +24,8 @@ from learning_at_home.clock import Clock
 from learning_at_home.errors import ConfigError
 from learning_at_home.peer_address import PeerAddress
 from learning_at_home.transport.calls import Call, CallTable
-from learning_at_home.transport.connections import Connections, Exchange, Links
+from learning_at_home.transport.connections import Connections, Exchange
+from learning_at_home.transport.links import Links
 from learning_at_home.wire.messages import CHUNK_BYTES, Codec, Failure, Reply
 
 if TYPE_CHECKING:

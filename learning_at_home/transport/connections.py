@@ -11,8 +11,8 @@ import math
 import os
 import secrets
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from types import TracebackType
 
 import zmq
@@ -24,77 +24,26 @@ from learning_at_home.peer_address import PeerAddress
 from learning_at_home.transport.busy_poll import BusyPoll
 from learning_at_home.transport.calls import Answer, Call, CallTable
 from learning_at_home.transport.endpoints import EndpointBook
-from learning_at_home.transport.link import Link, usable_endpoints
+from learning_at_home.transport.link import Link
+from learning_at_home.transport.links import MAX_LINKS, Links
 from learning_at_home.transport.socket_options import POLLIN, has_input, poll
-from learning_at_home.version import AGENT
+from learning_at_home.transport.turns import Aside, Turns
 from learning_at_home.wire.framing import take_small
 from learning_at_home.wire.messages import Answers, Codec, Reply, Request, Welcome, Work
 
-MAX_LINKS = 128  # of four descriptors each: half of a process's usual 1,024
 WELCOME_S = 1.0  # without one by then, another of the peer's endpoints is tried where there is one
 TRUSTED_S = 0.2  # a link that was used within this time is not asked whether it still lives
 DRAINED_AT_ONCE = 256  # messages of one node, before deadlines are looked at again
 BUSY_S = 1e-3  # a lone caller waits that long without sleeping, where answers come as quickly
+NO_TURN = nullcontext()
 MAX_WAIT_S = 1.0  # a wait looks at its clock again after this at the latest: a test's clock may have moved
-
-
-class Links:
-    """One exchange's links, by peer."""
-
-    def __init__(
-        self,
-        context: zmq.Context[zmq.Socket[bytes]],
-        identity: Identity,
-        unencrypted: bool,
-        endpoints: EndpointBook,
-    ) -> None:
-        self._context = context
-        self._identity = identity
-        self._unencrypted = unencrypted
-        self._endpoints = endpoints
-        self.by_key: OrderedDict[bytes, Link] = OrderedDict()  # the least recently used first
-
-    def link(self, peer: PeerAddress, now: float) -> Link:
-        """The link to a peer, made when there is none to where the peer is now. Raises PeerUnreachable."""
-        link = self.by_key.get(peer.public_key)
-        if link is not None:
-            if link.peer is peer or link.peer.endpoints == peer.endpoints:
-                self.by_key.move_to_end(peer.public_key)
-                return link
-            self.drop(peer.public_key, now)
-        endpoint = self._endpoints.best(peer.public_key, usable_endpoints(peer, self._unencrypted), now)
-        link = Link(self._context, self._identity, peer, AGENT, endpoint)
-        link.begun = now
-        self.by_key[peer.public_key] = link
-        return link
-
-    def trim(self) -> None:
-        """Close the least recently used links over the limit. Between rounds: one under way may wait on any link."""
-        while len(self.by_key) > MAX_LINKS:
-            self.by_key.popitem(last=False)[1].close()
-
-    def welcomed(self, link: Link, now: float) -> None:
-        """Its node has answered the greeting; how soon is known if we have listened all the while."""
-        link.welcomed = True
-        if len(link.peer.endpoints) > 1 and link.used == link.begun:
-            self._endpoints.welcomed(link.peer.public_key, link.endpoint, now - link.begun)
-
-    def drop(self, public_key: bytes, now: float) -> None:
-        """Close the link to a peer, if there is one: it was lost, is silent, or leads to where the peer is no more."""
-        if link := self.by_key.pop(public_key, None):
-            if not link.welcomed and len(link.peer.endpoints) > 1:
-                self._endpoints.failed(public_key, link.endpoint, now)
-            link.close()
-
-    def close(self) -> None:
-        while self.by_key:
-            self.by_key.popitem()[1].close()
 
 
 class Exchange:
     """One round of calls, over sockets that nobody else uses meanwhile. Not for sharing between threads.
 
-    Leased for the round: `with connections.exchange() as exchange`, or until `give_back`.
+    Leased for the round: `with connections.exchange() as exchange`, or until `give_back`. Within the context the thread
+    has a turn (turns.py), but not while it waits here, or `aside`.
     """
 
     def __init__(self, connections: Connections, links: Links, ids: Iterator[int], clock: Clock) -> None:
@@ -106,8 +55,12 @@ class Exchange:
         self.may_have_more = False  # see take_in
         self._polled: dict[zmq.Socket[bytes], Link] = {}  # each link twice: by its socket and by its monitor
         self._poll_items: list[tuple[zmq.Socket[bytes], int]] = []  # the same sockets, for zmq_poll
+        self._took_turn = False
+        self.aside: Aside | nullcontext[None] = NO_TURN  # a context for whatever else the thread waits for
 
     def __enter__(self) -> Exchange:
+        self._took_turn = self._connections.turns.take()
+        self.aside = self._connections.turns.aside
         return self
 
     def __exit__(
@@ -117,6 +70,10 @@ class Exchange:
 
     def give_back(self) -> None:
         """End the round: what is pending is given up."""
+        self.aside = NO_TURN
+        if self._took_turn:
+            self._took_turn = False
+            self._connections.turns.give()
         self._table.abandon()
         self._polled, self._poll_items = {}, []
         if len(self.links.by_key) > MAX_LINKS:
@@ -245,7 +202,8 @@ class Exchange:
         """Take in what arrives within the time; whether anything did."""
         alone = self._connections.num_leased == 1
         look = self._busy_poll.poll if alone else poll  # several that spin would take each other's cores
-        ready = look(self._poll_items, math.ceil(min(timeout_s, MAX_WAIT_S) * 1000))
+        with self.aside if timeout_s > 0 else NO_TURN:
+            ready = look(self._poll_items, math.ceil(min(timeout_s, MAX_WAIT_S) * 1000))
         for socket, _ in ready:
             link = self._polled.get(socket)
             if link is None:
@@ -339,6 +297,7 @@ class Connections:
         self._context.set(zmq.MAX_SOCKETS, 65_536)
         # From anywhere: another process with our key counts elsewhere. next() is atomic under the interpreter lock.
         self._ids = itertools.count(secrets.randbits(48))
+        self.turns = Turns()
         self._lock = threading.Lock()
         self._idle: list[Exchange] = []
         self.num_leased = 0  # to be read only
