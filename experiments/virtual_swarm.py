@@ -207,7 +207,8 @@ class VirtualExchange(Exchange):
         if timeout_s <= 0:
             return False
         self._waiting = self._threads.current()
-        self._waiting.wait(self._threads.monotonic_s() + timeout_s)
+        with self.aside:
+            self._waiting.wait(self._threads.monotonic_s() + timeout_s)
         self._waiting = None
         return bool(self._table.answers)
 

@@ -337,17 +337,18 @@ class _FanOutToExperts(torch.autograd.Function):
             plan.living.judge_hosts()
         plan.living.look_for(choice.lines_RL, choice.k_best, deadline)
         view, index = plan.living.at_least(terms.k_min, deadline)
-        with section(plan.traced, "choose"):
-            plan.candidates = choice.candidates(index)
-            if len(index) >= terms.k_min:
-                chosen_RK = choice.best(view, index)
-            elif terms.on_missing == "pass":
-                chosen_RK = torch.full((len(leaves[0]), 1), -1)
-            else:
-                raise not_enough(terms.layer.prefix, len(leaves[0]), len(leaves[0]), terms.k_min, {})
-        inputs = tuple([leaf.detach() for leaf in leaves])
-        asking = ForwardRound(plan.calls, terms, plan.living, inputs, choice, plan.traced, plan.operations[0])
-        answers = asking.run(view, chosen_RK, deadline)
+        with plan.calls.connections.turns:
+            with section(plan.traced, "choose"):
+                plan.candidates = choice.candidates(index)
+                if len(index) >= terms.k_min:
+                    chosen_RK = choice.best(view, index)
+                elif terms.on_missing == "pass":
+                    chosen_RK = torch.full((len(leaves[0]), 1), -1)
+                else:
+                    raise not_enough(terms.layer.prefix, len(leaves[0]), len(leaves[0]), terms.k_min, {})
+            inputs = tuple([leaf.detach() for leaf in leaves])
+            asking = ForwardRound(plan.calls, terms, plan.living, inputs, choice, plan.traced, plan.operations[0])
+            answers = asking.run(view, chosen_RK, deadline)
         ctx.calls, ctx.terms, ctx.parts, ctx.operation = plan.calls, terms, answers.parts, plan.operations[1]
         ctx.save_for_backward(*leaves)
         ctx.mark_non_differentiable(answers.cells)

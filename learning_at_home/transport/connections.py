@@ -12,7 +12,6 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from types import TracebackType
 
 import zmq
@@ -35,7 +34,6 @@ WELCOME_S = 1.0  # without one by then, another of the peer's endpoints is tried
 TRUSTED_S = 0.2  # a link that was used within this time is not asked whether it still lives
 DRAINED_AT_ONCE = 256  # messages of one node, before deadlines are looked at again
 BUSY_S = 1e-3  # a lone caller waits that long without sleeping, where answers come as quickly
-NO_TURN = nullcontext()
 MAX_WAIT_S = 1.0  # a wait looks at its clock again after this at the latest: a test's clock may have moved
 
 
@@ -55,25 +53,24 @@ class Exchange:
         self.may_have_more = False  # see take_in
         self._polled: dict[zmq.Socket[bytes], Link] = {}  # each link twice: by its socket and by its monitor
         self._poll_items: list[tuple[zmq.Socket[bytes], int]] = []  # the same sockets, for zmq_poll
-        self._took_turn = False
-        self.aside: Aside | nullcontext[None] = NO_TURN  # a context for whatever else the thread waits for
+
+    @property
+    def aside(self) -> Aside:
+        """A context for whatever else the thread waits for in its round."""
+        return self._connections.turns.aside
 
     def __enter__(self) -> Exchange:
-        self._took_turn = self._connections.turns.take()
-        self.aside = self._connections.turns.aside
+        self._connections.turns.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._connections.turns.__exit__(kind, error, trace)
         self.give_back()
 
     def give_back(self) -> None:
         """End the round: what is pending is given up."""
-        self.aside = NO_TURN
-        if self._took_turn:
-            self._took_turn = False
-            self._connections.turns.give()
         self._table.abandon()
         self._polled, self._poll_items = {}, []
         if len(self.links.by_key) > MAX_LINKS:
@@ -202,8 +199,11 @@ class Exchange:
         """Take in what arrives within the time; whether anything did."""
         alone = self._connections.num_leased == 1
         look = self._busy_poll.poll if alone else poll  # several that spin would take each other's cores
-        with self.aside if timeout_s > 0 else NO_TURN:
-            ready = look(self._poll_items, math.ceil(min(timeout_s, MAX_WAIT_S) * 1000))
+        if timeout_s > 0:
+            with self.aside:
+                ready = look(self._poll_items, math.ceil(min(timeout_s, MAX_WAIT_S) * 1000))
+        else:
+            ready = poll(self._poll_items, 0)
         for socket, _ in ready:
             link = self._polled.get(socket)
             if link is None:

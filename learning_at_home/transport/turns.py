@@ -15,40 +15,47 @@ from learning_at_home.transport.busy_poll import usable_cores
 
 
 class Turns:
-    """Any thread, at the cost of a microsecond. Who has a turn waits for nothing, but aside."""
+    """Any thread, at the cost of a microsecond. A thread has one within `with turns:`, but for what it waits aside."""
 
     def __init__(self, at_once: int | None = None) -> None:
         """By default one for every two cores: libzmq's thread, and what computes between rounds, need some, too."""
         self._free: SimpleQueue[None] = SimpleQueue()
         for _ in range(max(1, usable_cores() // 2) if at_once is None else at_once):
             self._free.put(None)
-        self._thread = threading.local()
-        self.aside = Aside(self)
-
-    def take(self) -> bool:
-        """Wait for one; False when this thread has one already."""
-        if getattr(self._thread, "has_one", False):
-            return False
-        self._free.get()
-        self._thread.has_one = True
-        return True
-
-    def give(self) -> None:
-        """Let another thread have it."""
-        self._thread.has_one = False
-        self._free.put(None)
-
-
-class Aside:
-    """A context without the turn that its thread has: to wait in."""
-
-    def __init__(self, turns: Turns) -> None:
-        self._turns = turns
+        self._thread = _Thread()
+        self.aside = Aside(self._free, self._thread)
 
     def __enter__(self) -> None:
-        self._turns.give()
+        """Wait for one, unless this thread has one already."""
+        if not self._thread.depth:
+            self._free.get()
+        self._thread.depth += 1
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._turns.take()
+        self._thread.depth -= 1
+        if not self._thread.depth:
+            self._free.put(None)
+
+
+class Aside:
+    """A context in which others have the turn that this thread may have, while it waits for something."""
+
+    def __init__(self, free: SimpleQueue[None], thread: _Thread) -> None:
+        self._free = free
+        self._thread = thread
+
+    def __enter__(self) -> None:
+        if self._thread.depth:
+            self._free.put(None)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._thread.depth:
+            self._free.get()
+
+
+class _Thread(threading.local):
+    depth = 0  # contexts that this thread is in
