@@ -7,11 +7,14 @@ was 8,000 changes a second, each with cold caches. With turns there are 3,300, a
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import TracebackType
 
 from learning_at_home.transport.busy_poll import usable_cores
+
+PATIENCE_S = 1.0  # who has waited so long for a turn goes on without: nothing ever hangs here
 
 
 class Turns:
@@ -26,9 +29,9 @@ class Turns:
         self.aside = Aside(self._free, self._thread)
 
     def __enter__(self) -> None:
-        """Wait for one, unless this thread has one already."""
+        """Wait for one, unless this thread is in a context already."""
         if not self._thread.depth:
-            self._free.get()
+            self._thread.take(self._free)
         self._thread.depth += 1
 
     def __exit__(
@@ -36,7 +39,7 @@ class Turns:
     ) -> None:
         self._thread.depth -= 1
         if not self._thread.depth:
-            self._free.put(None)
+            self._thread.give(self._free)
 
 
 class Aside:
@@ -47,15 +50,27 @@ class Aside:
         self._thread = thread
 
     def __enter__(self) -> None:
-        if self._thread.depth:
-            self._free.put(None)
+        self._thread.give(self._free)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._thread.depth:
-            self._free.get()
+            self._thread.take(self._free)
 
 
 class _Thread(threading.local):
-    depth = 0  # contexts that this thread is in
+    """What a thread has of one Turns."""
+
+    depth = 0  # contexts that it is in
+    has_turn = False
+
+    def take(self, free: SimpleQueue[None]) -> None:
+        with contextlib.suppress(Empty):
+            free.get(timeout=PATIENCE_S)
+            self.has_turn = True
+
+    def give(self, free: SimpleQueue[None]) -> None:
+        if self.has_turn:
+            self.has_turn = False
+            free.put(None)

@@ -8,6 +8,7 @@ import pytest
 
 from learning_at_home.clock import SystemClock
 from learning_at_home.identity import Identity
+from learning_at_home.transport import turns
 from learning_at_home.transport.connections import Connections
 from learning_at_home.transport.turns import Turns
 
@@ -99,6 +100,22 @@ def test_a_round_within_a_round_has_the_turn_of_its_thread(connections: Connecti
         wait_until_leased(connections, 2)
         assert not third.has_turn.is_set()
     third.end()
+
+
+def test_nobody_waits_for_a_turn_for_ever(connections: Connections, monkeypatch: pytest.MonkeyPatch):
+    """As for one that got lost by an interrupt, or whose thread waits for this one."""
+    monkeypatch.setattr(turns, "PATIENCE_S", 0.01)
+    with connections.exchange():
+        impatient = Caller(connections)
+        assert impatient.has_turn.wait(TIMEOUT_S)
+        impatient.end()
+
+    monkeypatch.undo()
+    with connections.exchange():  # who had no turn gave none back
+        other = Caller(connections)
+        wait_until_leased(connections, 2)
+        assert not other.has_turn.is_set()
+    other.end()
 
 
 def test_several_may_have_one_at_a_time(connections: Connections):
