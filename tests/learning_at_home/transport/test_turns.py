@@ -43,17 +43,19 @@ class Caller:
         assert not self._thread.is_alive()
 
 
-def wait_until_leased(connections: Connections, count: int) -> None:
+def waiting_caller(connections: Connections) -> Caller:
+    """The second of the process, which has to wait for its turn."""
+    caller = Caller(connections)
     deadline = time.monotonic() + TIMEOUT_S
-    while connections.num_leased < count:
+    while connections.num_leased < 2:
         assert time.monotonic() < deadline
+    assert not caller.has_turn.is_set()
+    return caller
 
 
 def test_a_round_begins_when_the_other_thread_has_ended_its_own(connections: Connections):
     with connections.exchange():
-        other = Caller(connections)
-        wait_until_leased(connections, 2)
-        assert not other.has_turn.is_set()
+        other = waiting_caller(connections)
 
     assert other.has_turn.wait(TIMEOUT_S)
     other.end()
@@ -65,9 +67,7 @@ def test_who_waits_lets_others_go_on_and_has_the_turn_again_after_it(connections
             other = Caller(connections)
             assert other.has_turn.wait(TIMEOUT_S)
             other.end()
-        third = Caller(connections)
-        wait_until_leased(connections, 2)
-        assert not third.has_turn.is_set()
+        third = waiting_caller(connections)
     third.end()
 
 
@@ -96,9 +96,7 @@ def test_a_round_within_a_round_has_the_turn_of_its_thread(connections: Connecti
             other = Caller(connections)
             assert other.has_turn.wait(TIMEOUT_S)
             other.end()
-        third = Caller(connections)
-        wait_until_leased(connections, 2)
-        assert not third.has_turn.is_set()
+        third = waiting_caller(connections)
     third.end()
 
 
@@ -112,9 +110,7 @@ def test_nobody_waits_for_a_turn_for_ever(connections: Connections, monkeypatch:
 
     monkeypatch.undo()
     with connections.exchange():  # who had no turn gave none back
-        other = Caller(connections)
-        wait_until_leased(connections, 2)
-        assert not other.has_turn.is_set()
+        other = waiting_caller(connections)
     other.end()
 
 
