@@ -60,7 +60,11 @@ class Exchange:
         return self._connections.turns.aside
 
     def __enter__(self) -> Exchange:
-        self._connections.turns.__enter__()
+        try:
+            self._connections.turns.__enter__()
+        except BaseException:  # an interrupt: nobody else would give it back
+            self.give_back()
+            raise
         return self
 
     def __exit__(

@@ -114,6 +114,19 @@ def test_nobody_waits_for_a_turn_for_ever(connections: Connections, monkeypatch:
     other.end()
 
 
+def test_an_interrupt_while_it_waits_for_a_turn_gives_the_exchange_back(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+):
+    def interrupted(turns: Turns) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Turns, "__enter__", interrupted)
+    with pytest.raises(KeyboardInterrupt), connections.exchange():
+        pass
+
+    assert connections.num_leased == 0
+
+
 def test_several_may_have_one_at_a_time(connections: Connections):
     connections.turns = Turns(2)
     callers = [Caller(connections) for _ in range(2)]
