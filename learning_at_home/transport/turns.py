@@ -23,9 +23,10 @@ class Turns:
     def __init__(self, at_once: int | None = None) -> None:
         """By default one for every two cores: libzmq's thread, and what computes between rounds, need some, too."""
         self._free: SimpleQueue[None] = SimpleQueue()
-        for _ in range(max(1, usable_cores() // 2) if at_once is None else at_once):
+        at_once = max(1, usable_cores() // 2) if at_once is None else at_once
+        for _ in range(at_once):
             self._free.put(None)
-        self._thread = _Thread()
+        self._thread = _Thread(at_once)
         self.aside = Aside(self._free, self._thread)
 
     def __enter__(self) -> None:
@@ -62,15 +63,18 @@ class Aside:
 class _Thread(threading.local):
     """What a thread has of one Turns."""
 
-    depth = 0  # contexts that it is in
-    has_turn = False
+    def __init__(self, at_once: int) -> None:
+        self._at_once = at_once
+        self._has_turn = False
+        self.depth = 0  # contexts that it is in
 
     def take(self, free: SimpleQueue[None]) -> None:
         with contextlib.suppress(Empty):
             free.get(timeout=PATIENCE_S)
-            self.has_turn = True
+        self._has_turn = True  # one of its own, if an interrupt has lost the others
 
     def give(self, free: SimpleQueue[None]) -> None:
-        if self.has_turn:
-            self.has_turn = False
-            free.put(None)
+        if self._has_turn:
+            self._has_turn = False
+            if free.qsize() < self._at_once:
+                free.put(None)

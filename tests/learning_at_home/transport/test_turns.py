@@ -109,7 +109,7 @@ def test_nobody_waits_for_a_turn_for_ever(connections: Connections, monkeypatch:
         impatient.end()
 
     monkeypatch.undo()
-    with connections.exchange():  # who had no turn gave none back
+    with connections.exchange():  # there are no more turns than before
         other = waiting_caller(connections)
     other.end()
 
